@@ -1,0 +1,1 @@
+"""allaprima: a student paints, an oracle looks, a teacher retouches."""

@@ -1,0 +1,45 @@
+"""Every error a caller may want to catch, in one tree.
+
+AllaprimaError
+ |- SettingError        a value out of range, an unknown name, settings that contradict each other   (exit code 2)
+ |- PromptError         an empty or over-long prompt, an unreadable prompts file                     (exit code 2)
+ |- ModelError          a card, a folder or weights that cannot be used                              (exit code 2)
+ |   '- UnsafeWeights   a pickle where safetensors is due
+ |- CalibrationError    an artifact that does not belong to these models and settings                (exit code 2)
+ |- RunFolderError      an output folder of another run, or one that cannot be written               (exit code 2)
+ '- TrainingError       a training that went wrong (NaN, resume of another recipe)                   (exit code 2)
+
+Each message names the value, the rule, and the next step.
+"""
+
+
+class AllaprimaError(Exception):
+    """Base of every error raised on purpose by allaprima."""
+
+
+class SettingError(AllaprimaError, ValueError):
+    """A setting is out of range, unknown, or contradicts another."""
+
+
+class PromptError(AllaprimaError, ValueError):
+    """A prompt (or a file of them) cannot be painted."""
+
+
+class ModelError(AllaprimaError):
+    """A card, a model folder or its weights cannot be used."""
+
+
+class UnsafeWeights(ModelError):
+    """Weights come as a pickle, which can run code; only safetensors are read."""
+
+
+class CalibrationError(AllaprimaError):
+    """A calibration does not belong to the models and settings at hand."""
+
+
+class RunFolderError(AllaprimaError):
+    """An output folder belongs to another run or cannot be written."""
+
+
+class TrainingError(AllaprimaError):
+    """A training cannot go on, and must not do so in silence."""

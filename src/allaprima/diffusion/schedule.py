@@ -1,0 +1,207 @@
+"""Noise schedules: how much signal (alpha) and noise (sigma) a sample holds at time t.
+
+`x_t = alpha_t * x0 + sigma_t * eps`. Two schedules cover the models of this field:
+
+- `DiscreteVP`: variance preserving, alpha^2 + sigma^2 = 1, times are the training's integers 0..T-1
+  (Stable Diffusion and its relatives; DDPM, arXiv 2006.11239, equation 4);
+- `Flow`: straight lines, alpha = 1 - t, sigma = t, times in [0, 1] (rectified flow, arXiv 2209.03003).
+
+Both answer for a `(B,)` tensor of times, so samples at different times share a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from allaprima.core.errors import SettingError
+
+
+class Schedule(Protocol):
+    """What solvers, rollback and losses need to know of a noise schedule."""
+
+    @property
+    def t_max(self) -> float:
+        """The largest time: (almost) pure noise."""
+        ...
+
+    @property
+    def t_clean(self) -> float:
+        """The pseudo-time of a clean picture, where alpha = 1 and sigma = 0."""
+        ...
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal scale at times `t: (B,)` -> `(B,)`."""
+        ...
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise scale (standard deviation) at times `t: (B,)` -> `(B,)`."""
+        ...
+
+    def time_of_variance(self, variance: float) -> float:
+        """The time whose noise variance sigma_t^2 is `variance`, in (0, 1)."""
+        ...
+
+    def time_of_strength(self, strength: float) -> float:
+        """The time at a share `strength`, in (0, 1], of the whole schedule (diffusers' meaning)."""
+        ...
+
+    def grid(self, n: int, start: float | None = None) -> list[float]:
+        """`n` decreasing times from `start` (default: the noisiest) towards clean, clean excluded."""
+        ...
+
+
+def expand(v: Tensor, like: Tensor) -> Tensor:
+    """`(B,)` -> `(B, 1, ...)` with the number of dimensions and the dtype of `like`."""
+    return v.to(like.dtype).reshape(-1, *([1] * (like.ndim - 1)))
+
+
+def _check_share(name: str, value: float, upper_included: bool) -> None:
+    inside = 0.0 < value <= 1.0 if upper_included else 0.0 < value < 1.0
+    if not inside:
+        bracket = "]" if upper_included else ")"
+        raise SettingError(f"{name}={value!r} is out of range: it must lie in (0, 1{bracket}. Try {name}=0.7.")
+
+
+class DiscreteVP:
+    """Variance-preserving schedule on integer times 0..T-1, from its cumulative products of (1 - beta).
+
+    `t = -1` stands for the clean picture (alpha 1, sigma 0), which is where solvers end. Real-valued times
+    between integers interpolate log-SNR linearly, so a rollback may start anywhere.
+    """
+
+    t_clean = -1.0
+
+    def __init__(self, alphas_cumprod: Tensor) -> None:
+        if alphas_cumprod.ndim != 1 or len(alphas_cumprod) < 2:
+            raise SettingError(f"alphas_cumprod has shape {tuple(alphas_cumprod.shape)}: a (T,) tensor, T >= 2, is due.")
+        abar = alphas_cumprod.double()
+        if not bool(((abar > 0) & (abar < 1)).all() and (abar.diff() < 0).all()):
+            raise SettingError("alphas_cumprod must decrease strictly inside (0, 1); zero-terminal-SNR schedules need `flow`.")
+        self.alphas_cumprod = abar
+        self._half_log_snr = 0.5 * (abar.log() - (1 - abar).log())
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> DiscreteVP:
+        """From a diffusers scheduler config (`beta_schedule`, `beta_start`, `beta_end`, `num_train_timesteps`)."""
+        n = int(config.get("num_train_timesteps", 1000))
+        b0, b1 = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+        kind = config.get("beta_schedule", "linear")
+        trained: Sequence[float] | None = config.get("trained_betas")
+        # float32, as diffusers computes them: parity to 1e-5 starts here.
+        if trained is not None:
+            betas = torch.tensor(trained, dtype=torch.float32)
+        elif kind == "linear":
+            betas = torch.linspace(b0, b1, n, dtype=torch.float32)
+        elif kind == "scaled_linear":
+            betas = torch.linspace(b0**0.5, b1**0.5, n, dtype=torch.float32) ** 2
+        elif kind == "squaredcos_cap_v2":
+            u = torch.arange(n + 1, dtype=torch.float64) / n
+            bar = torch.cos((u + 0.008) / 1.008 * torch.pi / 2) ** 2
+            betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999).float()
+        else:
+            raise SettingError(
+                f"beta_schedule={kind!r} is not known: linear, scaled_linear, squaredcos_cap_v2 and trained_betas are."
+            )
+        return cls(torch.cumprod(1.0 - betas, dim=0))
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """T: how many integer times the network was trained on."""
+        return len(self.alphas_cumprod)
+
+    @property
+    def t_max(self) -> float:
+        return float(self.num_train_timesteps - 1)
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        table = self._half_log_snr.to(t.device)
+        x = t.double().clamp(0, len(table) - 1)
+        low = x.floor().long().clamp(max=len(table) - 2)
+        w = x - low
+        return table[low] * (1 - w) + table[low + 1] * w
+
+    def alpha(self, t: Tensor) -> Tensor:
+        lam = self._log_snr(t)
+        return torch.where(t < 0, torch.ones_like(lam), torch.sigmoid(2 * lam).sqrt())
+
+    def sigma(self, t: Tensor) -> Tensor:
+        lam = self._log_snr(t)
+        return torch.where(t < 0, torch.zeros_like(lam), torch.sigmoid(-2 * lam).sqrt())
+
+    def time_of_variance(self, variance: float) -> float:
+        _check_share("variance", variance, upper_included=False)
+        var = 1 - self.alphas_cumprod
+        if not float(var[0]) <= variance <= float(var[-1]):
+            raise SettingError(
+                f"variance={variance!r} is outside this schedule's {float(var[0]):.4f}..{float(var[-1]):.4f}."
+                " Choose a value between them."
+            )
+        target = torch.tensor(0.5, dtype=torch.float64) * torch.logit(torch.tensor(1 - variance, dtype=torch.float64))
+        # Log-SNR falls with t: search on its negative, then invert the linear interpolation.
+        neg = -self._half_log_snr
+        hi = int(torch.searchsorted(neg, -target).clamp(1, len(neg) - 1))
+        lo = hi - 1
+        w = float((-target - neg[lo]) / (neg[hi] - neg[lo]))
+        return lo + min(max(w, 0.0), 1.0)
+
+    def time_of_strength(self, strength: float) -> float:
+        _check_share("strength", strength, upper_included=True)
+        return max(round(strength * self.num_train_timesteps), 1) - 1.0 if strength == 1.0 else strength * self.num_train_timesteps
+
+    def grid(self, n: int, start: float | None = None) -> list[float]:
+        if n < 1 or n > self.num_train_timesteps:
+            raise SettingError(f"steps={n} is out of range: 1..{self.num_train_timesteps} steps fit this schedule.")
+        if start is None:
+            # "leading" spacing with offset 1, Stable Diffusion's own: 50 steps are 981, 961, ..., 1.
+            stride = self.num_train_timesteps // n
+            return [float(min(i * stride + 1, self.num_train_timesteps - 1)) for i in reversed(range(n))]
+        # N network evaluations from `start`, whatever it is (issue-thread request: N steps means N steps).
+        return [start * (n - i) / n for i in range(n)]
+
+
+class Flow:
+    """Rectified flow: alpha = 1 - t, sigma = t, times in [0, 1], with the resolution shift of SD3 (equation 23)."""
+
+    t_clean = 0.0
+    t_max = 1.0
+
+    def __init__(self, shift: float = 1.0) -> None:
+        if shift <= 0:
+            raise SettingError(f"shift={shift!r} must be positive; 1.0 means no shift.")
+        self.shift = shift
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1.0 - t.double()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t.double()
+
+    def time_of_variance(self, variance: float) -> float:
+        """The time with the same *signal-to-noise ratio* as a VP sample of noise variance `variance`.
+
+        sigma^2 alone has another meaning here, since alpha^2 + sigma^2 is not 1; matching the ratio
+        sigma/alpha = sqrt(v / (1 - v)) keeps the paper's "how much of the draft survives" the same.
+        """
+        _check_share("variance", variance, upper_included=False)
+        ratio = (variance / (1 - variance)) ** 0.5
+        return ratio / (1 + ratio)
+
+    def time_of_strength(self, strength: float) -> float:
+        _check_share("strength", strength, upper_included=True)
+        return self._shifted(strength)
+
+    def _shifted(self, u: float) -> float:
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def grid(self, n: int, start: float | None = None) -> list[float]:
+        if n < 1:
+            raise SettingError(f"steps={n} is out of range: at least 1 step is due.")
+        if start is None:
+            return [self._shifted((n - i) / n) for i in range(n)]
+        # Unshift the start, walk evenly, shift back.
+        u = start / (self.shift - (self.shift - 1) * start)
+        return [self._shifted(u * (n - i) / n) for i in range(n)]
