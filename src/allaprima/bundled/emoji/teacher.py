@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from allaprima.bundled.emoji.dataset import EmojiData, known_concepts, load_tar
-from allaprima.bundled.emoji.start import StartAutoencoder
+from allaprima.bundled.emoji.start import load_start_autoencoder
 from allaprima.bundled.emoji.text import embed, load_text_encoder
 from allaprima.diffusion.schedule import DiscreteVP, expand
 from allaprima.distill.loop import LoopConfig, Progress, train
@@ -40,10 +40,10 @@ LOOP = LoopConfig(max_train_steps=6000, train_batch_size=32, learning_rate=6e-4,
 
 
 @torch.no_grad()
-def latents_of(data: EmojiData, autoencoder: StartAutoencoder, batch: int = 128) -> Tensor:
+def latents_of(data: EmojiData, autoencoder: Any, batch: int = 128) -> Tensor:
     """Normalised latents of every picture."""
     images = data.images
-    parts = [autoencoder.encode(images[i : i + batch].float() / 127.5 - 1) for i in range(0, len(images), batch)]
+    parts = [autoencoder.encode(images[i : i + batch].float() / 127.5 - 1).latent for i in range(0, len(images), batch)]
     return torch.cat(parts)
 
 
@@ -88,7 +88,7 @@ def main() -> None:
 
     data = load_tar(args.data).pick(known_concepts(), "train")
     schedule = DiscreteVP.from_config(SCHEDULER_CONFIG)
-    latents = latents_of(data, StartAutoencoder.load(args.start))
+    latents = latents_of(data, load_start_autoencoder(args.start))
     tokenizer, encoder = load_text_encoder(args.text)
     texts, null = embed(tokenizer, encoder, [r.caption for r in data.rows]), embed(tokenizer, encoder, [""])
     source = args.unet or args.start / "unet"

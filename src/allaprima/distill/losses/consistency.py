@@ -1,0 +1,59 @@
+"""Consistency distillation with guidance outside the student (arXiv 2312.10835, appendix A; arXiv 2303.01469).
+
+`f(x_t, t, w) = (x_t - sigma_t eps_w) / alpha_t` with `eps_w = eps_u + w (eps_c - eps_u)`, which is the guided clean
+prediction. There is no c_skip: the boundary condition holds because alpha is 1 at the clean end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from allaprima.diffusion.schedule import Schedule, expand
+
+GuidedPrediction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`(x_t: (B,C,H,W), t: (B,), w: (B,)) -> x0_hat`, guided with scale w."""
+
+
+def ddim_step(x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
+    """`x_s = alpha_s x0 + sigma_s (x_t - alpha_t x0) / sigma_t` (arXiv 2010.02502, eta 0). `t, s: (B,)`."""
+    a_t, s_t = expand(schedule.alpha(t), x_t), expand(schedule.sigma(t), x_t)
+    a_s, s_s = expand(schedule.alpha(s), x_t), expand(schedule.sigma(s), x_t)
+    return a_s * x0 + s_s * (x_t - a_t * x0) / s_t
+
+
+def consistency_loss(
+    student: GuidedPrediction,
+    target: GuidedPrediction,
+    teacher: GuidedPrediction,
+    schedule: Schedule,
+    grid: Sequence[float],
+    x0: Tensor,
+    eps: Tensor,
+    index: Tensor,
+    w: Tensor,
+    huber: float | None = None,
+) -> Tensor:
+    """`|| f(x_t, t, w) - sg f_ema(x_s, s, w) ||^2`, mean over the batch, uniform in time.
+
+    Args:
+        grid: decreasing times, the paper's 981, 961, ..., 1; the time after the last is the clean end.
+        x0, eps: data and noise, `(B, C, H, W)`.
+        index: `(B,)` positions of t in `grid`; s is the next one.
+        w: `(B,)` guidance scales, the same for student, target and teacher.
+        huber: c of the pseudo-Huber distance `sqrt(d^2 + c^2) - c` in place of the square (arXiv 2310.14189).
+    """
+    times = torch.tensor([*grid, schedule.t_clean], dtype=torch.float64)
+    t, s = times[index], times[index + 1]
+    x_t = expand(schedule.alpha(t), x0) * x0 + expand(schedule.sigma(t), x0) * eps
+    with torch.no_grad():
+        x_s = ddim_step(x_t, teacher(x_t, t, w), t, s, schedule)
+        # At the clean end f is the identity, so nothing is asked of the network there.
+        end = expand((s == schedule.t_clean).double(), x0)
+        goal = torch.where(end > 0, x_s, target(x_s, s.clamp(min=min(grid)), w))
+    d2 = (student(x_t, t, w) - goal).square().flatten(1).mean(1)
+    if huber is not None:
+        d2 = (d2 + huber**2).sqrt() - huber
+    return d2.mean()

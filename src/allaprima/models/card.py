@@ -1,0 +1,131 @@
+"""Model cards: a small YAML that names student, teacher and oracle, their sources, licences and settings.
+
+A card's sources are folders relative to the card, absolute folders, or hub ids. Bundled cards are package data and are
+found without importing the package that holds them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from allaprima.core.errors import ModelError
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSource(_Strict):
+    """One diffusion model: where it is and how it is used by default."""
+
+    source: str
+    """Folder (relative to the card) or hub id, in diffusers' format."""
+    steps: int = Field(ge=1)
+    guidance_scale: float = Field(ge=0)
+    solver: str
+    license: str
+    share: tuple[str, ...] = ()
+    """Components taken from the other model instead of loaded again (`text_encoder`, `tokenizer`, `vae`)."""
+
+
+class OracleSource(_Strict):
+    """The reference-free scorer."""
+
+    kind: str
+    source: str
+    license: str
+
+
+class TextSettings(_Strict):
+    """How prompts become hidden states."""
+
+    max_length: int = Field(default=77, ge=3)
+    attention_mask: bool = False
+    zero_padding: bool = False
+
+
+class CascadeSettings(_Strict):
+    """What happens to a draft that falls short, unless the caller says otherwise."""
+
+    strategy: Literal["refine", "regenerate"] = "refine"
+    sigma: float = 0.7
+    sigma_is: Literal["variance", "strength"] = "variance"
+
+
+class Card(_Strict):
+    """A card as read from its YAML."""
+
+    name: str
+    family: str
+    description: str
+    height: int = Field(ge=8)
+    width: int = Field(ge=8)
+    student: ModelSource
+    teacher: ModelSource
+    oracle: OracleSource
+    text: TextSettings = TextSettings()
+    cascade: CascadeSettings = CascadeSettings()
+    calibration: str | None = None
+    """JSON file of a calibration artifact, relative to the card."""
+    knows: str | None = None
+    """Text file of the concepts the models know, one a line, relative to the card."""
+    styles: tuple[str, ...] = ()
+    folder: Path = Path()
+
+    def path(self, source: str) -> Path:
+        """A source as a path: relative ones are beside the card."""
+        p = Path(source).expanduser()
+        return p if p.is_absolute() else self.folder / p
+
+    def known_concepts(self) -> list[str]:
+        """The concepts named by `knows`; empty when the card doesn't say."""
+        if self.knows is None:
+            return []
+        lines = self.path(self.knows).read_text(encoding="utf-8").splitlines()
+        return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _bundled_folder() -> Path:
+    return Path(str(resources.files("allaprima"))) / "bundled"
+
+
+def bundled_cards() -> list[str]:
+    """Names of the cards that come with the package."""
+    return sorted(p.parent.name for p in _bundled_folder().glob("*/card.yaml"))
+
+
+def load_card(name_or_path: str | Path) -> Card:
+    """Read a bundled card by name, or any card by the path of its YAML or of the folder that holds `card.yaml`.
+
+    Raises `ModelError` for an unknown name, an unreadable file or a field that breaks a rule.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        path = path / "card.yaml"
+    if not path.is_file():
+        path = _bundled_folder() / str(name_or_path) / "card.yaml"
+    if not path.is_file():
+        known = bundled_cards()
+        near = difflib.get_close_matches(str(name_or_path), known, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ModelError(
+            f"no card {str(name_or_path)!r}: give one of the bundled cards ({', '.join(known)})"
+            f" or the path of a card.yaml.{hint}"
+        )
+    try:
+        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ModelError(f"{path} is not a card: a YAML mapping with name, student, teacher and oracle is due.")
+        return Card(**{**raw, "folder": path.parent})
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
+        raise ModelError(f"{path} cannot be read as YAML: {e}. Mend the file or choose another card.") from e
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"{path}: {where} = {first.get('input')!r}: {first['msg']}. Mend that field of the card.") from e

@@ -1,0 +1,93 @@
+"""Family `sd`: UNet2DConditionModel, one text encoder with hidden states, any autoencoder, a VP schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from allaprima.core.errors import PromptError
+from allaprima.core.types import Condition
+from allaprima.diffusion.denoiser import NetworkDenoiser
+from allaprima.diffusion.guidance import ClassifierFreeGuidance
+from allaprima.diffusion.schedule import DiscreteVP
+from allaprima.models.card import TextSettings
+from allaprima.models.load import fingerprint, load_component, load_tokenizer, read_json
+
+
+@dataclass(frozen=True)
+class SDModel:
+    """A text-to-image latent diffusion model: everything the cascade asks of a student or teacher."""
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    schedule: DiscreteVP
+    prediction: str
+    text: TextSettings
+    fingerprint: str
+
+    @property
+    def denoiser(self) -> ClassifierFreeGuidance:
+        """Guided denoiser: two network evaluations a call."""
+        return ClassifierFreeGuidance(NetworkDenoiser(self._network, self.schedule, self.prediction))
+
+    def _network(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        x_t = x_t.contiguous(memory_format=torch.channels_last)
+        return self.unet(x_t, t.float(), cond.tensors["prompt_embeds"]).sample
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Shape of one latent for a picture of this size, read off the UNet's training size."""
+        size = self.unet.config.sample_size
+        factor = max(1, round(height / size)) if height >= size else 1
+        return self.unet.config.in_channels, height // factor, width // factor
+
+    def token_count(self, prompt: str) -> int:
+        """Tokens of a prompt, begin and end included."""
+        return len(self.tokenizer(prompt).input_ids)
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise `PromptError` for an empty or an over-long prompt: nothing is cut in silence."""
+        if not prompt.strip():
+            raise PromptError("the prompt is empty: say what to paint, for example 'red apple, noto'.")
+        n = self.token_count(prompt)
+        if n > self.text.max_length:
+            raise PromptError(
+                f"the prompt {prompt[:60]!r}... has {n} tokens and this text encoder reads {self.text.max_length}: shorten it."
+            )
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts -> hidden states `(B, L, D)`."""
+        ids = self.tokenizer(
+            list(prompts), padding="max_length", max_length=self.text.max_length, truncation=True, return_tensors="pt"
+        )
+        mask = ids.attention_mask if self.text.attention_mask else None
+        hidden = self.text_encoder(input_ids=ids.input_ids, attention_mask=mask).last_hidden_state
+        return hidden * ids.attention_mask[..., None] if self.text.zero_padding else hidden
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
+        scale = float(getattr(self.vae.config, "scaling_factor", 1.0) or 1.0)
+        return (self.vae.decode(latents / scale).sample / 2 + 0.5).clamp(0, 1)
+
+
+def load_sd(folder: Path, text: TextSettings, share: Mapping[str, Any] | None = None) -> SDModel:
+    """Read an `sd` folder; components in `share` are used as they are instead of being loaded again."""
+    shared = dict(share or {})
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    unet = shared.get("unet") or load_component(folder / "unet")
+    unet.to(memory_format=torch.channels_last)
+    vae = shared.get("vae") or load_component(folder / "vae")
+    encoder = shared.get("text_encoder") or load_component(folder / "text_encoder")
+    tokenizer = shared.get("tokenizer") or load_tokenizer(folder / "tokenizer")
+    return SDModel(
+        unet, vae, encoder, tokenizer, DiscreteVP.from_config(config), str(config.get("prediction_type", "epsilon")),
+        text, fingerprint(folder / "unet", folder / "scheduler"),
+    )  # fmt: skip
