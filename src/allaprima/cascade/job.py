@@ -1,0 +1,55 @@
+"""A request and the state of its painting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from allaprima.cascade.policy import Decision
+from allaprima.core.cost import Cost
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: one picture."""
+
+    prompt: str
+    seed: int
+    negative_prompt: str = ""
+    index: int = 0
+    """Place in the caller's list; only results carry it, nothing is computed from it."""
+
+
+class Stage(StrEnum):
+    """Where a job is on its way."""
+
+    NEW = "new"
+    STUDENT = "student"
+    SCORE = "score"
+    TEACHER = "teacher"
+    DECODE = "decode"
+    DONE = "done"
+
+
+@dataclass
+class Job:
+    """A request with its latents, its place in the solver's plan and what it has cost. Tensors have no batch dimension."""
+
+    request: Request
+    stage: Stage = Stage.NEW
+    position: int = 0
+    x: Tensor = field(default_factory=lambda: torch.empty(0))
+    noise: Tensor = field(default_factory=lambda: torch.empty(0))
+    state: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    prompt_embeds: Tensor = field(default_factory=lambda: torch.empty(0))
+    negative_prompt_embeds: Tensor = field(default_factory=lambda: torch.empty(0))
+    draft: Tensor | None = None
+    """The student's picture, `(3, H, W)` in [0, 1]."""
+    image: Tensor | None = None
+    """The final picture, `(3, H, W)` in [0, 1]."""
+    score: float | None = None
+    decision: Decision | None = None
+    cost: Cost = field(default_factory=Cost)

@@ -1,0 +1,71 @@
+"""The offline loop: many requests through one machine, drafts in full batches, escalations gathered into full batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from allaprima.cascade.job import Job, Request, Stage
+from allaprima.cascade.machine import ACTIONS, Machine
+from allaprima.cascade.result import Result
+from allaprima.core.errors import AllaprimaError
+
+
+def run(machine: Machine, requests: Iterable[Request]) -> Iterator[Result]:
+    """Paint every request; results come as they are finished, not in order (`result.request.index` says which).
+
+    Drafts run a full batch at a time. What falls short waits until a full batch of it can go to the teacher, or until
+    no more drafts are coming. A request that fails gives a result with `error`; the others go on.
+    """
+    source = iter(requests)
+    size = machine.settings.batch_size
+    waiting: list[Job] = []
+    exhausted = False
+    while not exhausted or waiting:
+        if len(waiting) >= size or (exhausted and waiting):
+            batch, waiting = waiting[:size], waiting[size:]
+            yield from _finish(machine, batch)
+            continue
+        fresh: list[Job] = []
+        while len(fresh) < size:
+            request = next(source, None)
+            if request is None:
+                exhausted = True
+                break
+            refusal = _refusal(machine, request)
+            if refusal is None:
+                fresh.append(Job(request))
+            else:
+                yield refusal
+        if fresh:
+            _advance(machine, fresh, until=(Stage.TEACHER, Stage.DONE))
+            yield from (_result(machine, j) for j in fresh if j.stage is Stage.DONE)
+            waiting += [j for j in fresh if j.stage is not Stage.DONE]
+
+
+def _finish(machine: Machine, jobs: list[Job]) -> Iterator[Result]:
+    _advance(machine, jobs, until=(Stage.DONE,))
+    yield from (_result(machine, j) for j in jobs)
+
+
+def _advance(machine: Machine, jobs: list[Job], until: tuple[Stage, ...]) -> None:
+    """Step jobs, those of one stage together, until each has reached one of `until`."""
+    while True:
+        active = [j for j in jobs if j.stage not in until]
+        if not active:
+            return
+        stage = active[0].stage
+        ACTIONS[stage](machine, [j for j in active if j.stage is stage])
+
+
+def _refusal(machine: Machine, request: Request) -> Result | None:
+    try:
+        machine.check(request)
+    except AllaprimaError as e:
+        return _result(machine, Job(request), str(e))
+    return None
+
+
+def _result(machine: Machine, job: Job, error: str | None = None) -> Result:
+    return Result(
+        job.request, job.image, job.draft, job.score, machine.policy.threshold, job.decision, job.cost, machine.settings, error
+    )

@@ -1,0 +1,69 @@
+"""Settings of a cascade run, checked once, before anything is loaded or allocated."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from allaprima.core.errors import SettingError
+from allaprima.diffusion.rollback import Sigma, Strength, Variance
+from allaprima.diffusion.solvers import SOLVERS
+
+Strategy = Literal["refine", "regenerate"]
+MAX_STEPS = 1000
+MAX_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class CascadeSettings:
+    """How the student paints, and what the teacher does with a draft that falls short."""
+
+    student_steps: int = 5
+    student_solver: str = "consistency"
+    student_guidance: float = 3.0
+    teacher_steps: int = 20
+    teacher_solver: str = "dpm_solver"
+    teacher_guidance: float = 3.0
+    strategy: Strategy = "refine"
+    sigma: Sigma = Variance(0.7)
+    batch_size: int = 16
+    height: int = 64
+    width: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("student_steps", "teacher_steps"):
+            value = getattr(self, name)
+            if not 1 <= value <= MAX_STEPS:
+                raise SettingError(f"{name}={value!r} is out of range: 1..{MAX_STEPS} network steps are possible.")
+        for name in ("student_guidance", "teacher_guidance"):
+            value = getattr(self, name)
+            if not 0 <= value <= 100:
+                raise SettingError(f"{name}={value!r} is out of range: 0..100; 1 means no guidance, 3 is usual for `emoji`.")
+        if not 1 <= self.batch_size <= MAX_BATCH:
+            raise SettingError(f"batch_size={self.batch_size!r} is out of range: 1..{MAX_BATCH}; 16 is a good start.")
+        for name in ("student_solver", "teacher_solver"):
+            value = getattr(self, name)
+            if value not in SOLVERS:
+                raise SettingError(f"{name}={value!r} is not known: {', '.join(SOLVERS)} are.")
+        if self.strategy not in ("refine", "regenerate"):
+            raise SettingError(f"strategy={self.strategy!r} is not known: 'refine' or 'regenerate'.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `sigma` keeps its meaning as `{"variance": .7}` or `{"strength": .7}`."""
+        kind = "variance" if isinstance(self.sigma, Variance) else "strength"
+        return {**asdict(self), "sigma": {kind: self.sigma.value}}
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> CascadeSettings:
+        """Inverse of `to_dict`."""
+        ((kind, value),) = raw["sigma"].items()
+        return cls(**{**raw, "sigma": make_sigma(kind, value)})
+
+
+def make_sigma(kind: str, value: float) -> Sigma:
+    """A rollback depth by the name of its meaning."""
+    if kind == "variance":
+        return Variance(float(value))
+    if kind == "strength":
+        return Strength(float(value))
+    raise SettingError(f"sigma_is={kind!r} is not known: 'variance' (the paper's formula) or 'strength' (diffusers' share).")

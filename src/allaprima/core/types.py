@@ -1,0 +1,55 @@
+"""The two types every room passes around: a bundle of conditions and the denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from allaprima.core.errors import SettingError
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A stackable, indexable bundle: one sample is one row of every tensor."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        sizes = {k: (v.shape[0] if v.ndim else None) for k, v in self.tensors.items()}
+        if len(set(sizes.values())) > 1 or None in sizes.values():
+            raise SettingError(f"a condition's tensors must have the same number of rows; these have {sizes}.")
+
+    def __len__(self) -> int:
+        return 0 if not self.tensors else next(iter(self.tensors.values())).shape[0]
+
+    def get(self, name: str) -> Tensor | None:
+        """A tensor by name, or None."""
+        return self.tensors.get(name)
+
+    def rows(self, index: Tensor | slice | Sequence[int]) -> Condition:
+        """Some of the samples, in this order."""
+        chosen = index if isinstance(index, slice | Tensor) else torch.tensor(list(index), dtype=torch.long)
+        return Condition({k: v[chosen] for k, v in self.tensors.items()})
+
+    @staticmethod
+    def cat(parts: Sequence[Condition]) -> Condition:
+        """One bundle after another; all must hold the same names."""
+        if not parts or any(p.tensors.keys() != parts[0].tensors.keys() for p in parts):
+            raise SettingError(f"conditions to join must hold the same tensors: {[sorted(p.tensors) for p in parts]}.")
+        return Condition({k: torch.cat([p.tensors[k] for p in parts]) for k in parts[0].tensors})
+
+    def to(self, device: torch.device | str) -> Condition:
+        """The same bundle on another device."""
+        return Condition({k: v.to(device) for k, v in self.tensors.items()})
+
+
+class Denoiser(Protocol):
+    """The one currency: `(x_t: (B,C,H,W), t: (B,), cond of B rows) -> x0_hat: (B,C,H,W)`."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """The clean sample predicted from `x_t` at times `t`."""
+        ...

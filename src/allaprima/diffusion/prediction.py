@@ -1,0 +1,54 @@
+"""What a network predicts, and the way to the clean sample from each: eps, v, x0 and flow end at the model boundary.
+
+With `x_t = alpha x0 + sigma eps`: v = alpha eps - sigma x0 (arXiv 2202.00512, appendix D); flow velocity u = eps - x0
+(arXiv 2209.03003; only for alpha = 1 - t, sigma = t).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from allaprima.core.errors import SettingError
+from allaprima.diffusion.schedule import expand
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
+"""Names as in diffusers' scheduler configs."""
+
+
+def _unknown(kind: str) -> SettingError:
+    return SettingError(f"prediction_type={kind!r} is not known: {', '.join(PREDICTIONS)} are.")
+
+
+def to_x0(kind: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The network's output -> x0_hat. `output, x_t: (B, ...)`, `alpha, sigma: (B,)`."""
+    a, s = expand(alpha, x_t), expand(sigma, x_t)
+    if kind == "epsilon":
+        return (x_t - s * output) / a
+    if kind == "v_prediction":
+        # For alpha^2 + sigma^2 = 1 the denominator is one; it keeps the identity exact for other schedules.
+        return (a * x_t - s * output) / (a * a + s * s)
+    if kind == "sample":
+        return output
+    if kind == "flow_prediction":
+        return (x_t - s * output) / (a + s)
+    raise _unknown(kind)
+
+
+def from_x0(kind: str, x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Inverse of `to_x0`: what a network of this kind would have to say for this x0."""
+    a, s = expand(alpha, x_t), expand(sigma, x_t)
+    if kind == "sample":
+        return x0
+    eps = (x_t - a * x0) / s
+    if kind == "epsilon":
+        return eps
+    if kind == "v_prediction":
+        return a * eps - s * x0
+    if kind == "flow_prediction":
+        return eps - x0
+    raise _unknown(kind)
+
+
+def eps_of(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """`eps_hat = (x_t - alpha x0_hat) / sigma`."""
+    return (x_t - expand(alpha, x_t) * x0) / expand(sigma, x_t)

@@ -1,0 +1,34 @@
+"""DDIM, eta 0 (arXiv 2010.02502, equation 12)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from allaprima.diffusion.schedule import Schedule, expand
+from allaprima.diffusion.solvers.solver import State, Step, plan_on_grid
+
+
+class DDIM:
+    """`x_s = alpha_s x0 + sigma_s (x_t - alpha_t x0) / sigma_t`; first order."""
+
+    needs_noise = False
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def plan(self, n: int, start: float | None = None) -> list[Step]:
+        """One evaluation a step."""
+        return plan_on_grid(self.schedule, n, start)
+
+    def init(self, x: Tensor) -> State:
+        """No memory."""
+        return {}
+
+    def step(
+        self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, state: State,
+        noise: Tensor | None = None, phase: Tensor | None = None, noise_to: Tensor | None = None,
+    ) -> tuple[Tensor, State]:  # fmt: skip
+        """Move from `t` to `s`."""
+        k = self.schedule
+        eps = (x_t - expand(k.alpha(t), x_t) * x0) / expand(k.sigma(t), x_t)
+        return expand(k.alpha(s), x_t) * x0 + expand(k.sigma(s), x_t) * eps, state

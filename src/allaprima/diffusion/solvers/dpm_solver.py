@@ -1,0 +1,54 @@
+"""DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): second order, one evaluation a step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from allaprima.diffusion.schedule import DiscreteVP, Schedule, expand
+from allaprima.diffusion.solvers.solver import State, Step, plan_on_grid
+
+
+class DPMSolverPP2M:
+    """`x_s = (sigma_s/sigma_t) x_t - alpha_s (e^{-h} - 1) D`, `D = x0 + (x0 - x0_prev) / (2 r)`, midpoint form.
+
+    The first step and the last (to the clean end, where h is infinite) are of first order, as diffusers has them with
+    `final_sigmas_type="zero"`.
+    """
+
+    needs_noise = False
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def plan(self, n: int, start: float | None = None) -> list[Step]:
+        """One evaluation a step; from pure noise, times are spaced linearly over the whole schedule, diffusers' default."""
+        if start is None and isinstance(self.schedule, DiscreteVP):
+            self.schedule.grid(n)  # checks the range of n
+            times = torch.linspace(0, self.schedule.t_max, n + 1, dtype=torch.float64).round().flip(0).tolist()
+            return [Step(t, s) for t, s in zip(times, [*times[1:-1], self.schedule.t_clean], strict=False)]
+        return plan_on_grid(self.schedule, n, start)
+
+    def init(self, x: Tensor) -> State:
+        """The previous x0, its log-SNR, and how many steps have been taken."""
+        zeros = torch.zeros(len(x), dtype=torch.float64)
+        return {"x0_prev": torch.zeros_like(x), "lam_prev": zeros, "count": zeros.clone()}
+
+    def _lam(self, t: Tensor) -> Tensor:
+        return self.schedule.alpha(t).log() - self.schedule.sigma(t).log()
+
+    def step(
+        self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, state: State,
+        noise: Tensor | None = None, phase: Tensor | None = None, noise_to: Tensor | None = None,
+    ) -> tuple[Tensor, State]:  # fmt: skip
+        """Move from `t` to `s`."""
+        k = self.schedule
+        lam_t, lam_s = self._lam(t), self._lam(s)
+        h = lam_s - lam_t
+        last = torch.isinf(h)
+        second = (state["count"] > 0) & ~last
+        r = torch.where(second, (lam_t - state["lam_prev"]) / h, torch.ones_like(h))
+        half = torch.where(second, 0.5 / r, torch.zeros_like(r))
+        d = x0 + expand(half, x0) * (x0 - state["x0_prev"])
+        x_s = expand(k.sigma(s) / k.sigma(t), x_t) * x_t - expand(k.alpha(s) * torch.expm1(-h), x0) * d
+        return x_s, {"x0_prev": x0, "lam_prev": lam_t, "count": state["count"] + 1}

@@ -1,0 +1,61 @@
+"""What a solver is: a plan of network evaluations and a pure step between two of them. Loops live elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from allaprima.diffusion.schedule import Schedule
+
+State = dict[str, Tensor]
+"""A solver's memory; every tensor's first dimension is the batch, so rows can be regrouped between steps."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One network evaluation at `t`, followed by a move to `s`."""
+
+    t: float
+    s: float
+    phase: int = 0
+    """Which part of a many-part step this is (Heun: 0 predict, 1 correct)."""
+    noise_to: float | None = None
+    """After the move, put noise back up to this time (Restart)."""
+
+
+class Solver(Protocol):
+    """A pure, per-sample solver: samples at different times and steps may share a call."""
+
+    schedule: Schedule
+    needs_noise: bool
+
+    def plan(self, n: int, start: float | None = None) -> list[Step]:
+        """`n` network evaluations from the noisiest time, or from `start`, to the clean end."""
+        ...
+
+    def init(self, x: Tensor) -> State:
+        """Memory of samples `(B, ...)` that have not taken a step."""
+        ...
+
+    def step(
+        self,
+        x_t: Tensor,
+        x0: Tensor,
+        t: Tensor,
+        s: Tensor,
+        state: State,
+        noise: Tensor | None = None,
+        phase: Tensor | None = None,
+        noise_to: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """`x_s` and the new memory. `x_t, x0: (B, ...)`, `t, s: (B,)`; at the clean end `x_s` is `x0`."""
+        ...
+
+
+def plan_on_grid(schedule: Schedule, n: int, start: float | None) -> list[Step]:
+    """One evaluation at each time of the schedule's grid."""
+    times: Sequence[float] = [*schedule.grid(n, start), schedule.t_clean]
+    return [Step(t, s) for t, s in zip(times, times[1:], strict=False)]
