@@ -1,0 +1,89 @@
+"""The verbs and their options; each verb's work is in its own file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="A few-step student paints first, an oracle looks, and a teacher retouches only what falls short.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def top(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    """Text to image within a budget."""
+    if version:
+        from allaprima._version import __version__
+
+        typer.echo(f"allaprima {__version__}")
+        raise typer.Exit
+
+
+@app.command(
+    epilog='Example: allaprima generate "red apple, noto" "cat face, fluent 3d" --budget 15 --out out/first',
+)
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; quote each.")] = None,
+    prompts_file: Annotated[str | None, typer.Option(help="Text, CSV or JSONL with prompts; '-' reads stdin.")] = None,
+    demo: Annotated[bool, typer.Option(help="Paint the card's own 24 demonstration prompts.")] = False,
+    card: Annotated[str, typer.Option(help="Bundled card by name, or path of a card.yaml.")] = "emoji",
+    out: Annotated[Path, typer.Option(help="Run folder: images/, drafts/, results.jsonl, sheet.png.")] = Path("out"),
+    student_only: Annotated[bool, typer.Option("--student-only", help="Accept every draft.")] = False,
+    teacher_only: Annotated[bool, typer.Option("--teacher-only", help="No drafts: the teacher paints everything.")] = False,
+    strategy: Annotated[str | None, typer.Option(help="What the teacher does with a poor draft: refine or regenerate.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Mean steps a picture, from the card's calibration.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Accept drafts that score at least this.")] = None,
+    sigma: Annotated[float | None, typer.Option(help="Rollback depth in (0, 1): how much of a draft is repainted.")] = None,
+    sigma_is: Annotated[str | None, typer.Option(help="'variance' (the paper's formula) or 'strength' (diffusers).")] = None,
+    solver: Annotated[str | None, typer.Option(help="The teacher's solver: ddim, dpm_solver, ...")] = None,
+    steps: Annotated[int | None, typer.Option(help="Teacher steps; N means N network steps, whatever sigma.")] = None,
+    student_steps: Annotated[int | None, typer.Option(help="Student steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of both models.")] = None,
+    negative_prompt: Annotated[str, typer.Option(help="What not to paint.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    images_per_prompt: Annotated[int, typer.Option(help="Pictures a prompt.")] = 1,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures a network call; constant, padded.")] = None,
+    nearest: Annotated[bool, typer.Option(help="Move unknown words to the nearest concept the card knows.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+) -> None:
+    """Paint prompts: student, oracle, and teacher where it is needed."""
+    from allaprima.cli.generate import GenerateOptions, generate_command
+
+    generate_command(GenerateOptions(**{k: v for k, v in locals().items() if k in GenerateOptions.__dataclass_fields__}))
+
+
+@app.command(epilog="Example: allaprima show out/first/images/00000.png --repeat")
+def show(
+    picture: Annotated[Path, typer.Argument(help="A PNG painted by allaprima.")],
+    repeat: Annotated[bool, typer.Option("--repeat", help="Paint it again and compare, byte for byte.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where to write the repeated picture.")] = None,
+) -> None:
+    """Print what made a picture; with --repeat, make it again."""
+    from allaprima.cli.show import show_command
+
+    show_command(picture, repeat, out)
+
+
+@app.command(epilog="Example: allaprima calibrate --budget 15")
+def calibrate(
+    budget: Annotated[float, typer.Option(help="Mean steps a picture.")] = 15.0,
+    card: Annotated[str, typer.Option(help="Bundled card by name, or path of a card.yaml.")] = "emoji",
+    prompts_file: Annotated[str | None, typer.Option(help="Held-out prompts; default: the card's concepts and styles.")] = None,
+    samples: Annotated[int, typer.Option(help="How many drafts to score.")] = 500,
+    seed: Annotated[int, typer.Option(help="Seed of the first draft; keep it away from the seeds you paint with.")] = 1_000_000,
+    student_steps: Annotated[int | None, typer.Option(help="Student steps.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Teacher steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures a network call.")] = None,
+    out: Annotated[Path, typer.Option(help="The artifact to write.")] = Path("calibration.json"),
+) -> None:
+    """Score held-out drafts and find the threshold that spends a budget."""
+    from allaprima.cli.calibrate import calibrate_command
+
+    calibrate_command(budget, card, prompts_file, samples, seed, student_steps, steps, batch_size, out)

@@ -1,0 +1,43 @@
+"""What a picture carries: our chunk (complete enough to paint it again) and A1111's `parameters`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from allaprima._version import __version__
+from allaprima.cascade.result import Result
+from allaprima.cli.folder import CHUNK
+from allaprima.data.images import a1111_parameters
+
+
+def record(result: Result, card: str, mode: str, asked: str, fingerprints: dict[str, str]) -> dict[str, Any]:
+    """Everything that made a picture; no times of day and no seconds, so equal runs give equal bytes."""
+    row = result.row()
+    extra = {} if asked == result.request.prompt else {"asked": asked}
+    return {
+        **row,
+        **extra,
+        "card": card,
+        "mode": mode,
+        "settings": result.settings.to_dict(),
+        "fingerprints": fingerprints,
+        "version": __version__,
+    }
+
+
+def chunks(account: dict[str, Any]) -> dict[str, str]:
+    """Text chunks of a PNG."""
+    s = account["settings"]
+    fields: dict[str, str | int | float] = {
+        "Steps": s["teacher_steps"] if account["decision"] != "accept" else s["student_steps"],
+        "Sampler": s["teacher_solver"] if account["decision"] != "accept" else s["student_solver"],
+        "CFG scale": s["teacher_guidance"],
+        "Seed": account["seed"],
+        "Size": f"{s['width']}x{s['height']}",
+        "Model": f"allaprima/{account['card']}",
+    }
+    if account["score"] is not None:
+        fields |= {"Score": round(account["score"], 4), "Decision": account["decision"]}
+    text = a1111_parameters(account["prompt"], account["negative_prompt"], fields)
+    return {"parameters": text, CHUNK: json.dumps(account, sort_keys=True)}

@@ -1,0 +1,206 @@
+"""`AdaptivePipeline`: the cascade as one object with a diffusers-like call."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from allaprima.calibration.artifact import Calibration
+from allaprima.cascade.job import Request
+from allaprima.cascade.machine import Machine, Painter
+from allaprima.cascade.policy import AlwaysPolicy, Decision, Policy, ThresholdPolicy
+from allaprima.cascade.result import Result
+from allaprima.cascade.run import run
+from allaprima.cascade.settings import CascadeSettings, make_sigma
+from allaprima.core.cost import Cost
+from allaprima.core.errors import CalibrationError, PromptError, SettingError
+from allaprima.data.images import to_pil
+from allaprima.models.card import Card, load_card
+from allaprima.models.pair import load_pair
+from allaprima.oracles.load import load_oracle
+from allaprima.oracles.oracle import Oracle
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class AdaptiveOutput:
+    """Pictures in the order of the prompts (`num_images_per_prompt` of each in a row), and their account."""
+
+    images: list[Image.Image]
+    scores: list[float | None]
+    decisions: list[str]
+    costs: list[Cost]
+    results: list[Result]
+
+
+class AdaptivePipeline:
+    """A student paints, an oracle looks, a teacher retouches what falls short (arXiv 2312.10835).
+
+    `AdaptivePipeline.from_card("emoji")`, or your own `student`, `teacher` (see `cascade.machine.Painter`) and `oracle`.
+    """
+
+    def __init__(
+        self,
+        student: Painter,
+        teacher: Painter,
+        oracle: Oracle | None = None,
+        settings: CascadeSettings | None = None,
+        calibration: Calibration | None = None,
+        card: Card | None = None,
+    ) -> None:
+        self.student, self.teacher, self.oracle, self.card = student, teacher, oracle, card
+        self.settings = settings or CascadeSettings()
+        self.calibration = calibration
+
+    @classmethod
+    def from_card(cls, card: str | Path | Card = "emoji") -> AdaptivePipeline:
+        """Load everything a card names; `allaprima.models.card.load_card` says how it is found."""
+        card = card if isinstance(card, Card) else load_card(card)
+        pair = load_pair(card)
+        oracle = load_oracle(card.oracle.kind, card.path(card.oracle.source), pair.student.encode)
+        settings = CascadeSettings(
+            student_steps=card.student.steps,
+            student_solver=card.student.solver,
+            student_guidance=card.student.guidance_scale,
+            teacher_steps=card.teacher.steps,
+            teacher_solver=card.teacher.solver,
+            teacher_guidance=card.teacher.guidance_scale,
+            strategy=card.cascade.strategy,
+            sigma=make_sigma(card.cascade.sigma_is, card.cascade.sigma),
+            height=card.height,
+            width=card.width,
+        )
+        path = None if card.calibration is None else card.path(card.calibration)
+        calibration = Calibration.load(path) if path is not None and path.exists() else None
+        return cls(pair.student, pair.teacher, oracle, settings, calibration, card)
+
+    def fingerprints(self) -> dict[str, str]:
+        """What a calibration is tied to."""
+        return {
+            "student": str(getattr(self.student, "fingerprint", "unknown")),
+            "teacher": str(getattr(self.teacher, "fingerprint", "unknown")),
+            "oracle": self.oracle.fingerprint if self.oracle is not None else "none",
+            "backend": "eager-float32-cpu",
+        }
+
+    @staticmethod
+    def student_settings(settings: CascadeSettings) -> dict[str, Any]:
+        """The settings that change a draft, and so its score: a calibration holds for these only."""
+        names = ("student_steps", "student_solver", "student_guidance", "height", "width")
+        return {k: v for k, v in dataclasses.asdict(settings).items() if k in names}
+
+    def policy(
+        self,
+        settings: CascadeSettings,
+        threshold: float | None = None,
+        budget: float | None = None,
+        mode: str = "adaptive",
+    ) -> Policy:
+        """A policy from a threshold, a budget in mean steps, or a mode.
+
+        `mode`: `adaptive`, `student-only`, `teacher-only`, `refine-all`.
+        """
+        fixed = {"student-only": Decision.ACCEPT, "teacher-only": Decision.REGENERATE, "refine-all": Decision.REFINE}
+        if mode in fixed:
+            if threshold is not None or budget is not None:
+                raise SettingError(f"{mode} takes no threshold and no budget: leave one of them out.")
+            return AlwaysPolicy(fixed[mode])
+        if mode != "adaptive":
+            raise SettingError(f"mode={mode!r} is not known: adaptive, {', '.join(fixed)} are.")
+        if threshold is not None and budget is not None:
+            raise SettingError(f"threshold={threshold!r} and budget={budget!r} contradict each other: give one.")
+        if threshold is None:
+            if self.calibration is None:
+                raise CalibrationError("no calibration for this card: run `allaprima calibrate`, or give a threshold.")
+            self.calibration.check(self.student_settings(settings), self.fingerprints())
+            wanted = self.calibration.budget if budget is None else budget
+            threshold = self.calibration.threshold_for_budget(wanted, settings.student_steps, settings.teacher_steps)
+        return ThresholdPolicy(threshold, Decision(settings.strategy))
+
+    def stream(
+        self, requests: Iterable[Request], settings: CascadeSettings | None = None, policy: Policy | None = None
+    ) -> Iterator[Result]:
+        """Paint requests as they come; results in the order they are finished."""
+        settings = settings or self.settings
+        policy = policy or self.policy(settings)
+        return run(Machine(self.student, self.teacher, self.oracle, policy, settings), requests)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seed: int | Sequence[int] | None = None,
+        budget: float | None = None,
+        threshold: float | None = None,
+        mode: str = "adaptive",
+        **changes: Any,
+    ) -> AdaptiveOutput:
+        """Paint; arguments are named as diffusers names them, the rest are fields of `CascadeSettings`.
+
+        `num_inference_steps` is the teacher's. A picture's seed is `seed + its place`, or the given list's entry, or
+        drawn from its generator. Raises `PromptError` or `SettingError` before anything is painted.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if num_images_per_prompt < 1:
+            raise SettingError(f"num_images_per_prompt={num_images_per_prompt!r} must be at least 1.")
+        if num_inference_steps is not None:
+            changes["teacher_steps"] = num_inference_steps
+        if guidance_scale is not None:
+            changes |= {"teacher_guidance": guidance_scale, "student_guidance": guidance_scale}
+        known = {f.name for f in dataclasses.fields(CascadeSettings)}
+        if not changes.keys() <= known:
+            bad = sorted(changes.keys() - known)[0]
+            raise SettingError(f"{bad!r} is not a setting: {', '.join(sorted(known))} are.")
+        settings = dataclasses.replace(self.settings, **changes)
+        total = len(prompts) * num_images_per_prompt
+        seeds = _seeds(total, seed, generator)
+        negatives = [negative_prompt or ""] * len(prompts) if negative_prompt is None or isinstance(negative_prompt, str) else list(negative_prompt)
+        if len(negatives) != len(prompts):
+            raise SettingError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for all or one each.")
+        requests = [
+            Request(prompts[i // num_images_per_prompt], seeds[i], negatives[i // num_images_per_prompt], i) for i in range(total)
+        ]
+        for r in requests:
+            self.student.check_prompt(r.prompt)
+        results = list(self.stream(requests, settings, self.policy(settings, threshold, budget, mode)))
+        results.sort(key=lambda r: r.request.index)
+        failed = next((r for r in results if r.image is None), None)
+        if failed is not None:
+            raise PromptError(failed.error or "this prompt could not be painted")
+        return AdaptiveOutput(
+            [to_pil(r.image) for r in results if r.image is not None],
+            [r.score for r in results],
+            [str(r.decision) for r in results],
+            [r.cost for r in results],
+            results,
+        )
+
+
+def _seeds(n: int, seed: int | Sequence[int] | None, generator: torch.Generator | Sequence[torch.Generator] | None) -> list[int]:
+    if seed is not None and generator is not None:
+        raise SettingError("seed and generator contradict each other: give one.")
+    if generator is not None:
+        several = [generator] * n if isinstance(generator, torch.Generator) else list(generator)
+        if len(several) != n:
+            raise SettingError(f"{len(several)} generators for {n} pictures: give one for all, or one a picture.")
+        return [int(torch.randint(2**31, (1,), generator=g)) for g in several]
+    if seed is None:
+        first = secrets.randbelow(2**31)
+        return [first + i for i in range(n)]
+    if isinstance(seed, int):
+        return [seed + i for i in range(n)]
+    if len(seed) != n:
+        raise SettingError(f"{len(seed)} seeds for {n} pictures: give one for all (counted up), or one a picture.")
+    return [int(s) for s in seed]
