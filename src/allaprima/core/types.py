@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class Condition:
         return Condition({k: v.to(device) for k, v in self.tensors.items()})
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """The one currency: `(x_t: (B,C,H,W), t: (B,), cond of B rows) -> x0_hat: (B,C,H,W)`."""
 

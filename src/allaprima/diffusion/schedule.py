@@ -12,7 +12,7 @@ Both answer for a `(B,)` tensor of times, so samples at different times share a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from allaprima.core.errors import SettingError
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What solvers, rollback and losses need to know of a noise schedule."""
 
@@ -160,7 +161,7 @@ class DiscreteVP:
             stride = self.num_train_timesteps // n
             return [float(min(i * stride + 1, self.num_train_timesteps - 1)) for i in reversed(range(n))]
         # N network evaluations from `start`, whatever it is (issue-thread request: N steps means N steps).
-        return [start * (n - i) / n for i in range(n)]
+        return [start, *(start * (n - i) / n for i in range(1, n))]
 
 
 class Flow:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -26,6 +26,7 @@ class Step:
     """After the move, put noise back up to this time (Restart)."""
 
 
+@runtime_checkable
 class Solver(Protocol):
     """A pure, per-sample solver: samples at different times and steps may share a call."""
 

@@ -1,0 +1,34 @@
+# On a fresh machine: `make demo` paints, `make test` proves. Everything lives in .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test check bench docs clean
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## prompts to pictures through the cascade, offline, on the bundled models
+	rm -rf out/demo
+	$(BIN)/allaprima generate --demo --out out/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## both sides in one run, ratios printed
+	$(BIN)/python -m benchmarks.overhead
+
+docs: $(READY)  ## the pages under docs/ are plain Markdown; this checks that their local links lead somewhere
+	$(BIN)/python docs/check_links.py
+
+clean:
+	rm -rf .venv out

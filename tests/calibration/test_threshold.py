@@ -1,0 +1,67 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from allaprima.calibration.artifact import Calibration
+from allaprima.calibration.threshold import bootstrap_interval, mean_steps, share_for_budget, threshold_for
+from allaprima.core.errors import CalibrationError, SettingError
+
+
+def test_the_papers_accounting():
+    assert mean_steps(5, 20, 0.5) == 15
+    assert share_for_budget(15, 5, 20) == 0.5
+
+
+@given(st.floats(5, 25))
+def test_a_budget_and_its_share_are_inverse(budget):
+    assert mean_steps(5, 20, share_for_budget(budget, 5, 20)) == pytest.approx(budget)
+
+
+@given(st.lists(st.floats(0, 1), min_size=50, max_size=80, unique=True), st.floats(0, 1))
+def test_the_threshold_sends_the_share(scores, share):
+    tau = threshold_for(scores, share)
+    assert sum(s < tau for s in scores) / len(scores) == pytest.approx(share, abs=1.01 / len(scores))
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    import numpy as np
+
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(200):
+        low, high = bootstrap_interval(rng.uniform(size=300).tolist(), 0.5, rounds=300)
+        hits += low <= 0.5 <= high
+    assert hits / 200 == pytest.approx(0.95, abs=0.045)
+
+
+@pytest.mark.parametrize("budget", [4.9, 25.1])
+def test_a_budget_that_cannot_be_spent_is_refused(budget):
+    with pytest.raises(SettingError, match="5 .* to 25"):
+        share_for_budget(budget, 5, 20)
+
+
+def made():
+    return Calibration.make([i / 100 for i in range(101)], 15, 5, 20, {"student_steps": 5}, {"student": "a", "oracle": "b"}, "p")
+
+
+def test_an_artifact_gives_any_budget_and_survives_the_disk(tmp_path):
+    c = made()
+    assert c.threshold == pytest.approx(0.5)
+    assert c.threshold_for_budget(10, 5, 20) == pytest.approx(0.25)
+    assert c.expected_steps(c.threshold, 5, 20) == pytest.approx(15, abs=0.2)
+    c.save(tmp_path / "c.json")
+    assert Calibration.load(tmp_path / "c.json") == c
+
+
+def test_an_artifact_of_others_is_refused_with_the_difference_named():
+    made().check({"student_steps": 5}, {"student": "a", "oracle": "b"})
+    with pytest.raises(CalibrationError, match=r"settings\.student_steps was 5, is now 4"):
+        made().check({"student_steps": 4}, {"student": "a", "oracle": "b"})
+    with pytest.raises(CalibrationError, match=r"fingerprints\.oracle was 'b', is now 'c'"):
+        made().check({"student_steps": 5}, {"student": "a", "oracle": "c"})
+
+
+def test_a_broken_artifact_says_what_to_do(tmp_path):
+    (tmp_path / "c.json").write_text("{")
+    with pytest.raises(CalibrationError, match="allaprima calibrate"):
+        Calibration.load(tmp_path / "c.json")

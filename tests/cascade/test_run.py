@@ -1,0 +1,144 @@
+"""The cascade on a toy pair with known answers: decisions, accounting, grouping, independence of batch mates."""
+
+import pytest
+import torch
+
+from allaprima.cascade.job import Request
+from allaprima.cascade.machine import Machine
+from allaprima.cascade.policy import AlwaysPolicy, Decision, ThresholdPolicy
+from allaprima.cascade.run import run
+from allaprima.cascade.settings import CascadeSettings
+from allaprima.core.errors import PromptError, SettingError
+from allaprima.core.types import Condition
+from allaprima.diffusion.guidance import ClassifierFreeGuidance
+from allaprima.diffusion.rollback import Variance
+from allaprima.diffusion.schedule import DiscreteVP
+
+VP = DiscreteVP.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
+
+
+class Toy:
+    """Paints a picture of one grey per prompt ('0.3' -> .3 + its own bias), and records the shapes it is called with."""
+
+    schedule = VP
+
+    def __init__(self, bias=0.0):
+        self.bias, self.batches = bias, []
+
+    @property
+    def denoiser(self):
+        def x0(x_t, t, cond: Condition):
+            self.batches.append(len(x_t))
+            # A pinch of x_t, so that noise (and with it the seed) shows in the result.
+            return cond.tensors["prompt_embeds"][:, :, None, None].expand_as(x_t) + self.bias + 0.01 * x_t
+
+        x0.evaluations_per_call = 1
+        return ClassifierFreeGuidance(x0)
+
+    def latent_shape(self, height, width):
+        return (1, height, width)
+
+    def check_prompt(self, prompt):
+        if not prompt.strip():
+            raise PromptError("the prompt is empty")
+
+    def encode(self, prompts):
+        return torch.tensor([[float(p or 0)] for p in prompts])
+
+    def decode(self, latents):
+        return latents.expand(-1, 3, -1, -1).clamp(0, 1)
+
+
+class Grey:
+    """Scores a picture by its mean."""
+
+    def __init__(self):
+        self.batches = []
+
+    def score(self, images, prompts):
+        self.batches.append(len(images))
+        return images.mean((1, 2, 3))
+
+
+SETTINGS = CascadeSettings(
+    student_steps=2, teacher_steps=3, student_guidance=1, teacher_guidance=1, batch_size=4, height=2, width=2, sigma=Variance(0.5)
+)
+
+
+def paint(prompts, policy, settings=SETTINGS, oracle=None, seeds=None):
+    student, teacher = Toy(), Toy(bias=0.3)
+    machine = Machine(student, teacher, oracle or Grey(), policy, settings)
+    requests = [Request(p, i if seeds is None else seeds[i], index=i) for i, p in enumerate(prompts)]
+    results = sorted(run(machine, requests), key=lambda r: r.request.index)
+    return results, student, teacher
+
+
+def test_only_what_falls_short_goes_to_the_teacher():
+    results, _, teacher = paint(["0.2", "0.6", "0.1", "0.9"], ThresholdPolicy(0.4))
+    assert [str(r.decision) for r in results] == ["refine", "accept", "refine", "accept"]
+    assert all(torch.equal(r.image, r.draft) for r in results if r.decision is Decision.ACCEPT)
+    for r in results:
+        if r.decision is Decision.REFINE:
+            assert float(r.image.mean() - r.draft.mean()) == pytest.approx(0.3, abs=0.05)
+    assert len(teacher.batches) == 3
+
+
+def test_costs_count_both_halves_of_guidance_and_any_sigma_is_n_steps():
+    for sigma in (0.1, 0.5, 0.9):
+        results, _, _ = paint(["0.2", "0.6"], ThresholdPolicy(0.4), CascadeSettings(**{**SETTINGS.__dict__, "sigma": Variance(sigma)}))
+        assert results[0].cost.evaluations == {"student": 4, "teacher": 6, "oracle": 1}
+        assert results[1].cost.evaluations == {"student": 4, "oracle": 1}
+
+
+def test_escalations_of_many_prompts_share_full_batches_of_one_shape():
+    prompts = ["0.1", "0.9"] * 8
+    _, student, teacher = paint(prompts, ThresholdPolicy(0.4))
+    # 16 drafts in 4 batches of 2 steps; 8 escalations in 2 batches of 3 steps; guidance doubles each batch of 4.
+    assert student.batches == [8] * 8
+    assert teacher.batches == [8] * 6
+
+
+@pytest.mark.parametrize("strategy", [Decision.REFINE, Decision.REGENERATE])
+def test_a_picture_does_not_depend_on_its_mates(strategy):
+    prompts, seeds = ["0.1", "0.9", "0.2", "0.3", "0.15", "0.7"], [5, 6, 7, 8, 9, 10]
+    together, _, _ = paint(prompts, ThresholdPolicy(0.4, strategy), seeds=seeds)
+    reverse, _, _ = paint(prompts[::-1], ThresholdPolicy(0.4, strategy), seeds=seeds[::-1])
+    for i, r in enumerate(together):
+        (alone,), _, _ = paint([prompts[i]], ThresholdPolicy(0.4, strategy), seeds=[seeds[i]])
+        assert torch.equal(r.image, alone.image)
+        assert torch.equal(r.image, reverse[-1 - i].image)
+    assert not torch.equal(together[0].image, paint(["0.1"], ThresholdPolicy(0.4, strategy), seeds=[99])[0][0].image)
+
+
+def test_regenerating_after_a_draft_equals_the_teacher_alone():
+    """The paper's regeneration starts from the same noise as the draft."""
+    (after,), _, _ = paint(["0.1"], ThresholdPolicy(0.4, Decision.REGENERATE))
+    (alone,), student, _ = paint(["0.1"], AlwaysPolicy(Decision.REGENERATE))
+    assert torch.equal(after.image, alone.image)
+    assert student.batches == []
+    assert alone.draft is None
+
+
+def test_one_bad_prompt_does_not_stop_the_rest():
+    results, _, _ = paint(["0.5", "  ", "0.6"], ThresholdPolicy(0.4))
+    assert [r.error for r in results] == [None, "the prompt is empty", None]
+    assert results[1].image is None
+
+
+def test_a_score_that_is_no_number_goes_to_the_teacher():
+    assert ThresholdPolicy(0.1).decide([float("nan"), 0.1, 0.2, 0.0]) == ["refine", "accept", "accept", "refine"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"teacher_steps": 0}, {"student_steps": 1001}, {"batch_size": 0}, {"teacher_solver": "ddmi"}, {"strategy": "repaint"},
+     {"teacher_guidance": -1}],
+)  # fmt: skip
+def test_settings_out_of_range_name_the_value(change):
+    ((name, value),) = change.items()
+    with pytest.raises(SettingError, match=f"{name}={value!r}"):
+        CascadeSettings(**change)
+
+
+def test_settings_survive_json():
+    assert CascadeSettings.from_dict(SETTINGS.to_dict()) == SETTINGS

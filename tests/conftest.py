@@ -1,0 +1,28 @@
+"""Type checks on in tests, free in production; one thread, so that bits don't depend on the machine's load."""
+
+import torch
+from beartype import BeartypeConf
+from beartype.claw import beartype_packages
+
+beartype_packages(("allaprima.core", "allaprima.diffusion", "allaprima.calibration"), conf=BeartypeConf(is_pep484_tower=True))
+torch.set_num_threads(2)
+
+import pytest
+
+from allaprima.diffusion.schedule import DiscreteVP
+
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+
+
+@pytest.fixture
+def sd() -> DiscreteVP:
+    """Stable Diffusion's schedule."""
+    return DiscreteVP.from_config(SD)
+
+
+@pytest.fixture(scope="session")
+def pipe():
+    """The bundled pair, loaded once."""
+    from allaprima.pipeline import AdaptivePipeline
+
+    return AdaptivePipeline.from_card("emoji")

@@ -1,0 +1,75 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from allaprima.core.errors import SettingError
+from allaprima.core.types import Condition
+from allaprima.diffusion.denoiser import NetworkDenoiser
+from allaprima.diffusion.guidance import ClassifierFreeGuidance
+from allaprima.diffusion.prediction import PREDICTIONS, from_x0, to_x0
+from allaprima.diffusion.schedule import DiscreteVP
+
+VP = DiscreteVP.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
+
+
+class Counting:
+    """A denoiser that says what it is told and counts its calls."""
+
+    evaluations_per_call = 1
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, x_t, t, cond):
+        self.calls += 1
+        return cond.tensors["prompt_embeds"].expand_as(x_t)
+
+
+def condition(w):
+    n = len(w)
+    return Condition(
+        {"prompt_embeds": torch.full((n, 1), 2.0), "negative_prompt_embeds": torch.full((n, 1), 1.0), "guidance_scale": torch.tensor(w)}
+    )
+
+
+def test_each_sample_has_its_own_scale_in_one_call():
+    inner = Counting()
+    out = ClassifierFreeGuidance(inner)(torch.zeros(3, 1), torch.tensor([5.0, 6.0, 7.0]), condition([0.0, 1.0, 3.0]))
+    assert out[:, 0].tolist() == [1.0, 2.0, 4.0]
+    assert inner.calls == 1
+
+
+def test_swapped_guidance_goes_the_wrong_way():
+    c = condition([3.0]).tensors
+    swapped = Condition({**c, "prompt_embeds": c["negative_prompt_embeds"], "negative_prompt_embeds": c["prompt_embeds"]})
+    guide = ClassifierFreeGuidance(Counting())
+    right, wrong = (float(guide(torch.zeros(1, 1), torch.tensor([5.0]), k)) for k in (Condition(c), swapped))
+    assert right > 2.0 > 1.0 > wrong
+
+
+def test_guidance_of_x0_is_guidance_of_eps():
+    """The same result as diffusers' way, which guides the network's own output."""
+    g = torch.Generator().manual_seed(0)
+    x, u, c = (torch.randn(2, 3, generator=g) for _ in range(3))
+    t = torch.tensor([300.0, 800.0])
+    a, s = VP.alpha(t), VP.sigma(t)
+    net = NetworkDenoiser(lambda x, t, cond: cond.tensors["prompt_embeds"], VP, "epsilon")
+    cond = Condition({"prompt_embeds": c, "negative_prompt_embeds": u, "guidance_scale": torch.tensor([2.5, 7.0])})
+    ours = ClassifierFreeGuidance(net)(x, t, cond)
+    theirs = to_x0("epsilon", u + torch.tensor([[2.5], [7.0]]) * (c - u), x, a, s)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_without_a_scale_it_says_so():
+    with pytest.raises(SettingError, match="guidance_scale"):
+        ClassifierFreeGuidance(Counting())(torch.zeros(1, 1), torch.tensor([5.0]), Condition({"prompt_embeds": torch.zeros(1, 1)}))
+
+
+@given(st.sampled_from(PREDICTIONS), st.floats(20, 980), st.integers(0, 1000))
+def test_every_prediction_comes_back(kind, t, seed):
+    g = torch.Generator().manual_seed(seed)
+    x0, x_t = (torch.randn(2, 3, generator=g, dtype=torch.float64) for _ in range(2))
+    tt = torch.full((2,), t, dtype=torch.float64)
+    a, s = VP.alpha(tt), VP.sigma(tt)
+    assert torch.allclose(to_x0(kind, from_x0(kind, x0, x_t, a, s), x_t, a, s), x0, atol=1e-9)

@@ -1,0 +1,154 @@
+"""Parity with diffusers, order of accuracy on exact flows, per-sample steps, and controls that must fail."""
+
+import math
+
+import diffusers
+import pytest
+import torch
+
+from allaprima.core.errors import SettingError
+from allaprima.core.types import Condition
+from allaprima.diffusion.mixture import MixtureDenoiser, gaussian_flow
+from allaprima.diffusion.sample import sample
+from allaprima.diffusion.schedule import DiscreteVP
+from allaprima.diffusion.solvers import SOLVERS, make_solver
+
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+VP = DiscreteVP.from_config(SD)
+NONE = Condition({})
+
+
+def net(x):
+    return torch.tanh(1.3 * x) * 0.7 + 0.1
+
+
+def ours(name, n):
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return sample(lambda x, t, c: net(x), make_solver(name, VP), x, NONE, n)
+
+
+def theirs(scheduler, n):
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    scheduler.set_timesteps(n)
+    for t in scheduler.timesteps:
+        x = scheduler.step(net(x), t, x).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("n", [3, 10, 25, 50])
+def test_ddim_is_diffusers(n):
+    s = diffusers.DDIMScheduler(**SD, prediction_type="sample", clip_sample=False, steps_offset=1, set_alpha_to_one=True)
+    a, b = ours("ddim", n), theirs(s, n)
+    assert (a - b).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("n", [3, 10, 25])
+def test_dpm_solver_is_diffusers(n):
+    s = diffusers.DPMSolverMultistepScheduler(
+        **SD, prediction_type="sample", final_sigmas_type="zero", lower_order_final=False, euler_at_final=True
+    )
+    a, b = ours("dpm_solver", n), theirs(s, n)
+    assert (a - b).abs().max() < 1e-5
+
+
+def slope(name):
+    """Measured order on Gaussian data, whose flow is known: log error against log steps, between two inner times."""
+    mean, std, t0, t1 = 0.8, 0.5, 900.0, 100.0
+    exact = MixtureDenoiser(VP, torch.full((1, 1), mean), torch.tensor([std]))
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    ends = [torch.full((9,), v, dtype=torch.float64) for v in (t0, t1)]
+    truth = gaussian_flow(x, *ends, mean, std, VP)
+    lam = [float((VP.alpha(t) / VP.sigma(t)).log()[0]) for t in ends]
+    errors = []
+    counts = (8, 16, 32, 64)
+    for n in counts:
+        # Even in log-SNR, as the theory of these solvers has it.
+        variances = [1 / (1 + math.exp(2 * (lam[0] + (lam[1] - lam[0]) * i / n))) for i in range(n + 1)]
+        times = [t0, *(VP.time_of_variance(v) for v in variances[1:-1]), t1]
+        solver = make_solver(name, VP)
+        y, state = x.clone(), solver.init(x)
+        for a, b in zip(times, times[1:], strict=False):
+            t, s = (torch.full((9,), v, dtype=torch.float64) for v in (a, b))
+            y, state = solver.step(y, exact(y, t), t, s, state)
+        errors.append(float((y - truth).abs().max()))
+    return math.log(errors[1] / errors[-1]) / math.log(counts[-1] / counts[1])
+
+
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpm_solver", 2)])
+def test_order_of_accuracy(name, order):
+    assert slope(name) == pytest.approx(order, abs=0.3)
+
+
+@pytest.mark.parametrize("name", list(SOLVERS))
+def test_samples_at_different_steps_share_a_call(name):
+    solver = make_solver(name, VP)
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 3, 4, 4, generator=g)
+    noise = torch.randn(2, 3, 4, 4, generator=g)
+    plan = solver.plan(6)
+
+    def advance(x, state, steps, z):
+        t, s = (torch.tensor([getattr(p, k) for p in steps], dtype=torch.float64) for k in ("t", "s"))
+        return solver.step(x, net(x), t, s, state, z)
+
+    # Sample 0 takes its third step while sample 1 takes its first.
+    a, state_a = x[:1], solver.init(x[:1])
+    for p in plan[:2]:
+        a, state_a = advance(a, state_a, [p], noise[:1])
+    b, state_b = x[1:], solver.init(x[1:])
+    both_state = {k: torch.cat([state_a[k], state_b[k]]) for k in state_a}
+    both, _ = advance(torch.cat([a, b]), both_state, [plan[2], plan[0]], noise)
+    alone_a, _ = advance(a, state_a, [plan[2]], noise[:1])
+    alone_b, _ = advance(b, state_b, [plan[0]], noise[1:])
+    assert torch.allclose(both, torch.cat([alone_a, alone_b]), atol=1e-6)
+    assert not torch.allclose(both[0], both[1])
+
+
+@pytest.mark.parametrize("name", list(SOLVERS))
+def test_the_end_is_the_prediction_itself_and_n_is_n(name):
+    solver = make_solver(name, VP)
+    for start in (None, 300.0):
+        plan = solver.plan(7, start)
+        assert len(plan) == 7
+        assert plan[-1].s == VP.t_clean
+    x, x0 = torch.randn(1, 2), torch.randn(1, 2)
+    t, s = (torch.tensor([v], dtype=torch.float64) for v in (plan[-1].t, plan[-1].s))
+    out, _ = solver.step(x, x0, t, s, solver.init(x), torch.randn(1, 2))
+    assert torch.equal(out, x0)
+
+
+def test_five_consistency_steps_are_the_papers():
+    assert [p.t for p in make_solver("consistency", VP).plan(5)] == [981, 781, 581, 381, 181]
+
+
+def test_a_consistency_student_needs_fresh_noise():
+    """With the exact map of Gaussian data, fresh noise keeps the spread; a deterministic DDIM step visibly does not."""
+    mean, std = 0.0, 0.5
+    clean = torch.full((20_000,), VP.t_clean, dtype=torch.float64)
+
+    def student(x, t, c):
+        return gaussian_flow(x, t, clean, mean, std, VP)
+
+    x = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0))
+    plan = [p.t for p in make_solver("consistency", VP).plan(5)]
+    right = sample(student, make_solver("consistency", VP), x, NONE, 5)
+    assert float(right.std()) == pytest.approx(std, rel=0.03)
+    ddim, y = make_solver("ddim", VP), x
+    for t, s in zip(plan, [*plan[1:], VP.t_clean], strict=True):
+        tt, ss = (torch.full((20_000,), v, dtype=torch.float64) for v in (t, s))
+        y, _ = ddim.step(y, student(y, tt, NONE), tt, ss, {})
+    assert abs(float(y.std()) / std - 1) > 0.1
+
+
+def test_a_mixture_comes_back_from_noise():
+    means = torch.tensor([[-2.0], [1.0]])
+    exact = MixtureDenoiser(VP, means, torch.tensor([0.2, 0.4]), torch.tensor([0.3, 0.7]))
+    x = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0))
+    y = sample(exact, make_solver("dpm_solver", VP), x, NONE, 50)
+    assert float((y < -0.8).double().mean()) == pytest.approx(0.3, abs=0.02)
+    assert float(y[y > -0.8].std()) == pytest.approx(0.4, abs=0.03)
+
+
+def test_an_unknown_solver_is_refused_with_the_nearest_name():
+    with pytest.raises(SettingError, match="Did you mean 'dpm_solver'"):
+        make_solver("dpmsolver", VP)
