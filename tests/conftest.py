@@ -4,7 +4,9 @@ import torch
 from beartype import BeartypeConf
 from beartype.claw import beartype_packages
 
-beartype_packages(("allaprima.core", "allaprima.diffusion", "allaprima.calibration"), conf=BeartypeConf(is_pep484_tower=True))
+beartype_packages(
+    ("allaprima.core", "allaprima.diffusion", "allaprima.calibration"), conf=BeartypeConf(is_pep484_tower=True)
+)
 torch.set_num_threads(2)
 
 import pytest

@@ -166,11 +166,18 @@ class AdaptivePipeline:
         settings = dataclasses.replace(self.settings, **changes)
         total = len(prompts) * num_images_per_prompt
         seeds = _seeds(total, seed, generator)
-        negatives = [negative_prompt or ""] * len(prompts) if negative_prompt is None or isinstance(negative_prompt, str) else list(negative_prompt)
+        negatives = (
+            [negative_prompt or ""] * len(prompts)
+            if negative_prompt is None or isinstance(negative_prompt, str)
+            else list(negative_prompt)
+        )
         if len(negatives) != len(prompts):
-            raise SettingError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for all or one each.")
+            raise SettingError(
+                f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for all or one each."
+            )
         requests = [
-            Request(prompts[i // num_images_per_prompt], seeds[i], negatives[i // num_images_per_prompt], i) for i in range(total)
+            Request(prompts[i // num_images_per_prompt], seeds[i], negatives[i // num_images_per_prompt], i)
+            for i in range(total)
         ]
         for r in requests:
             self.student.check_prompt(r.prompt)
@@ -188,7 +195,9 @@ class AdaptivePipeline:
         )
 
 
-def _seeds(n: int, seed: int | Sequence[int] | None, generator: torch.Generator | Sequence[torch.Generator] | None) -> list[int]:
+def _seeds(
+    n: int, seed: int | Sequence[int] | None, generator: torch.Generator | Sequence[torch.Generator] | None
+) -> list[int]:
     if seed is not None and generator is not None:
         raise SettingError("seed and generator contradict each other: give one.")
     if generator is not None:

@@ -41,7 +41,9 @@ def test_a_budget_that_cannot_be_spent_is_refused(budget):
 
 
 def made():
-    return Calibration.make([i / 100 for i in range(101)], 15, 5, 20, {"student_steps": 5}, {"student": "a", "oracle": "b"}, "p")
+    return Calibration.make(
+        [i / 100 for i in range(101)], 15, 5, 20, {"student_steps": 5}, {"student": "a", "oracle": "b"}, "p"
+    )
 
 
 def test_an_artifact_gives_any_budget_and_survives_the_disk(tmp_path):

@@ -61,7 +61,14 @@ class Grey:
 
 
 SETTINGS = CascadeSettings(
-    student_steps=2, teacher_steps=3, student_guidance=1, teacher_guidance=1, batch_size=4, height=2, width=2, sigma=Variance(0.5)
+    student_steps=2,
+    teacher_steps=3,
+    student_guidance=1,
+    teacher_guidance=1,
+    batch_size=4,
+    height=2,
+    width=2,
+    sigma=Variance(0.5),
 )
 
 
@@ -85,7 +92,9 @@ def test_only_what_falls_short_goes_to_the_teacher():
 
 def test_costs_count_both_halves_of_guidance_and_any_sigma_is_n_steps():
     for sigma in (0.1, 0.5, 0.9):
-        results, _, _ = paint(["0.2", "0.6"], ThresholdPolicy(0.4), CascadeSettings(**{**SETTINGS.__dict__, "sigma": Variance(sigma)}))
+        results, _, _ = paint(
+            ["0.2", "0.6"], ThresholdPolicy(0.4), CascadeSettings(**{**SETTINGS.__dict__, "sigma": Variance(sigma)})
+        )
         assert results[0].cost.evaluations == {"student": 4, "teacher": 6, "oracle": 1}
         assert results[1].cost.evaluations == {"student": 4, "oracle": 1}
 

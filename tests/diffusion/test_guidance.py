@@ -29,7 +29,11 @@ class Counting:
 def condition(w):
     n = len(w)
     return Condition(
-        {"prompt_embeds": torch.full((n, 1), 2.0), "negative_prompt_embeds": torch.full((n, 1), 1.0), "guidance_scale": torch.tensor(w)}
+        {
+            "prompt_embeds": torch.full((n, 1), 2.0),
+            "negative_prompt_embeds": torch.full((n, 1), 1.0),
+            "guidance_scale": torch.tensor(w),
+        }
     )
 
 
@@ -63,7 +67,9 @@ def test_guidance_of_x0_is_guidance_of_eps():
 
 def test_without_a_scale_it_says_so():
     with pytest.raises(SettingError, match="guidance_scale"):
-        ClassifierFreeGuidance(Counting())(torch.zeros(1, 1), torch.tensor([5.0]), Condition({"prompt_embeds": torch.zeros(1, 1)}))
+        ClassifierFreeGuidance(Counting())(
+            torch.zeros(1, 1), torch.tensor([5.0]), Condition({"prompt_embeds": torch.zeros(1, 1)})
+        )
 
 
 @given(st.sampled_from(PREDICTIONS), st.floats(20, 980), st.integers(0, 1000))

@@ -64,12 +64,15 @@ def quadratic(model, emas, g):
     return ((model() - torch.tensor([1.0, 2.0, 3.0]) + 0.1 * torch.randn(3, generator=g)) ** 2).sum()
 
 
-CONFIG = LoopConfig(max_train_steps=60, train_batch_size=1, learning_rate=0.1, warmup_steps=1, emas={"use": 0.9}, log_every=5)
+CONFIG = LoopConfig(
+    max_train_steps=60, train_batch_size=1, learning_rate=0.1, warmup_steps=1, emas={"use": 0.9}, log_every=5
+)
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one_to_the_bit(tmp_path):
     whole = Line()
     emas = train(whole, quadratic, CONFIG, tmp_path / "a", {"name": "line"})
+
     class Killed(Exception):
         pass
 

@@ -1,0 +1,1 @@
+"""Held-out scores to thresholds within a budget."""

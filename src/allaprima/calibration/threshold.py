@@ -37,7 +37,9 @@ def threshold_for(scores: Sequence[float], share: float) -> float:
     return float(np.quantile(values, min(max(share, 0.0), 1.0)))
 
 
-def bootstrap_interval(scores: Sequence[float], share: float, level: float = 0.95, rounds: int = 1000) -> tuple[float, float]:
+def bootstrap_interval(
+    scores: Sequence[float], share: float, level: float = 0.95, rounds: int = 1000
+) -> tuple[float, float]:
     """Percentile bootstrap interval of the threshold, with a fixed seed."""
     values = np.asarray(scores, dtype=np.float64)
     rng = np.random.default_rng(0)

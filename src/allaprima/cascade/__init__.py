@@ -1,0 +1,1 @@
+"""Student, oracle, policy, teacher: job by job, step by step."""

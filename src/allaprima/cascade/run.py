@@ -67,5 +67,13 @@ def _refusal(machine: Machine, request: Request) -> Result | None:
 
 def _result(machine: Machine, job: Job, error: str | None = None) -> Result:
     return Result(
-        job.request, job.image, job.draft, job.score, machine.policy.threshold, job.decision, job.cost, machine.settings, error
+        job.request,
+        job.image,
+        job.draft,
+        job.score,
+        machine.policy.threshold,
+        job.decision,
+        job.cost,
+        machine.settings,
+        error,
     )

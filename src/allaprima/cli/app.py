@@ -37,7 +37,9 @@ def generate(
     out: Annotated[Path, typer.Option(help="Run folder: images/, drafts/, results.jsonl, sheet.png.")] = Path("out"),
     student_only: Annotated[bool, typer.Option("--student-only", help="Accept every draft.")] = False,
     teacher_only: Annotated[bool, typer.Option("--teacher-only", help="No drafts: the teacher paints everything.")] = False,
-    strategy: Annotated[str | None, typer.Option(help="What the teacher does with a poor draft: refine or regenerate.")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="What the teacher does with a poor draft: refine or regenerate.")
+    ] = None,
     budget: Annotated[float | None, typer.Option(help="Mean steps a picture, from the card's calibration.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Accept drafts that score at least this.")] = None,
     sigma: Annotated[float | None, typer.Option(help="Rollback depth in (0, 1): how much of a draft is repainted.")] = None,
@@ -75,9 +77,13 @@ def show(
 def calibrate(
     budget: Annotated[float, typer.Option(help="Mean steps a picture.")] = 15.0,
     card: Annotated[str, typer.Option(help="Bundled card by name, or path of a card.yaml.")] = "emoji",
-    prompts_file: Annotated[str | None, typer.Option(help="Held-out prompts; default: the card's concepts and styles.")] = None,
+    prompts_file: Annotated[
+        str | None, typer.Option(help="Held-out prompts; default: the card's concepts and styles.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="How many drafts to score.")] = 500,
-    seed: Annotated[int, typer.Option(help="Seed of the first draft; keep it away from the seeds you paint with.")] = 1_000_000,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the first draft; keep it away from the seeds you paint with.")
+    ] = 1_000_000,
     student_steps: Annotated[int | None, typer.Option(help="Student steps.")] = None,
     steps: Annotated[int | None, typer.Option(help="Teacher steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a network call.")] = None,

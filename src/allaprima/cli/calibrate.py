@@ -40,11 +40,9 @@ def calibrate_command(
     requests = [Request(p, seed + i, "", i) for i, p in enumerate(chosen)]
     scores: list[float] = []
     with Progress(console=console) as progress:
-        for result in progress.track(
-            pipe.stream(requests, settings, AlwaysPolicy(Decision.ACCEPT)), total=samples, description="scoring drafts"
-        ):
-            if result.score is not None:
-                scores.append(result.score)
+        drafts = pipe.stream(requests, settings, AlwaysPolicy(Decision.ACCEPT))
+        tracked = progress.track(drafts, total=samples, description="scoring drafts")
+        scores.extend(result.score for result in tracked if result.score is not None)
     digest = hashlib.sha256("\n".join(chosen).encode()).hexdigest()
     made = Calibration.make(
         scores, budget, settings.student_steps, settings.teacher_steps,

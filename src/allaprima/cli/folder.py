@@ -46,7 +46,9 @@ class RunFolder:
                     f"{self.path} belongs to another run ({_first_difference(found, wanted)}). Choose another --out."
                 )
             if not resume:
-                raise RunFolderError(f"{self.path} already holds this run. Add --resume to finish it, or choose another --out.")
+                raise RunFolderError(
+                    f"{self.path} already holds this run. Add --resume to finish it, or choose another --out."
+                )
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise RunFolderError(f"{self.path} exists and is not a run of allaprima's. Choose another --out.")
         try:

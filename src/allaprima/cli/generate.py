@@ -94,7 +94,9 @@ def collect_prompts(o: GenerateOptions, console: Console) -> list[PromptRow]:
     if not rows:
         raise PromptError("no prompts: give some as arguments, --prompts-file FILE (or - for stdin), or --demo.")
     if not 1 <= o.images_per_prompt <= MAX_PICTURES // len(rows):
-        raise SettingError(f"images_per_prompt={o.images_per_prompt!r} is out of range: 1..{MAX_PICTURES // len(rows)} here.")
+        raise SettingError(
+            f"images_per_prompt={o.images_per_prompt!r} is out of range: 1..{MAX_PICTURES // len(rows)} here."
+        )
     for row in rows:
         if row.seed is not None and o.images_per_prompt > 1:
             console.print("[yellow]note:[/] rows with their own seed count it up for each further picture")
@@ -144,7 +146,9 @@ def generate_command(o: GenerateOptions) -> None:
     console = Console(stderr=True, highlight=False)
     plan = prepare(o, console)
     folder = RunFolder(o.out)
-    asked = json.dumps([[w.asked, r.prompt, r.negative_prompt, r.seed] for w, r in zip(plan.wordings, plan.requests, strict=True)])
+    asked = json.dumps(
+        [[w.asked, r.prompt, r.negative_prompt, r.seed] for w, r in zip(plan.wordings, plan.requests, strict=True)]
+    )
     prints = plan.pipe.fingerprints()
     folder.claim(
         {
@@ -163,7 +167,13 @@ def generate_command(o: GenerateOptions) -> None:
     if o.resume and accounts:
         console.print(f"{len(accounts)} of {len(plan.requests)} pictures are there already")
     seconds = 0.0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("painting", total=len(todo))
         seen = accepted = 0
@@ -203,7 +213,18 @@ def write_tables(folder: RunFolder, accounts: Sequence[dict[str, Any]], settings
         there = {"image": None if a["error"] else f"images/{name}"}
         if (folder.drafts / name).exists():
             there["draft"] = f"drafts/{name}"
-        keep = ("index", "prompt", "asked", "negative_prompt", "seed", "score", "threshold", "decision", "evaluations", "error")
+        keep = (
+            "index",
+            "prompt",
+            "asked",
+            "negative_prompt",
+            "seed",
+            "score",
+            "threshold",
+            "decision",
+            "evaluations",
+            "error",
+        )
         lines.append(json.dumps({**{k: a[k] for k in keep if k in a}, **there, "steps": steps_of(a, settings)}))
         if a["error"] is None and len(cells) < SHEET_CELLS:
             draft = Image.open(folder.drafts / name) if "draft" in there else None
@@ -223,7 +244,12 @@ def steps_of(account: dict[str, Any], settings: CascadeSettings) -> int:
 
 
 def summary(
-    console: Console, o: GenerateOptions, accounts: Sequence[dict[str, Any]], settings: CascadeSettings, seconds: float, new: int
+    console: Console,
+    o: GenerateOptions,
+    accounts: Sequence[dict[str, Any]],
+    settings: CascadeSettings,
+    seconds: float,
+    new: int,
 ) -> None:
     """Say what was done and where it is."""
     good = [a for a in accounts if a["error"] is None]

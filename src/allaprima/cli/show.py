@@ -21,7 +21,9 @@ def show_command(picture: Path, repeat: bool, out: Path | None) -> None:
     console = Console(highlight=False, soft_wrap=True)
     found = read_chunks(picture)
     if CHUNK not in found:
-        raise SettingError(f"{picture} carries no record of allaprima's: drafts and other tools' pictures don't. Try images/.")
+        raise SettingError(
+            f"{picture} carries no record of allaprima's: drafts and other tools' pictures don't. Try images/."
+        )
     try:
         account: dict[str, Any] = json.loads(found[CHUNK])
     except ValueError as e:
@@ -46,7 +48,9 @@ def paint_again(account: dict[str, Any]) -> bytes:
     prints = pipe.fingerprints()
     for name, value in account["fingerprints"].items():
         if prints.get(name) != value:
-            raise ModelError(f"the {name} that painted this was {value}, here it is {prints.get(name)}: use the same models.")
+            raise ModelError(
+                f"the {name} that painted this was {value}, here it is {prints.get(name)}: use the same models."
+            )
     settings = CascadeSettings.from_dict(account["settings"])
     policy = pipe.policy(settings, account["threshold"], None, account["mode"])
     request = Request(account["prompt"], account["seed"], account["negative_prompt"], account["index"])

@@ -1,0 +1,1 @@
+"""Errors, seeds, costs and the types every room shares."""

@@ -1,0 +1,1 @@
+"""Schedules, predictions, the denoiser, guidance, rollback, solvers."""

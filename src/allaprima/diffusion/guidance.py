@@ -26,7 +26,9 @@ class ClassifierFreeGuidance:
         w = cond.get("guidance_scale")
         names = [k for k in cond.tensors if not k.startswith("negative_") and k != "guidance_scale"]
         if w is None or not any(f"negative_{k}" in cond.tensors for k in names):
-            raise SettingError(f"guidance needs guidance_scale and a negative_*; the condition holds {sorted(cond.tensors)}.")
+            raise SettingError(
+                f"guidance needs guidance_scale and a negative_*; the condition holds {sorted(cond.tensors)}."
+            )
         # Unconditional half first, as diffusers has it.
         negative = {k: cond.tensors.get(f"negative_{k}", cond.tensors[k]) for k in names}
         double = Condition({k: torch.cat([negative[k], cond.tensors[k]]) for k in names})

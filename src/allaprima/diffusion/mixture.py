@@ -49,7 +49,9 @@ def gaussian_flow(x_t: Tensor, t: Tensor, s: Tensor, mean: float, std: float, sc
 
     With s clean this is the consistency map `f = m + (x_t - alpha m) std / sqrt(alpha^2 std^2 + sigma^2)`.
     """
-    a_t, s_t, a_s, s_s = (expand(v, x_t) for v in (schedule.alpha(t), schedule.sigma(t), schedule.alpha(s), schedule.sigma(s)))
+    a_t, s_t, a_s, s_s = (
+        expand(v, x_t) for v in (schedule.alpha(t), schedule.sigma(t), schedule.alpha(s), schedule.sigma(s))
+    )
     spread_t = ((a_t * std) ** 2 + s_t**2).sqrt()
     spread_s = ((a_s * std) ** 2 + s_s**2).sqrt()
     return a_s * mean + (x_t - a_t * mean) / spread_t * spread_s

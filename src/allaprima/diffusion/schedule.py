@@ -81,7 +81,9 @@ class DiscreteVP:
             raise SettingError(f"alphas_cumprod has shape {tuple(alphas_cumprod.shape)}: a (T,) tensor, T >= 2, is due.")
         abar = alphas_cumprod.double()
         if not bool(((abar > 0) & (abar < 1)).all() and (abar.diff() < 0).all()):
-            raise SettingError("alphas_cumprod must decrease strictly inside (0, 1); zero-terminal-SNR schedules need `flow`.")
+            raise SettingError(
+                "alphas_cumprod must decrease strictly inside (0, 1); zero-terminal-SNR schedules need `flow`."
+            )
         self.alphas_cumprod = abar
         self._half_log_snr = 0.5 * (abar.log() - (1 - abar).log())
 
@@ -151,7 +153,11 @@ class DiscreteVP:
 
     def time_of_strength(self, strength: float) -> float:
         _check_share("strength", strength, upper_included=True)
-        return max(round(strength * self.num_train_timesteps), 1) - 1.0 if strength == 1.0 else strength * self.num_train_timesteps
+        return (
+            max(round(strength * self.num_train_timesteps), 1) - 1.0
+            if strength == 1.0
+            else strength * self.num_train_timesteps
+        )
 
     def grid(self, n: int, start: float | None = None) -> list[float]:
         if n < 1 or n > self.num_train_timesteps:

@@ -1,0 +1,1 @@
+"""The workshop: how students are made."""

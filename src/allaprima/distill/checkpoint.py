@@ -46,9 +46,9 @@ def atomic_write(path: Path, write: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     write(temporary)
-    with open(temporary, "rb") as f:
+    with temporary.open("rb") as f:
         os.fsync(f.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def save_checkpoint(

@@ -147,7 +147,15 @@ def train(
             running = current if math.isnan(running) else 0.98 * running + 0.02 * current
             if step % config.log_every == 0:
                 seconds = spent + time.monotonic() - started
-                writer.writerow([step, step * config.train_batch_size, f"{seconds:.1f}", f"{running:.6f}", f"{learning_rate(config, step):.3e}"])
+                writer.writerow(
+                    [
+                        step,
+                        step * config.train_batch_size,
+                        f"{seconds:.1f}",
+                        f"{running:.6f}",
+                        f"{learning_rate(config, step):.3e}",
+                    ]
+                )
                 rows.flush()
             if time.monotonic() - last_save > config.checkpoint_seconds:
                 save()

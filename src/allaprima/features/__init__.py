@@ -1,0 +1,1 @@
+"""Frozen feature networks shared by oracles and metrics."""

@@ -1,0 +1,1 @@
+"""Cards, loading, and the student-teacher pair."""

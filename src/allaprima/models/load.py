@@ -59,7 +59,9 @@ def weight_files(folder: Path) -> list[Path]:
             with safe_open(f, "pt") as opened:
                 opened.keys()
         except (SafetensorError, OSError) as e:
-            raise ModelError(f"{f} ({f.stat().st_size} bytes) is unreadable or truncated: {e}. Copy or download it again.") from e
+            raise ModelError(
+                f"{f} ({f.stat().st_size} bytes) is unreadable or truncated: {e}. Copy or download it again."
+            ) from e
     return files
 
 

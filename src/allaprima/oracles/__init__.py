@@ -1,0 +1,1 @@
+"""Reference-free scorers, one file each."""

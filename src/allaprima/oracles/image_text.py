@@ -40,7 +40,9 @@ class ImageTextScorer(nn.Module):
     def __init__(self, text_dim: int = 384, width: int = 64, hidden: int = 192) -> None:
         super().__init__()
         self.config = {"text_dim": text_dim, "width": width, "hidden": hidden}
-        self.text = nn.Sequential(nn.LayerNorm(2 * text_dim), nn.Linear(2 * text_dim, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        self.text = nn.Sequential(
+            nn.LayerNorm(2 * text_dim), nn.Linear(2 * text_dim, hidden), nn.SiLU(), nn.Linear(hidden, hidden)
+        )
         self.stem = nn.Conv2d(48, width, 3, padding=1)
         self.high = nn.ModuleList([_FiLMBlock(width, hidden) for _ in range(2)])
         self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
@@ -84,7 +86,12 @@ class ImageTextOracle:
     """The scorer behind the oracle protocol; it shares the pair's text encoder."""
 
     def __init__(
-        self, scorer: ImageTextScorer, encode: Callable[[Sequence[str]], Tensor], name: str, fingerprint: str, cost: float = 0.1
+        self,
+        scorer: ImageTextScorer,
+        encode: Callable[[Sequence[str]], Tensor],
+        name: str,
+        fingerprint: str,
+        cost: float = 0.1,
     ) -> None:
         self.scorer, self.encode = scorer, encode
         self.name, self.fingerprint, self.cost = name, fingerprint, cost

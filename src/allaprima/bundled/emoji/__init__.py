@@ -1,0 +1,1 @@
+"""The emoji pair: card, data set, recipes, weights."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from allaprima.bundled.emoji.dataset import known_concepts, load_tar
 from allaprima.bundled.emoji.start import load_start_autoencoder
 from allaprima.bundled.emoji.teacher import latents_of
-from allaprima.distill.loop import Loss, LoopConfig, Progress, train
+from allaprima.distill.loop import LoopConfig, Loss, Progress, train
 
 CONFIG: dict[str, Any] = {
     "in_channels": 3,
@@ -42,7 +42,12 @@ CONFIG: dict[str, Any] = {
     "scaling_factor": 1.0,
 }
 LOOP = LoopConfig(
-    max_train_steps=1000, train_batch_size=32, learning_rate=2e-3, weight_decay=1e-4, emas={"use": 0.995}, checkpoint_seconds=90
+    max_train_steps=1000,
+    train_batch_size=32,
+    learning_rate=2e-3,
+    weight_decay=1e-4,
+    emas={"use": 0.995},
+    checkpoint_seconds=90,
 )
 
 

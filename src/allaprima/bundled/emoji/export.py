@@ -35,7 +35,8 @@ def kept_vocabulary(tokenizer: Any, needed: list[str]) -> list[str]:
     keep = [
         (i, token)
         for token, i in vocabulary.items()
-        if (i < FREQUENT or i in used or i in special or len(token.removeprefix("##")) == 1) and not token.startswith("[unused")
+        if (i < FREQUENT or i in used or i in special or len(token.removeprefix("##")) == 1)
+        and not token.startswith("[unused")
     ]
     return [token for _, token in sorted(keep)]
 
@@ -71,7 +72,9 @@ def export_unet(source: Path, out: Path, run: Path) -> None:
 
 def write_provenance(out: Path, what: dict[str, Any]) -> None:
     """`provenance.json` beside the weights, with the hash of each weight file."""
-    hashes = {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.rglob("*.safetensors"))}
+    hashes = {
+        str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.rglob("*.safetensors"))
+    }
     (out / "provenance.json").write_text(json.dumps({**what, "sha256": hashes}, indent=2) + "\n")
 
 

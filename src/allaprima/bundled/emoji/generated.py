@@ -1,6 +1,6 @@
 """Pictures painted by the bundled pair, for training and calibrating oracles: kinds, captions and pictures in one file.
 
-    python -m allaprima.bundled.emoji.generated --out runs/generated.safetensors
+python -m allaprima.bundled.emoji.generated --out runs/generated.safetensors
 """
 
 from __future__ import annotations

@@ -27,11 +27,16 @@ from allaprima.bundled.emoji.dataset import EmojiData, known_concepts, load_tar
 from allaprima.bundled.emoji.generated import load_generated
 from allaprima.bundled.emoji.start import load_start_autoencoder
 from allaprima.bundled.emoji.text import embed, load_text_encoder
-from allaprima.distill.loop import Loss, LoopConfig, Progress, train
+from allaprima.distill.loop import LoopConfig, Loss, Progress, train
 from allaprima.oracles.image_text import ImageTextScorer
 
 LOOP = LoopConfig(
-    max_train_steps=1500, train_batch_size=64, learning_rate=1e-3, weight_decay=0.05, emas={"use": 0.995}, checkpoint_seconds=60
+    max_train_steps=1500,
+    train_batch_size=64,
+    learning_rate=1e-3,
+    weight_decay=0.05,
+    emas={"use": 0.995},
+    checkpoint_seconds=60,
 )
 
 
@@ -98,7 +103,7 @@ def batch(d: OracleData, n: int, g: torch.Generator) -> tuple[Tensor, Tensor, Te
     painted, ref = d.painted[p].float() / 255, d.painted_ref[p]
     bad = degrade(d.rebuilt[broken], d.rebuilt[other], g)
     # Wrong captions: half of another concept in the same style, half any other picture's.
-    near = torch.multinomial(d.same_style[wrong[: q4]], 1, generator=g)[:, 0]
+    near = torch.multinomial(d.same_style[wrong[:q4]], 1, generator=g)[:, 0]
     claimed = torch.cat([near, torch.randint(len(d.real), (q4,), generator=g)])
     images = torch.cat([d.rebuilt[clean], bad, d.rebuilt[wrong], painted])
     refs = torch.cat([clean, broken, claimed, ref])

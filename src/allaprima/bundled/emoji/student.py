@@ -26,7 +26,7 @@ from allaprima.bundled.emoji.start import load_start_autoencoder
 from allaprima.bundled.emoji.teacher import SCHEDULER_CONFIG, latents_of
 from allaprima.bundled.emoji.text import embed, load_text_encoder
 from allaprima.diffusion.schedule import DiscreteVP, expand
-from allaprima.distill.loop import Loss, LoopConfig, Progress, train
+from allaprima.distill.loop import LoopConfig, Loss, Progress, train
 from allaprima.distill.losses.consistency import GuidedPrediction, consistency_loss
 
 GUIDANCE = (1.0, 5.0)
@@ -100,7 +100,10 @@ def main() -> None:
     def on_checkpoint(emas: Mapping[str, nn.Module], progress: Progress) -> None:
         emas["use"].save_pretrained(args.out / "unet")  # pyright: ignore[reportCallIssue]
         (args.out / "progress.json").write_text(json.dumps({"recipe": recipe, **progress.__dict__}, indent=1))
-        print(f"step {progress.step}  samples {progress.samples}  {progress.seconds:.0f} s  loss {progress.loss:.4f}", flush=True)
+        print(
+            f"step {progress.step}  samples {progress.samples}  {progress.seconds:.0f} s  loss {progress.loss:.4f}",
+            flush=True,
+        )
 
     loss = student_loss(teacher, latents, texts, null, schedule, config.train_batch_size)
     train(unet().train(), loss, config, args.out, recipe, on_checkpoint)

@@ -54,7 +54,9 @@ def min_snr_v_loss(v_hat: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor, gamma
     return (weight * (v_hat - v).square().flatten(1).mean(1)).mean()
 
 
-def diffusion_loss(latents: Tensor, texts: Tensor, null: Tensor, schedule: DiscreteVP, batch_size: int, drop: float = 0.1) -> Any:
+def diffusion_loss(
+    latents: Tensor, texts: Tensor, null: Tensor, schedule: DiscreteVP, batch_size: int, drop: float = 0.1
+) -> Any:
     """A `Loss` for the loop. `latents: (N,C,H,W)`, `texts: (N,L,D)`, `null: (1,L,D)`."""
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
@@ -95,14 +97,29 @@ def main() -> None:
     unet = UNet2DConditionModel.from_pretrained(source, use_safetensors=True).float().train()
     unet.to(memory_format=torch.channels_last)
     config = replace(LOOP, max_train_steps=args.steps, learning_rate=args.lr)
-    recipe = {"name": "emoji-teacher", "data_sha256": data.sha256, "pictures": len(data.rows), "warm_start": source.parent.name}
+    recipe = {
+        "name": "emoji-teacher",
+        "data_sha256": data.sha256,
+        "pictures": len(data.rows),
+        "warm_start": source.parent.name,
+    }
 
     def on_checkpoint(emas: Mapping[str, nn.Module], progress: Progress) -> None:
         emas["use"].save_pretrained(args.out / "unet")  # pyright: ignore[reportCallIssue]
         (args.out / "progress.json").write_text(json.dumps({"recipe": recipe, **progress.__dict__}, indent=1))
-        print(f"step {progress.step}  samples {progress.samples}  {progress.seconds:.0f} s  loss {progress.loss:.4f}", flush=True)
+        print(
+            f"step {progress.step}  samples {progress.samples}  {progress.seconds:.0f} s  loss {progress.loss:.4f}",
+            flush=True,
+        )
 
-    train(unet, diffusion_loss(latents, texts, null, schedule, config.train_batch_size), config, args.out, recipe, on_checkpoint)
+    train(
+        unet,
+        diffusion_loss(latents, texts, null, schedule, config.train_batch_size),
+        config,
+        args.out,
+        recipe,
+        on_checkpoint,
+    )
 
 
 if __name__ == "__main__":
