@@ -9,9 +9,9 @@ beartype_packages(
 )
 torch.set_num_threads(2)
 
-import pytest
+import pytest  # noqa: E402
 
-from allaprima.diffusion.schedule import DiscreteVP
+from allaprima.diffusion.schedule import DiscreteVP  # noqa: E402 (after the hook, so that it is checked)
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 

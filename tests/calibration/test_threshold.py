@@ -36,7 +36,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 
 @pytest.mark.parametrize("budget", [4.9, 25.1])
 def test_a_budget_that_cannot_be_spent_is_refused(budget):
-    with pytest.raises(SettingError, match="5 .* to 25"):
+    with pytest.raises(SettingError, match=r"5 .* to 25"):
         share_for_budget(budget, 5, 20)
 
 

@@ -59,7 +59,9 @@ def test_the_same_run_twice_is_the_same_bytes_and_is_not_overwritten(tmp_path, c
 @pytest.mark.slow
 def test_killed_and_resumed_is_byte_identical(tmp_path):
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("".join(f"{c}, {s}\n" for c in ("panda", "pizza", "rocket", "owl", "ghost") for s in ("noto", "twemoji")))
+    prompts.write_text(
+        "".join(f"{c}, {s}\n" for c in ("panda", "pizza", "rocket", "owl", "ghost") for s in ("noto", "twemoji"))
+    )
     common = [*RUN, "--prompts-file", str(prompts), "--images-per-prompt", "3", "--out"]
     allaprima(*common, tmp_path / "whole")
     child = subprocess.Popen([sys.executable, "-m", "allaprima", *common, str(tmp_path / "killed")], env=os.environ)
@@ -93,7 +95,9 @@ def test_one_bad_prompt_leaves_the_others(tmp_path, capsys):
 
 def test_an_unknown_word_is_painted_as_the_nearest_concept_and_said(tmp_path, capsys):
     allaprima(*RUN, "kitten, noto", "--out", tmp_path / "run")
-    assert "'kitten, noto' is not a concept this card knows; painting 'cat, noto'" in " ".join(capsys.readouterr().err.split())
+    assert "'kitten, noto' is not a concept this card knows; painting 'cat, noto'" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 @pytest.mark.parametrize(

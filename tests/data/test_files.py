@@ -81,6 +81,8 @@ def test_what_is_not_a_picture_is_said(tmp_path):
 
 def test_the_sheet_shows_draft_and_final():
     red, blue = Image.new("RGB", (64, 64), (255, 0, 0)), Image.new("RGB", (64, 64), (0, 0, 255))
-    sheet = contact_sheet([SheetRow("cat", red, blue, 0.4, 0.5, "refine"), SheetRow("dog", None, blue, None, None, "regenerate")])
+    sheet = contact_sheet(
+        [SheetRow("cat", red, blue, 0.4, 0.5, "refine"), SheetRow("dog", None, blue, None, None, "regenerate")]
+    )
     colours = {c for _, c in sheet.getcolors(2**24)}
     assert {(255, 0, 0), (0, 0, 255)} <= colours

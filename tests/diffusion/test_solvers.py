@@ -10,7 +10,8 @@ from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition
 from allaprima.diffusion.mixture import MixtureDenoiser, gaussian_flow
 from allaprima.diffusion.sample import sample
-from allaprima.diffusion.schedule import DiscreteVP
+from allaprima.diffusion.prediction import to_x0
+from allaprima.diffusion.schedule import DiscreteVP, Flow
 from allaprima.diffusion.solvers import SOLVERS, make_solver
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
@@ -152,3 +153,70 @@ def test_a_mixture_comes_back_from_noise():
 def test_an_unknown_solver_is_refused_with_the_nearest_name():
     with pytest.raises(SettingError, match="Did you mean 'dpm_solver'"):
         make_solver("dpmsolver", VP)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_euler_is_diffusers_on_flows(shift):
+    flow = Flow(shift)
+    s = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    s.set_timesteps(sigmas=[1 - i / 10 for i in range(10)])
+    y = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = y.clone()
+
+    def velocity(x):
+        return torch.tanh(x) * 0.4
+
+    solver = make_solver("euler", flow)
+    for t, p in zip(s.timesteps, solver.plan(10), strict=True):
+        assert float(t) / 1000 == pytest.approx(p.t, abs=1e-6)
+        x = s.step(velocity(x), t, x).prev_sample
+        tt, ss = (torch.full((2,), v, dtype=torch.float64) for v in (p.t, p.s))
+        x0 = to_x0("flow_prediction", velocity(y), y, flow.alpha(tt), flow.sigma(tt))
+        y, _ = solver.step(y, x0, tt, ss, {})
+    assert (x - y).abs().max() < 1e-5
+
+
+def test_heun_is_second_order():
+    mean, std, t0, t1 = 0.8, 0.5, 900.0, 100.0
+    exact = MixtureDenoiser(VP, torch.full((1, 1), mean), torch.tensor([std]))
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    ends = [torch.full((9,), v, dtype=torch.float64) for v in (t0, t1)]
+    truth = gaussian_flow(x, *ends, mean, std, VP)
+    errors = []
+    for n in (8, 32):
+        times = [t0 + (t1 - t0) * i / n for i in range(n + 1)]
+        solver = make_solver("heun", VP)
+        y, state = x.clone(), solver.init(x)
+        for a, b in zip(times, times[1:], strict=False):
+            t, s = (torch.full((9,), v, dtype=torch.float64) for v in (a, b))
+            for phase, now in ((0, t), (1, s)):
+                y, state = solver.step(y, exact(y, now), now, s, state, None, torch.full((9,), phase))
+        errors.append(float((y - truth).abs().max()))
+    assert math.log(errors[0] / errors[1]) / math.log(4) == pytest.approx(2, abs=0.3)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6, 9, 20])
+@pytest.mark.parametrize("name", ["heun", "restart"])
+def test_every_evaluation_is_counted(name, n):
+    assert len(make_solver(name, VP).plan(n)) == n
+
+
+@pytest.mark.parametrize("name", ["heun", "restart", "euler"])
+def test_a_gaussian_comes_back_from_noise(name):
+    exact = MixtureDenoiser(VP, torch.full((1, 1), 0.3), torch.tensor([0.5]))
+    x = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0))
+    y = sample(exact, make_solver(name, VP), x, NONE, 80)
+    assert float(y.mean()) == pytest.approx(0.3, abs=0.02)
+    assert float(y.std()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_restart_puts_back_exactly_the_noise_of_its_time():
+    solver = make_solver("restart", VP)
+    (up,) = [p for p in solver.plan(20) if p.noise_to is not None]
+    assert VP.time_of_variance(0.8) == pytest.approx(up.noise_to)
+    x0 = torch.zeros(40_000, 1)
+    t, s, back = (torch.full((40_000,), v, dtype=torch.float64) for v in (up.t, up.s, up.noise_to))
+    g = torch.Generator().manual_seed(0)
+    x_t = float(VP.sigma(t)[0]) * torch.randn(x0.shape, generator=g)
+    out, _ = solver.step(x_t, x0, t, s, {}, torch.randn(x0.shape, generator=g), None, back)
+    assert float(out.var()) == pytest.approx(0.8, abs=0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,8 @@ def write_bytes_atomically(path: Path, data: bytes) -> None:
             os.fsync(f.fileno())
         temporary.replace(path)
     except OSError as e:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise RunFolderError(f"{path} cannot be written: {e.strerror}. Free some space or choose another --out.") from e
 
 

@@ -122,7 +122,7 @@ def load_card(name_or_path: str | Path) -> Card:
         raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(raw, dict):
             raise ModelError(f"{path} is not a card: a YAML mapping with name, student, teacher and oracle is due.")
-        return Card(**{**raw, "folder": path.parent})
+        return Card.model_validate({**raw, "folder": path.parent})
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
         raise ModelError(f"{path} cannot be read as YAML: {e}. Mend the file or choose another card.") from e
     except ValidationError as e:

@@ -1,7 +1,7 @@
 """Assemble the bundled weights: diffusers folders in float16, one shared text encoder with a pruned vocabulary.
 
     python -m allaprima.bundled.emoji.export --text minilm --start emoji-start --teacher runs/teacher \\
-        --student runs/student [--vae runs/autoencoder] [--oracle runs/oracle]
+        --student runs/student --oracle runs/oracle
 
 The text encoder keeps the first 22,000 entries of BERT's vocabulary (ordered by frequency) and every one the known
 concepts, styles and keywords need; a dropped word falls back to its pieces, all of which are kept.
@@ -70,6 +70,15 @@ def export_unet(source: Path, out: Path, run: Path) -> None:
     shutil.copy(run / "curve.csv", out / "curve.csv")
 
 
+def export_oracle(run: Path, out: Path) -> None:
+    """Write the scorer in float16 with its provenance and curve."""
+    from allaprima.oracles.image_text import ImageTextScorer
+
+    ImageTextScorer.from_pretrained(run / "model").half().save_pretrained(out)
+    shutil.copy(run / "curve.csv", out / "curve.csv")
+    write_provenance(out, json.loads((run / "progress.json").read_text()))
+
+
 def write_provenance(out: Path, what: dict[str, Any]) -> None:
     """`provenance.json` beside the weights, with the hash of each weight file."""
     hashes = {
@@ -100,6 +109,7 @@ def main() -> None:
     p.add_argument("--start", type=Path, help="warm start folder, whose autoencoder is bundled when --vae is not given")
     p.add_argument("--teacher", type=Path, help="run folder of the teacher")
     p.add_argument("--student", type=Path, help="run folder of the student")
+    p.add_argument("--oracle", type=Path, help="run folder of the oracle")
     p.add_argument("--out", type=Path, default=Path(str(resources.files("allaprima.bundled.emoji") / "weights")))
     args = p.parse_args()
     teacher, student = args.out / "teacher", args.out / "student"
@@ -112,6 +122,8 @@ def main() -> None:
             export_unet(run / "unet", out, run)
             write_provenance(out, json.loads((run / "progress.json").read_text()))
             model_index(out, "allaprima.models.autoencoder")
+    if args.oracle:
+        export_oracle(args.oracle, args.out / "oracle")
 
 
 if __name__ == "__main__":

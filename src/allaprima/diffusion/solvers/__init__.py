@@ -13,7 +13,10 @@ from allaprima.diffusion.solvers.solver import Solver
 SOLVERS = {
     "ddim": "ddim:DDIM",
     "dpm_solver": "dpm_solver:DPMSolverPP2M",
+    "euler": "euler:Euler",
+    "heun": "heun:Heun",
     "consistency": "consistency:Consistency",
+    "restart": "restart:Restart",
 }
 """Name -> `module:class` in this package, imported when asked for."""
 

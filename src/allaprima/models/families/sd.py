@@ -58,7 +58,7 @@ class SDModel:
         n = self.token_count(prompt)
         if n > self.text.max_length:
             raise PromptError(
-                f"the prompt {prompt[:60]!r}... has {n} tokens and this text encoder reads {self.text.max_length}: shorten it."
+                f"the prompt {prompt[:60]!r}... has {n} tokens; this text encoder reads {self.text.max_length}. Shorten it."
             )
 
     @torch.inference_mode()

@@ -1,0 +1,1 @@
+"""Benchmarks: each runs both sides in one run and prints the ratio."""

@@ -1,0 +1,42 @@
+"""Euler on the probability-flow ODE: first order, for flow and VP models alike."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from allaprima.diffusion.prediction import eps_of
+from allaprima.diffusion.schedule import Schedule, expand
+from allaprima.diffusion.solvers.solver import State, Step, plan_on_grid
+
+
+def variance_exploding(x_t: Tensor, x0: Tensor, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
+    """`y = x / alpha`, `d y / d rho = eps_hat` and `rho = sigma / alpha`, the coordinates of arXiv 2206.00364."""
+    a, s = schedule.alpha(t), schedule.sigma(t)
+    return x_t / expand(a, x_t), eps_of(x0, x_t, a, s), s / a
+
+
+class Euler:
+    """`y_s = y_t + (rho_s - rho_t) eps_hat`; for a flow model this is `x_s = x_t + (s - t) v_hat` exactly."""
+
+    needs_noise = False
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def plan(self, n: int, start: float | None = None) -> list[Step]:
+        """One evaluation a step."""
+        return plan_on_grid(self.schedule, n, start)
+
+    def init(self, x: Tensor) -> State:
+        """No memory."""
+        return {}
+
+    def step(
+        self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, state: State,
+        noise: Tensor | None = None, phase: Tensor | None = None, noise_to: Tensor | None = None,
+    ) -> tuple[Tensor, State]:  # fmt: skip
+        """Move from `t` to `s`."""
+        k = self.schedule
+        # alpha_t is 0 at a flow's noisiest time, so y is not formed: x_s = alpha_s x0 + sigma_s eps_hat is the same line.
+        eps = eps_of(x0, x_t, k.alpha(t), k.sigma(t))
+        return expand(k.alpha(s), x_t) * x0 + expand(k.sigma(s), x_t) * eps, state

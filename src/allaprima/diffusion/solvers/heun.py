@@ -1,0 +1,57 @@
+"""Heun's second-order method in variance-exploding coordinates (arXiv 2206.00364, algorithm 1 without churn)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from allaprima.core.errors import SettingError
+from allaprima.diffusion.schedule import Schedule, expand
+from allaprima.diffusion.solvers.euler import variance_exploding
+from allaprima.diffusion.solvers.solver import State, Step
+
+
+class Heun:
+    """Predict with Euler (phase 0), evaluate again at the end, correct with the mean slope (phase 1).
+
+    `plan(n)` counts evaluations, as everything here does: an odd n is (n - 1) / 2 Heun steps and one Euler step to the
+    clean end; an even n begins with one more Euler step.
+    """
+
+    needs_noise = False
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def plan(self, n: int, start: float | None = None) -> list[Step]:
+        """`n` evaluations."""
+        if n < 1:
+            raise SettingError(f"steps={n} is out of range: at least 1 evaluation is due.")
+        times = self.schedule.grid(n // 2 + 1, start)
+        steps: list[Step] = []
+        for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+            steps.append(Step(t, s, phase=0))
+            if i > 0 or n % 2 == 1:
+                steps.append(Step(s, s, phase=1))
+        return [*steps, Step(times[-1], self.schedule.t_clean, phase=0)]
+
+    def init(self, x: Tensor) -> State:
+        """Where the last prediction began: sample, slope and rho."""
+        return {"y": torch.zeros_like(x), "d": torch.zeros_like(x), "rho": torch.zeros(len(x), dtype=torch.float64)}
+
+    def step(
+        self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, state: State,
+        noise: Tensor | None = None, phase: Tensor | None = None, noise_to: Tensor | None = None,
+    ) -> tuple[Tensor, State]:  # fmt: skip
+        """Predict from `t` to `s`, or correct at `s`, as each sample's phase says (default: predict)."""
+        k = self.schedule
+        y, d, rho = variance_exploding(x_t, x0, t, k)
+        correct = torch.zeros_like(t, dtype=torch.bool) if phase is None else phase == 1
+        which = expand(correct.double(), x_t) > 0
+        rho_s = k.sigma(s) / k.alpha(s)
+        predicted = y + expand(rho_s - rho, y) * d
+        corrected = state["y"] + expand(rho - state["rho"], y) * 0.5 * (state["d"] + d)
+        x_s = expand(k.alpha(s), y) * torch.where(which, corrected, predicted)
+        # To the clean end the prediction is x0 itself; say so exactly.
+        end = expand((s == k.t_clean).double(), x_t) > 0
+        return torch.where(end, x0, x_s), {"y": y, "d": d, "rho": rho}
