@@ -74,9 +74,10 @@ class Calibration:
     def load(cls, path: Path) -> Calibration:
         """Inverse of `save`; raises `CalibrationError` for an unreadable file or another schema."""
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if raw["schema"] != SCHEMA:
                 raise CalibrationError(f"{path} has schema {raw['schema']}, this version reads {SCHEMA}: calibrate again.")
-            return cls(**{**raw, "interval": tuple(raw["interval"]), "scores": tuple(raw["scores"])})
+            raw |= {"interval": tuple(raw["interval"]), "scores": tuple(raw["scores"])}
+            return cls(**raw)
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise CalibrationError(f"{path} is not a calibration: {e}. Make one with `allaprima calibrate`.") from e

@@ -38,6 +38,6 @@ class Result:
             "score": self.score,
             "threshold": self.threshold,
             "decision": None if self.decision is None else str(self.decision),
-            "evaluations": dict(self.cost.evaluations),
+            "evaluations": dict(sorted(self.cost.evaluations.items())),
             "error": self.error,
         }

@@ -57,7 +57,8 @@ class CascadeSettings:
     def from_dict(cls, raw: dict[str, Any]) -> CascadeSettings:
         """Inverse of `to_dict`."""
         ((kind, value),) = raw["sigma"].items()
-        return cls(**{**raw, "sigma": make_sigma(kind, value)})
+        fields: dict[str, Any] = {**raw, "sigma": make_sigma(kind, value)}
+        return cls(**fields)
 
 
 def make_sigma(kind: str, value: float) -> Sigma:

@@ -64,8 +64,8 @@ def student_loss(teacher: nn.Module, latents: Tensor, texts: Tensor, null: Tenso
         eps = torch.randn(x0.shape, generator=g)
         index = torch.randint(len(grid), (batch,), generator=g)
         w = GUIDANCE[0] + (GUIDANCE[1] - GUIDANCE[0]) * torch.rand(batch, generator=g)
-        networks = [guided(net, cond, null, schedule) for net in (model, emas["target"], teacher)]
-        return consistency_loss(*networks, schedule, grid, x0, eps, index, w)
+        student, target, guide = (guided(net, cond, null, schedule) for net in (model, emas["target"], teacher))
+        return consistency_loss(student, target, guide, schedule, grid, x0, eps, index, w)
 
     return loss
 
@@ -85,7 +85,7 @@ def main() -> None:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     def unet() -> Any:
-        net = UNet2DConditionModel.from_pretrained(args.teacher, use_safetensors=True).float()
+        net: Any = UNet2DConditionModel.from_pretrained(args.teacher, use_safetensors=True).float()
         return net.to(memory_format=torch.channels_last)
 
     data = load_tar(args.data).pick(known_concepts(), "train")

@@ -94,7 +94,7 @@ def main() -> None:
     tokenizer, encoder = load_text_encoder(args.text)
     texts, null = embed(tokenizer, encoder, [r.caption for r in data.rows]), embed(tokenizer, encoder, [""])
     source = args.unet or args.start / "unet"
-    unet = UNet2DConditionModel.from_pretrained(source, use_safetensors=True).float().train()
+    unet: Any = UNet2DConditionModel.from_pretrained(source, use_safetensors=True).float().train()
     unet.to(memory_format=torch.channels_last)
     config = replace(LOOP, max_train_steps=args.steps, learning_rate=args.lr)
     recipe = {
