@@ -9,8 +9,8 @@ import torch
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition
 from allaprima.diffusion.mixture import MixtureDenoiser, gaussian_flow
-from allaprima.diffusion.sample import sample
 from allaprima.diffusion.prediction import to_x0
+from allaprima.diffusion.sample import sample
 from allaprima.diffusion.schedule import DiscreteVP, Flow
 from allaprima.diffusion.solvers import SOLVERS, make_solver
 
