@@ -52,6 +52,13 @@ def test_dpm_solver_is_diffusers(n):
     assert (a - b).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("n", [3, 10, 25])
+def test_unipc_is_diffusers(n):
+    s = diffusers.UniPCMultistepScheduler(**SD, prediction_type="sample", final_sigmas_type="zero")
+    a, b = ours("unipc", n), theirs(s, n)
+    assert (a - b).abs().max() < 1e-5
+
+
 def slope(name):
     """Measured order on Gaussian data, whose flow is known: log error against log steps, between two inner times."""
     mean, std, t0, t1 = 0.8, 0.5, 900.0, 100.0
@@ -75,9 +82,12 @@ def slope(name):
     return math.log(errors[1] / errors[-1]) / math.log(counts[-1] / counts[1])
 
 
-@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpm_solver", 2)])
-def test_order_of_accuracy(name, order):
-    assert slope(name) == pytest.approx(order, abs=0.3)
+# UniPC's corrector gives third order but for its first step, which is of first order: between the two here.
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("ddim", 0.7, 1.3), ("euler", 0.7, 1.3), ("dpm_solver", 1.7, 2.3), ("unipc", 2.3, 3.3)]
+)
+def test_order_of_accuracy(name, low, high):
+    assert low < slope(name) < high
 
 
 @pytest.mark.parametrize("name", list(SOLVERS))

@@ -13,6 +13,7 @@ from allaprima.diffusion.solvers.solver import Solver
 SOLVERS = {
     "ddim": "ddim:DDIM",
     "dpm_solver": "dpm_solver:DPMSolverPP2M",
+    "unipc": "unipc:UniPC",
     "euler": "euler:Euler",
     "heun": "heun:Heun",
     "consistency": "consistency:Consistency",

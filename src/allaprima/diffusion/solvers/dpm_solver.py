@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from allaprima.diffusion.schedule import DiscreteVP, Schedule, expand
-from allaprima.diffusion.solvers.solver import State, Step, plan_on_grid
+from allaprima.diffusion.schedule import Schedule, expand
+from allaprima.diffusion.solvers.solver import State, Step, plan_linspace
 
 
 class DPMSolverPP2M:
@@ -22,12 +22,8 @@ class DPMSolverPP2M:
         self.schedule = schedule
 
     def plan(self, n: int, start: float | None = None) -> list[Step]:
-        """One evaluation a step; from pure noise, times are spaced linearly over the whole schedule, diffusers' default."""
-        if start is None and isinstance(self.schedule, DiscreteVP):
-            self.schedule.grid(n)  # checks the range of n
-            times = torch.linspace(0, self.schedule.t_max, n + 1, dtype=torch.float64).round().flip(0).tolist()
-            return [Step(t, s) for t, s in zip(times, [*times[1:-1], self.schedule.t_clean], strict=False)]
-        return plan_on_grid(self.schedule, n, start)
+        """One evaluation a step."""
+        return plan_linspace(self.schedule, n, start)
 
     def init(self, x: Tensor) -> State:
         """The previous x0, its log-SNR, and how many steps have been taken."""

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
-from allaprima.diffusion.schedule import Schedule
+from allaprima.diffusion.schedule import DiscreteVP, Schedule
 
 State = dict[str, Tensor]
 """A solver's memory; every tensor's first dimension is the batch, so rows can be regrouped between steps."""
@@ -60,3 +61,12 @@ def plan_on_grid(schedule: Schedule, n: int, start: float | None) -> list[Step]:
     """One evaluation at each time of the schedule's grid."""
     times: Sequence[float] = [*schedule.grid(n, start), schedule.t_clean]
     return [Step(t, s) for t, s in zip(times, times[1:], strict=False)]
+
+
+def plan_linspace(schedule: Schedule, n: int, start: float | None) -> list[Step]:
+    """Like `plan_on_grid`, but from pure noise times are spread over the whole schedule (diffusers' "linspace")."""
+    steps = plan_on_grid(schedule, n, start)
+    if start is not None or not isinstance(schedule, DiscreteVP):
+        return steps
+    times = torch.linspace(0, schedule.t_max, n + 1, dtype=torch.float64).round().flip(0).tolist()
+    return [Step(t, s) for t, s in zip(times, [*times[1:-1], schedule.t_clean], strict=False)]
