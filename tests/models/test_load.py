@@ -60,5 +60,5 @@ def test_diffusers_loads_the_unets():
 def test_all_weights_fit_in_96_mebibytes_and_have_provenance():
     total = sum(p.stat().st_size for p in WEIGHTS.rglob("*.safetensors"))
     assert total <= 96 * 2**20
-    for name in ("teacher", "student", "oracle"):
+    for name in ("teacher", "teacher/vae", "teacher/text_encoder", "student", "oracle"):
         assert (WEIGHTS / name / "provenance.json").exists()

@@ -115,12 +115,16 @@ def main() -> None:
     teacher, student = args.out / "teacher", args.out / "student"
     if args.text:
         export_text(args.text, teacher)
+        kept = f"word table pruned to BERT's {FREQUENT} most frequent entries and those the captions need; float16"
+        write_provenance(teacher / "text_encoder", {"started_from": "all-MiniLM-L6-v2 (Apache-2.0)", "changes": kept})
     if args.start:
         load_start_autoencoder(args.start).half().save_pretrained(teacher / "vae")
-    for run, out in ((args.teacher, teacher), (args.student, student)):
+        write_provenance(teacher / "vae", {"started_from": "the warm start's autoencoder", "changes": "none but its format"})
+    sources = ((args.teacher, teacher, "the warm start's teacher, 160,000 samples"), (args.student, student, "teacher/unet"))
+    for run, out, start in sources:
         if run:
             export_unet(run / "unet", out, run)
-            write_provenance(out, json.loads((run / "progress.json").read_text()))
+            write_provenance(out, {"started_from": start, **json.loads((run / "progress.json").read_text())})
             model_index(out, "allaprima.models.autoencoder")
     if args.oracle:
         export_oracle(args.oracle, args.out / "oracle")
