@@ -7,7 +7,7 @@ Loss: cross-entropy of each picture over every caption of the training split (im
 logistic loss of the picture against a damaged twin of it (melted by a smooth warp, smeared, partly erased or crossed
 with another picture): the score is to fall when the picture does.
 
-    python -m allaprima.bundled.emoji.judge --data emoji64.tar --start emoji-start --text minilm --out runs/judge
+    python -m allaprima.bundled.emoji.judge --data emoji64.tar --start emoji-start --out runs/judge
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--start", type=Path, required=True)
-    p.add_argument("--text", type=Path, required=True)
+    p.add_argument("--text", type=Path, help="folder of a text encoder; default: the bundled one")
     p.add_argument("--out", type=Path, required=True, help="run folder; run again to resume")
     p.add_argument("--steps", type=int, default=LOOP.max_train_steps)
     args = p.parse_args()

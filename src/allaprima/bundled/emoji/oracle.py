@@ -7,7 +7,7 @@ pictures (through the autoencoder, as every painted picture went), degraded ones
 patches), wrong captions (another concept in the same style, the same concept in another style), and pictures the
 student and the teacher painted in few and many steps.
 
-    python -m allaprima.bundled.emoji.oracle --data emoji64.tar --start emoji-start --text minilm \\
+    python -m allaprima.bundled.emoji.oracle --data emoji64.tar --start emoji-start \\
         --generated runs/generated.safetensors --out runs/oracle
 """
 
@@ -141,7 +141,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--start", type=Path, required=True)
-    p.add_argument("--text", type=Path, required=True)
+    p.add_argument("--text", type=Path, help="folder of a text encoder; default: the bundled one")
     p.add_argument("--generated", type=Path, required=True, help="made by `python -m allaprima.bundled.emoji.generated`")
     p.add_argument("--out", type=Path, required=True, help="run folder; run again to resume")
     p.add_argument("--steps", type=int, default=LOOP.max_train_steps)

@@ -5,7 +5,7 @@ Kept from the paper: guidance outside the student with a real-valued scale share
 Departures, all for two CPU cores: batch 32 instead of 512 with a learning rate of 1e-4 instead of 1e-5, w ~ U[1, 5]
 instead of U[1, 8] (the emoji teacher is used at 3 and burns at 8), use-EMA .995 for a training this short.
 
-    python -m allaprima.bundled.emoji.student --data emoji64.tar --start emoji-start --text minilm \\
+    python -m allaprima.bundled.emoji.student --data emoji64.tar --start emoji-start \\
         --teacher runs/teacher/unet --out runs/student
 """
 
@@ -75,8 +75,9 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, required=True, help="emoji64.tar, made by `python -m allaprima.bundled.emoji.build`")
     p.add_argument("--start", type=Path, required=True, help="folder of the warm start, for its latent space")
-    p.add_argument("--text", type=Path, required=True, help="folder of the text encoder")
+    p.add_argument("--text", type=Path, help="folder of a text encoder; default: the bundled one")
     p.add_argument("--teacher", type=Path, required=True, help="the teacher's UNet folder")
+    p.add_argument("--unet", type=Path, help="go on from this student's UNet folder; default: the teacher's own weights")
     p.add_argument("--out", type=Path, required=True, help="run folder; run again to resume")
     p.add_argument("--steps", type=int, default=LOOP.max_train_steps)
     p.add_argument("--lr", type=float, default=LOOP.learning_rate)
@@ -84,8 +85,8 @@ def main() -> None:
 
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    def unet() -> Any:
-        net: Any = UNet2DConditionModel.from_pretrained(args.teacher, use_safetensors=True).float()
+    def unet(folder: Path) -> Any:
+        net: Any = UNet2DConditionModel.from_pretrained(folder, use_safetensors=True).float()
         return net.to(memory_format=torch.channels_last)
 
     data = load_tar(args.data).pick(known_concepts(), "train")
@@ -93,9 +94,15 @@ def main() -> None:
     latents = latents_of(data, load_start_autoencoder(args.start))
     tokenizer, encoder = load_text_encoder(args.text)
     texts, null = embed(tokenizer, encoder, [r.caption for r in data.rows]), embed(tokenizer, encoder, [""])
-    teacher = unet().eval().requires_grad_(False)
+    teacher = unet(args.teacher).eval().requires_grad_(False)
     config = replace(LOOP, max_train_steps=args.steps, learning_rate=args.lr)
-    recipe = {"name": "emoji-student", "method": "consistency distillation", "data_sha256": data.sha256, "w": list(GUIDANCE)}
+    recipe = {
+        "name": "emoji-student",
+        "method": "consistency distillation",
+        "data_sha256": data.sha256,
+        "w": list(GUIDANCE),
+        "goes_on": args.unet is not None,
+    }
 
     def on_checkpoint(emas: Mapping[str, nn.Module], progress: Progress) -> None:
         emas["use"].save_pretrained(args.out / "unet")  # pyright: ignore[reportCallIssue]
@@ -106,7 +113,7 @@ def main() -> None:
         )
 
     loss = student_loss(teacher, latents, texts, null, schedule, config.train_batch_size)
-    train(unet().train(), loss, config, args.out, recipe, on_checkpoint)
+    train(unet(args.unet or args.teacher).train(), loss, config, args.out, recipe, on_checkpoint)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Loss: `min(SNR_t, 5) / (SNR_t + 1) * ||v_hat - v||^2`, `v = alpha eps - sigma x0` (progressive distillation,
 arXiv 2202.00512; min-SNR, arXiv 2303.09556, with its v-prediction weight). Prompts are dropped 10 % of the time.
 
-    python -m allaprima.bundled.emoji.teacher --data emoji64.tar --start emoji-start --text minilm --out runs/teacher
+    python -m allaprima.bundled.emoji.teacher --data emoji64.tar --start emoji-start --out runs/teacher
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, required=True, help="emoji64.tar, made by `python -m allaprima.bundled.emoji.build`")
     p.add_argument("--start", type=Path, required=True, help="folder of the warm start (unet/, autoencoder.safetensors)")
-    p.add_argument("--text", type=Path, required=True, help="folder of the text encoder")
+    p.add_argument("--text", type=Path, help="folder of a text encoder; default: the bundled one")
     p.add_argument("--out", type=Path, required=True, help="run folder; run again to resume")
     p.add_argument("--unet", type=Path, help="start from this UNet folder instead of the warm start's")
     p.add_argument("--steps", type=int, default=LOOP.max_train_steps)

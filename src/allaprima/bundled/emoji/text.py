@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ MAX_LENGTH = 16
 """Tokens a caption may have, begin and end included."""
 
 
-def load_text_encoder(folder: Path) -> tuple[Any, Any]:
-    """`(tokenizer, encoder)` from a transformers folder."""
+def load_text_encoder(folder: Path | None = None) -> tuple[Any, Any]:
+    """`(tokenizer, encoder)` from a transformers folder; without one, the bundled pair's own, as every painter has it."""
     from transformers import AutoTokenizer, BertModel
 
-    encoder = BertModel.from_pretrained(folder, use_safetensors=True).float().eval().requires_grad_(False)
-    return AutoTokenizer.from_pretrained(folder), encoder
+    bundled = Path(str(resources.files("allaprima.bundled.emoji"))) / "weights" / "teacher"
+    words, network = (bundled / "tokenizer", bundled / "text_encoder") if folder is None else (folder, folder)
+    encoder = BertModel.from_pretrained(network, use_safetensors=True).float().eval().requires_grad_(False)
+    return AutoTokenizer.from_pretrained(words), encoder
 
 
 @torch.no_grad()
