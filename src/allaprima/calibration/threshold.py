@@ -34,7 +34,8 @@ def threshold_for(scores: Sequence[float], share: float) -> float:
     values = np.asarray(scores, dtype=np.float64)
     if len(values) < 2 or not np.isfinite(values).all():
         raise SettingError(f"{len(values)} scores, {np.isfinite(values).sum()} of them numbers: at least 2 are due.")
-    return float(np.quantile(values, min(max(share, 0.0), 1.0)))
+    # One of the scores itself: interpolating between two that differ in their last bit rounds to the wrong one.
+    return float(np.quantile(values, min(max(share, 0.0), 1.0), method="higher"))
 
 
 def bootstrap_interval(

@@ -23,6 +23,12 @@ Encode = Callable[[Sequence[str]], Tensor]
 """`prompts -> (B, L, D)` hidden states, zero where padded."""
 
 
+def pool_text(hidden: Tensor) -> Tensor:
+    """The mean of the live hidden states: `(B, L, D)`, zero where padded -> `(B, D)`."""
+    live = (hidden.abs().sum(-1, keepdim=True) > 0).to(hidden.dtype)
+    return (hidden * live).sum(1) / live.sum(1).clamp(min=1)
+
+
 class _Block(nn.Module):
     """Depthwise 5x5, channel norm, two pointwise layers, residual (ConvNeXt, arXiv 2201.03545)."""
 
@@ -60,9 +66,8 @@ class Judge(nn.Module):
         return F.normalize(self.image_head(F.adaptive_avg_pool2d(x, 2).flatten(1)), dim=1)
 
     def embed_texts(self, hidden: Tensor) -> Tensor:
-        """`(B, L, D)` zero where padded -> `(B, dim)`, unit length; the mean of the live hidden states is used."""
-        live = (hidden.abs().sum(-1, keepdim=True) > 0).to(hidden.dtype)
-        return F.normalize(self.text((hidden * live).sum(1) / live.sum(1).clamp(min=1)), dim=1)
+        """`(B, L, D)` zero where padded, or `(B, D)` already pooled by `pool_text` -> `(B, dim)`, unit length."""
+        return F.normalize(self.text(pool_text(hidden) if hidden.ndim == 3 else hidden), dim=1)
 
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
         """`(B, dim), (N, dim) -> (B, N)` scaled similarities."""

@@ -108,7 +108,7 @@ def fingerprint(*folders: Path) -> str:
     """Hash of every weight file and config of these folders: what a calibration is tied to."""
     digest = hashlib.sha256()
     for folder in folders:
-        files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json"))
+        files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json") and p.name != "provenance.json")
         for p in files:
             digest.update(p.name.encode())
             digest.update(hashlib.sha256(p.read_bytes()).digest())

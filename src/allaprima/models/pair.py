@@ -26,5 +26,4 @@ def load_pair(card: Card) -> Pair:
         raise ModelError(f"card {card.name!r} is of the family {card.family!r}: {', '.join(FAMILIES)} can be loaded.")
     load = FAMILIES[card.family]
     teacher = load(card.path(card.teacher.source), card.text)
-    shared = {name: getattr(teacher, name) for name in card.student.share}
-    return Pair(load(card.path(card.student.source), card.text, shared), teacher)
+    return Pair(load(card.path(card.student.source), card.text, teacher, card.student.share), teacher)

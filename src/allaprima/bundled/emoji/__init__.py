@@ -1,1 +1,17 @@
 """The emoji pair: card, data set, recipes, weights."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from allaprima.evaluation.judge import Judge
+
+
+def load_judge() -> Judge:
+    """The bundled judge, which evaluates what the pair paints and never decides (recipe: `judge.py`)."""
+    from allaprima.evaluation.judge import Judge
+
+    return Judge.from_pretrained(Path(str(resources.files("allaprima.bundled.emoji"))) / "weights" / "judge")

@@ -26,7 +26,7 @@ from allaprima.bundled.emoji.dataset import known_concepts, load_tar
 from allaprima.bundled.emoji.start import load_start_autoencoder
 from allaprima.bundled.emoji.text import embed, load_text_encoder
 from allaprima.distill.loop import LoopConfig, Loss, Progress, train
-from allaprima.evaluation.judge import Judge
+from allaprima.evaluation.judge import Judge, pool_text
 
 LOOP = LoopConfig(
     max_train_steps=4000,
@@ -79,7 +79,7 @@ def damage(x: Tensor, other: Tensor, g: torch.Generator) -> Tensor:
 
 
 def judge_loss(images: Tensor, rebuilt: Tensor, texts: Tensor, n: int) -> Loss:
-    """A `Loss` for the loop. `images, rebuilt: (N,3,64,64)` uint8, `texts: (N,L,D)`."""
+    """A `Loss` for the loop. `images, rebuilt: (N,3,64,64)` uint8, `texts: (N,D)` pooled."""
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
         assert isinstance(model, Judge)
@@ -124,7 +124,7 @@ def main() -> None:
     with torch.no_grad():
         rebuilt = [autoencoder(x.float() / 127.5 - 1).sample for x in data.images.split(64)]
     rebuilt = torch.cat([(255 * (x / 2 + 0.5).clamp(0, 1)).round().byte() for x in rebuilt])
-    texts = embed(tokenizer, encoder, [r.caption for r in data.rows])
+    texts = pool_text(embed(tokenizer, encoder, [r.caption for r in data.rows]))
     both = [r.caption for r in (*whole.pick(known_concepts()).rows,)]
     pool, targets = embed(tokenizer, encoder, both), torch.tensor([both.index(r.caption) for r in test.rows])
     config = replace(LOOP, max_train_steps=args.steps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,13 @@ class SDModel:
     schedule: DiscreteVP
     prediction: str
     text: TextSettings
-    fingerprint: str
+    fingerprints: Mapping[str, str]
+    """Hash of each component, shared ones included: a draft's score depends on the decoder as much as on the UNet."""
+
+    @property
+    def fingerprint(self) -> str:
+        """One hash of all components."""
+        return hashlib.sha256(json.dumps(dict(self.fingerprints), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def denoiser(self) -> ClassifierFreeGuidance:
@@ -78,16 +86,17 @@ class SDModel:
         return (self.vae.decode(latents / scale).sample / 2 + 0.5).clamp(0, 1)
 
 
-def load_sd(folder: Path, text: TextSettings, share: Mapping[str, Any] | None = None) -> SDModel:
-    """Read an `sd` folder; components in `share` are used as they are instead of being loaded again."""
-    shared = dict(share or {})
+def load_sd(folder: Path, text: TextSettings, share: SDModel | None = None, shared: Sequence[str] = ()) -> SDModel:
+    """Read an `sd` folder; the components named in `shared` are those of `share` instead of being loaded again."""
     config = read_json(folder / "scheduler" / "scheduler_config.json")
-    unet = shared.get("unet") or load_component(folder / "unet")
-    unet.to(memory_format=torch.channels_last)
-    vae = shared.get("vae") or load_component(folder / "vae")
-    encoder = shared.get("text_encoder") or load_component(folder / "text_encoder")
-    tokenizer = shared.get("tokenizer") or load_tokenizer(folder / "tokenizer")
-    return SDModel(
-        unet, vae, encoder, tokenizer, DiscreteVP.from_config(config), str(config.get("prediction_type", "epsilon")),
-        text, fingerprint(folder / "unet", folder / "scheduler"),
-    )  # fmt: skip
+    parts: dict[str, Any] = {}
+    prints = {"scheduler": fingerprint(folder / "scheduler")}
+    for name in ("unet", "vae", "text_encoder", "tokenizer"):
+        if share is not None and name in shared:
+            parts[name], prints[name] = getattr(share, name), share.fingerprints[name]
+        else:
+            parts[name] = load_tokenizer(folder / name) if name == "tokenizer" else load_component(folder / name)
+            prints[name] = fingerprint(folder / name)
+    parts["unet"].to(memory_format=torch.channels_last)
+    kind = str(config.get("prediction_type", "epsilon"))
+    return SDModel(**parts, schedule=DiscreteVP.from_config(config), prediction=kind, text=text, fingerprints=prints)

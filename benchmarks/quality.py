@@ -1,0 +1,321 @@
+"""What the cascade buys: quality against mean steps, on the bundled pair.
+
+    python -m benchmarks.quality [--json] [--seeds 3] [--captions 196] [--out runs/quality]
+
+Each row paints the same captions with the same seeds: the student alone, the teacher alone (DPM-Solver++(2M) 10 and 25
+steps, DDIM 50), the cascade at 10 and 15 mean steps (thresholds of the card's calibration), and "refine all" at the same
+means. Two sets of captions: `test`, concept-style pairs that were never trained on, and `train`.
+
+Measures: Frechet distance to real pictures on EfficientNet-Lite0 features (not Inception, so not a published FID; it is
+biased upwards by few pictures, equally for every row); retrieval@1, whether the judge finds the right caption among all
+the card knows; the judge's own score; the oracle's score. The judge is another network than the oracle, trained apart,
+on real pictures only, and never decides anything. Intervals: 95 %, prompts resampled (Frechet: Student's t over seeds).
+
+Pictures are kept in --out, so a stopped run goes on where it was; the models' fingerprints are part of the names.
+The real pictures' features are read from `benchmarks/data` (made by `python -m benchmarks.reference --data emoji64.tar`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from allaprima.bundled.emoji import load_judge
+from allaprima.bundled.emoji.dataset import STYLES, known_concepts
+from allaprima.cascade.job import Request
+from allaprima.cascade.settings import CascadeSettings
+from allaprima.evaluation.frechet import frechet_distance
+from allaprima.evaluation.intervals import Interval, mean_interval, t_interval
+from allaprima.features.efficientnet_lite import EfficientNetLite0
+from allaprima.pipeline import AdaptivePipeline
+from benchmarks.reference import load_reference
+
+FIRST_SEED = 5_000_000
+"""Far from the seeds that trained the oracle (10,000 on) and calibrated the threshold (1,000,000 on)."""
+BUDGETS = (10.0, 15.0)
+TEST_IMAGES = 2
+"""Pictures of each test caption and seed: 49 captions alone would be few for a Frechet distance."""
+
+
+@dataclass(frozen=True)
+class Painted:
+    """One way of painting all captions of a set with one seed: `images: (N,3,H,W)` uint8; drafts and scores if any."""
+
+    images: Tensor
+    drafts: Tensor | None
+    scores: Tensor | None
+
+
+@dataclass(frozen=True)
+class Way:
+    """How to paint: a mode of the pipeline and changes to its settings."""
+
+    mode: str
+    changes: dict[str, Any]
+
+
+WAYS: dict[str, Way] = {
+    # Drafts, their scores and every draft refined: the student's row and every cascade's row are chosen from these.
+    "refine-20": Way("refine-all", {"teacher_steps": 20}),
+    "refine-10": Way("refine-all", {"teacher_steps": 10}),
+    "refine-5": Way("refine-all", {"teacher_steps": 5}),
+    "dpm-10": Way("teacher-only", {"teacher_steps": 10, "teacher_solver": "dpm_solver"}),
+    "dpm-25": Way("teacher-only", {"teacher_steps": 25, "teacher_solver": "dpm_solver"}),
+    "ddim-50": Way("teacher-only", {"teacher_steps": 50, "teacher_solver": "ddim"}),
+}
+
+
+def paint(pipe: AdaptivePipeline, way: Way, captions: Sequence[str], seed: int, path: Path, note: str) -> Painted:
+    """Paint, or read what an earlier run painted."""
+    settings = dataclasses.replace(pipe.settings, **way.changes)
+    prints = {k: v for k, v in pipe.fingerprints().items() if way.mode != "teacher-only" or k == "teacher"}
+    what = json.dumps([way.mode, settings.to_dict(), prints, list(captions), seed], sort_keys=True)
+    file = path / f"{hashlib.sha256(what.encode()).hexdigest()[:20]}.safetensors"
+    if not file.exists():
+        requests = [Request(c, seed + i, "", i) for i, c in enumerate(captions)]
+        results = sorted(
+            pipe.stream(requests, settings, pipe.policy(settings, mode=way.mode)), key=lambda r: r.request.index
+        )
+        tensors: dict[str, Tensor] = {"images": _bytes([r.image for r in results])}
+        if results[0].draft is not None:
+            tensors["drafts"] = _bytes([r.draft for r in results])
+            tensors["scores"] = torch.tensor([r.score for r in results], dtype=torch.float64)
+        path.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, file.with_suffix(".part"), {"what": what})
+        file.with_suffix(".part").replace(file)
+    print(f"{note}: {len(captions)} pictures", file=sys.stderr, flush=True)
+    found = load_file(file)
+    return Painted(found["images"], found.get("drafts"), found.get("scores"))
+
+
+def _bytes(images: Sequence[Tensor | None]) -> Tensor:
+    return torch.stack([(x * 255).round().byte() for x in images if x is not None])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: pictures `(seeds, N, 3, H, W)` and the mean steps they took."""
+
+    images: Tensor
+    steps: float
+    accepted: float | None = None
+
+
+def rows_of(painted: dict[str, list[Painted]], pipe: AdaptivePipeline, budgets: Sequence[float]) -> dict[str, Row]:
+    """Every row from what was painted; a cascade's pictures are drafts or refinements by its threshold."""
+    s: CascadeSettings = pipe.settings
+    assert pipe.calibration is not None
+
+    def stack(name: str) -> Tensor:
+        return torch.stack([p.images for p in painted[name]])
+
+    base = painted["refine-20"]
+    drafts = torch.stack([p.drafts for p in base if p.drafts is not None])
+    scores = torch.stack([p.scores for p in base if p.scores is not None])
+    rows = {
+        f"student {s.student_steps}": Row(drafts, s.student_steps),
+        "teacher DPM++ 10": Row(stack("dpm-10"), 10),
+        "teacher DPM++ 25": Row(stack("dpm-25"), 25),
+        "teacher DDIM 50": Row(stack("ddim-50"), 50),
+    }
+    for budget in budgets:
+        tau = pipe.calibration.threshold_for_budget(budget, s.student_steps, 20)
+        keep = scores >= tau
+        images = torch.where(keep[..., None, None, None], drafts, stack("refine-20"))
+        accepted = float(keep.double().mean())
+        rows[f"adaptive {budget:g}"] = Row(images, s.student_steps + 20 * (1 - accepted), accepted)
+        n = int(budget) - s.student_steps
+        rows[f"refine all {budget:g}"] = Row(stack(f"refine-{n}"), s.student_steps + n)
+    return rows
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row's measures; per-picture values are flat over (seed, caption)."""
+
+    frechet: list[float]
+    found: list[float]
+    judge: list[float]
+    oracle: list[float]
+
+
+class Meter:
+    """Feature network, judge and oracle, with everything about the captions computed once."""
+
+    def __init__(self, pipe: AdaptivePipeline, captions: Sequence[str], reference: Tensor) -> None:
+        self.net, self.judge, self.pipe = EfficientNetLite0.pretrained(), load_judge(), pipe
+        self.captions, self.reference = list(captions), reference
+        pool = [f"{c}, {s}" for c in known_concepts() for s in STYLES]
+        self.pool = self._texts(pool)
+        self.target = torch.tensor([pool.index(c) for c in captions])
+
+    def _texts(self, captions: Sequence[str]) -> Tensor:
+        parts = [self.pipe.student.encode(captions[i : i + 64]) for i in range(0, len(captions), 64)]
+        return torch.cat([self.judge.embed_texts(p) for p in parts])
+
+    @torch.no_grad()
+    def measure(self, images: Tensor) -> Measured:
+        """`images: (seeds, N, 3, H, W)` uint8."""
+        out = Measured([], [], [], [])
+        for one in images:
+            out.frechet.append(frechet_distance(self.net.features(one), self.reference))
+            pictures = one.float() / 255
+            embedded = torch.cat([self.judge.embed_images(x) for x in pictures.split(128)])
+            logits = self.judge.logits(embedded, self.pool)
+            out.found.extend((logits.argmax(1) == self.target).double().tolist())
+            out.judge.extend(logits.gather(1, self.target[:, None])[:, 0].tolist())
+            assert self.pipe.oracle is not None
+            for i in range(0, len(pictures), 64):
+                out.oracle.extend(self.pipe.oracle.score(pictures[i : i + 64], self.captions[i : i + 64]).tolist())
+        return out
+
+
+def decision_accuracy(scores: Sequence[float], student_wins: Sequence[bool]) -> dict[str, float]:
+    """How well `score > tau` tells "the judge prefers the student", at the best tau (methods 1, decision accuracy).
+
+    Beside it: the share of the larger class (what always saying the same would give), and the area under the curve
+    (.5 for scores that know nothing).
+    """
+    s, wins = np.asarray(scores), np.asarray(student_wins, dtype=bool)
+    order = np.argsort(s)
+    right = np.concatenate([[0], np.cumsum(~wins[order])]) + np.concatenate([np.cumsum(wins[order][::-1])[::-1], [0]])
+    best = int(right.argmax())
+    tau = float("-inf") if best == 0 else float(s[order][best - 1])
+    a, b = s[wins], s[~wins]
+    auc = float((a[:, None] > b[None]).mean() + 0.5 * (a[:, None] == b[None]).mean()) if len(a) and len(b) else 0.5
+    return {
+        "accuracy": float(right.max() / len(s)),
+        "tau": tau,
+        "student_preferred": float(wins.mean()),
+        "always_the_same": float(max(wins.mean(), 1 - wins.mean())),
+        "auc": auc,
+    }
+
+
+def as_list(i: Interval) -> list[float]:
+    """JSON-ready."""
+    return [i.mean, i.low, i.high]
+
+
+def evaluate(pipe: AdaptivePipeline, captions: Sequence[str], reference: Tensor, args: argparse.Namespace, name: str) -> Any:
+    """Paint and measure one set of captions."""
+    painted: dict[str, list[Painted]] = {k: [] for k in WAYS}
+    for k, way in WAYS.items():
+        for j in range(args.seeds):
+            seed = FIRST_SEED + 100_000 * j
+            painted[k].append(paint(pipe, way, captions, seed, args.out, f"{name}, {k}, seed {j + 1} of {args.seeds}"))
+    rows = rows_of(painted, pipe, BUDGETS)
+    meter = Meter(pipe, captions, reference)
+    groups = [list(dict.fromkeys(captions)).index(c) for c in captions] * args.seeds
+    measured = {k: meter.measure(row.images) for k, row in rows.items()}
+    table = {
+        k: {
+            "mean_steps": row.steps,
+            "accepted": row.accepted,
+            "frechet": as_list(t_interval(measured[k].frechet)),
+            **{m: as_list(mean_interval(getattr(measured[k], m), groups)) for m in ("found", "judge", "oracle")},
+        }
+        for k, row in rows.items()
+    }
+
+    def paired(a: str, b: str, measure: Callable[[Measured], list[float]]) -> list[float]:
+        difference = [x - y for x, y in zip(measure(measured[a]), measure(measured[b]), strict=True)]
+        return as_list(mean_interval(difference, groups))
+
+    first, last = "adaptive 15", "teacher DDIM 50"
+    frechet_gap = [a - b for a, b in zip(measured[first].frechet, measured[last].frechet, strict=True)]
+    student = f"student {pipe.settings.student_steps}"
+    scores = torch.cat([p.scores for p in painted["refine-20"] if p.scores is not None]).tolist()
+    accuracies = {
+        teacher: decision_accuracy(
+            scores, [a > b for a, b in zip(measured[student].judge, measured[teacher].judge, strict=True)]
+        )
+        for teacher in ("teacher DPM++ 25", last)
+    }
+    return {
+        "pictures_a_row": len(captions) * args.seeds,
+        "captions": len(set(captions)),
+        "reference_pictures": len(reference),
+        "rows": table,
+        f"{first} minus {last}": {
+            "frechet": as_list(t_interval(frechet_gap)),
+            "found": paired(first, last, lambda m: m.found),
+            "judge": paired(first, last, lambda m: m.judge),
+        },
+        "oracle_against_judge": accuracies,
+    }
+
+
+def table_of(result: dict[str, Any]) -> str:
+    """Markdown for people."""
+    lines: list[str] = []
+    for split, part in result["sets"].items():
+        lines += [
+            f"\n**{split}**: {part['captions']} captions, {part['pictures_a_row']} pictures a row,"
+            f" {part['reference_pictures']} real pictures\n",
+            "| row | mean steps | Frechet (Lite0) | judge finds caption | judge's score | oracle's score |",
+            "|---|---|---|---|---|---|",
+        ]
+        for name, row in part["rows"].items():
+            cells = [
+                f"{m:.{d}f} ({lo:.{d}f}..{hi:.{d}f})"
+                for (m, lo, hi), d in ((row["frechet"], 2), (row["found"], 3), (row["judge"], 2), (row["oracle"], 3))
+            ]
+            lines.append(f"| {name} | {row['mean_steps']:.1f} | " + " | ".join(cells) + " |")
+        (gap,) = (v for k, v in part.items() if " minus " in k)
+        lines.append(
+            "\nadaptive 15 minus teacher DDIM 50: "
+            + ", ".join(f"{k} {m:+.3f} ({lo:+.3f}..{hi:+.3f})" for k, (m, lo, hi) in gap.items())
+        )
+        for teacher, a in part["oracle_against_judge"].items():
+            lines.append(
+                f"oracle tells whether the judge prefers the student to {teacher}: accuracy {a['accuracy']:.3f} at its best"
+                f" threshold (student preferred {a['student_preferred']:.3f}, always saying the same"
+                f" {a['always_the_same']:.3f}, AUC {a['auc']:.3f})"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run and print."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--json", action="store_true")
+    p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--captions", type=int, default=196, help="training captions (an even stride through all of them)")
+    p.add_argument("--sets", nargs="*", default=["test", "train"], choices=["test", "train"])
+    p.add_argument("--out", type=Path, default=Path("runs/quality"), help="painted pictures; run again to go on")
+    args = p.parse_args()
+    pipe = AdaptivePipeline.from_card("emoji")
+    reference = load_reference()
+    sets: dict[str, Any] = {}
+    for name in args.sets:
+        captions, features = reference.split(name)
+        if name == "train":
+            chosen = [captions[i * len(captions) // args.captions] for i in range(min(args.captions, len(captions)))]
+        else:
+            chosen = [c for c in captions for _ in range(TEST_IMAGES)]
+        sets[name] = evaluate(pipe, chosen, features, args, name)
+    result = {
+        "seeds": args.seeds,
+        "features": "EfficientNet-Lite0 (ImageNet), 224 px bicubic; not Inception FID",
+        "data_sha256": reference.data_sha256,
+        "fingerprints": pipe.fingerprints(),
+        "sets": sets,
+    }
+    print(json.dumps(result, indent=1) if args.json else table_of(result))
+
+
+if __name__ == "__main__":
+    main()

