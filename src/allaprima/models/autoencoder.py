@@ -1,12 +1,15 @@
 """A small autoencoder for 64-pixel pictures: pixel-unshuffle by 4, then residual blocks at one resolution.
 
 diffusers' own autoencoders are memory-bound at this size; this one is a diffusers `ModelMixin` with the same
-`encode`/`decode` calls and folder format (config.json and safetensors).
+`encode`/`decode` calls and folder format (config.json and safetensors). After `import allaprima.models.autoencoder`
+diffusers' own pipelines load a folder that names it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +62,9 @@ class PixelShuffleAutoencoder(ModelMixin, ConfigMixin):
         decoder_channels: int = 128,
         decoder_blocks: int = 3,
         scaling_factor: float = 1.0,
+        block_out_channels: Sequence[int] = (96, 96, 128),
     ) -> None:
+        # diffusers' pipelines read the size of a latent off the number of levels: 3 of them are a factor of 4.
         super().__init__()
         pixels = 3 * factor**2
         self.enc = nn.Sequential(
@@ -85,9 +90,10 @@ class PixelShuffleAutoencoder(ModelMixin, ConfigMixin):
         """`(B, 3, H, W)` in [-1, 1] -> normalised latents."""
         return Encoded((self.enc(images) - self.latent_mean.view(1, -1, 1, 1)) / self.latent_std.view(1, -1, 1, 1))
 
-    def decode(self, latents: Tensor) -> Decoded:
-        """Normalised latents `(B, C, h, w)` -> pictures."""
-        return Decoded(self.dec(latents * self.latent_std.view(1, -1, 1, 1) + self.latent_mean.view(1, -1, 1, 1)))
+    def decode(self, latents: Tensor, return_dict: bool = True, generator: Any = None) -> Any:
+        """Normalised latents `(B, C, h, w)` -> `Decoded`, or the one-tuple diffusers asks for with `return_dict=False`."""
+        sample = self.dec(latents * self.latent_std.view(1, -1, 1, 1) + self.latent_mean.view(1, -1, 1, 1))
+        return Decoded(sample) if return_dict else (sample,)
 
     def forward(self, images: Tensor) -> Decoded:
         """A round trip."""

@@ -1,7 +1,7 @@
 """Assemble the bundled weights: diffusers folders in float16, one shared text encoder with a pruned vocabulary.
 
-    python -m allaprima.bundled.emoji.export --text minilm --start emoji-start --teacher runs/teacher \\
-        --student runs/student --oracle runs/oracle
+    python -m allaprima.bundled.emoji.export --text minilm --vae runs/autoencoder --teacher runs/teacher \\
+        --student runs/student --oracle runs/oracle --judge runs/judge
 
 The text encoder keeps the first 22,000 entries of BERT's vocabulary (ordered by frequency) and every one the known
 concepts, styles and keywords need; a dropped word falls back to its pieces, all of which are kept.
@@ -20,9 +20,11 @@ from typing import Any
 import torch
 
 from allaprima.bundled.emoji.dataset import STYLES, known_concepts
-from allaprima.bundled.emoji.start import load_start_autoencoder
 from allaprima.bundled.emoji.teacher import SCHEDULER_CONFIG
 from allaprima.bundled.emoji.text import load_text_encoder
+from allaprima.evaluation.judge import Judge
+from allaprima.models.autoencoder import PixelShuffleAutoencoder
+from allaprima.oracles.image_text import ImageTextScorer
 
 FREQUENT = 22_000
 
@@ -70,13 +72,16 @@ def export_unet(source: Path, out: Path, run: Path) -> None:
     shutil.copy(run / "curve.csv", out / "curve.csv")
 
 
-def export_oracle(run: Path, out: Path) -> None:
-    """Write the scorer in float16 with its provenance and curve."""
-    from allaprima.oracles.image_text import ImageTextScorer
-
-    ImageTextScorer.from_pretrained(run / "model").half().save_pretrained(out)
+def export_scorer(run: Path, out: Path, kind: type[ImageTextScorer] | type[Judge]) -> None:
+    """Write the oracle's or the judge's network in float16 with its provenance and curve."""
+    kind.from_pretrained(run / "model").half().save_pretrained(out)
     shutil.copy(run / "curve.csv", out / "curve.csv")
-    write_provenance(out, json.loads((run / "progress.json").read_text()))
+    write_provenance(out, read_progress(run))
+
+
+def read_progress(run: Path) -> dict[str, Any]:
+    """What a run says of itself: recipe, samples, seconds, metrics."""
+    return json.loads((run / "progress.json").read_text())
 
 
 def write_provenance(out: Path, what: dict[str, Any]) -> None:
@@ -87,7 +92,7 @@ def write_provenance(out: Path, what: dict[str, Any]) -> None:
     (out / "provenance.json").write_text(json.dumps({**what, "sha256": hashes}, indent=2) + "\n")
 
 
-def model_index(out: Path, vae: str) -> None:
+def model_index(out: Path) -> None:
     """The index diffusers reads a pipeline folder by."""
     index = {
         "_class_name": "StableDiffusionPipeline",
@@ -95,7 +100,7 @@ def model_index(out: Path, vae: str) -> None:
         "text_encoder": ["transformers", "BertModel"],
         "tokenizer": ["transformers", "BertTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": [vae, "PixelShuffleAutoencoder" if vae != "diffusers" else "AutoencoderDC"],
+        "vae": ["allaprima.models.autoencoder", "PixelShuffleAutoencoder"],
         "safety_checker": [None, None],
         "feature_extractor": [None, None],
     }
@@ -106,10 +111,11 @@ def main() -> None:
     """Command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--text", type=Path, help="text encoder folder (all-MiniLM-L6-v2)")
-    p.add_argument("--start", type=Path, help="warm start folder, whose autoencoder is bundled when --vae is not given")
+    p.add_argument("--vae", type=Path, help="run folder of the autoencoder")
     p.add_argument("--teacher", type=Path, help="run folder of the teacher")
     p.add_argument("--student", type=Path, help="run folder of the student")
     p.add_argument("--oracle", type=Path, help="run folder of the oracle")
+    p.add_argument("--judge", type=Path, help="run folder of the judge")
     p.add_argument("--out", type=Path, default=Path(str(resources.files("allaprima.bundled.emoji") / "weights")))
     args = p.parse_args()
     teacher, student = args.out / "teacher", args.out / "student"
@@ -117,17 +123,25 @@ def main() -> None:
         export_text(args.text, teacher)
         kept = f"word table pruned to BERT's {FREQUENT} most frequent entries and those the captions need; float16"
         write_provenance(teacher / "text_encoder", {"started_from": "all-MiniLM-L6-v2 (Apache-2.0)", "changes": kept})
-    if args.start:
-        load_start_autoencoder(args.start).half().save_pretrained(teacher / "vae")
-        write_provenance(teacher / "vae", {"started_from": "the warm start's autoencoder", "changes": "none but its format"})
+    if args.vae:
+        PixelShuffleAutoencoder.from_pretrained(args.vae / "vae").half().save_pretrained(teacher / "vae")
+        shutil.copy(args.vae / "curve.csv", teacher / "vae" / "curve.csv")
+        account = {"started_from": "the warm start's autoencoder", **read_progress(args.vae)}
+        write_provenance(teacher / "vae", account)
     sources = ((args.teacher, teacher, "the warm start's teacher, 160,000 samples"), (args.student, student, "teacher/unet"))
     for run, out, start in sources:
         if run:
+            progress = read_progress(run)
+            if progress["recipe"].get("goes_on"):
+                before = json.loads((out / "provenance.json").read_text())
+                start = {k: before[k] for k in ("started_from", "recipe", "samples", "seconds", "sha256")}
             export_unet(run / "unet", out, run)
-            write_provenance(out, {"started_from": start, **json.loads((run / "progress.json").read_text())})
-            model_index(out, "allaprima.models.autoencoder")
+            write_provenance(out, {"started_from": start, **progress})
+            model_index(out)
     if args.oracle:
-        export_oracle(args.oracle, args.out / "oracle")
+        export_scorer(args.oracle, args.out / "oracle", ImageTextScorer)
+    if args.judge:
+        export_scorer(args.judge, args.out / "judge", Judge)
 
 
 if __name__ == "__main__":

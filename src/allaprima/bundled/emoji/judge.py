@@ -7,7 +7,7 @@ Loss: cross-entropy of each picture over every caption of the training split (im
 logistic loss of the picture against a damaged twin of it (melted by a smooth warp, smeared, partly erased or crossed
 with another picture): the score is to fall when the picture does.
 
-    python -m allaprima.bundled.emoji.judge --data emoji64.tar --start emoji-start --out runs/judge
+    python -m allaprima.bundled.emoji.judge --data emoji64.tar --out runs/judge
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from allaprima.bundled.emoji.dataset import known_concepts, load_tar
-from allaprima.bundled.emoji.start import load_start_autoencoder
+from allaprima.bundled.emoji.start import load_autoencoder
 from allaprima.bundled.emoji.text import embed, load_text_encoder
 from allaprima.distill.loop import LoopConfig, Loss, Progress, train
 from allaprima.evaluation.judge import Judge, pool_text
@@ -112,13 +112,13 @@ def main() -> None:
     """Command line of the recipe."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, required=True)
-    p.add_argument("--start", type=Path, required=True)
+    p.add_argument("--vae", type=Path, help="folder of the autoencoder; default: the bundled one")
     p.add_argument("--text", type=Path, help="folder of a text encoder; default: the bundled one")
     p.add_argument("--out", type=Path, required=True, help="run folder; run again to resume")
     p.add_argument("--steps", type=int, default=LOOP.max_train_steps)
     args = p.parse_args()
     whole = load_tar(args.data)
-    autoencoder = load_start_autoencoder(args.start)
+    autoencoder = load_autoencoder(args.vae)
     tokenizer, encoder = load_text_encoder(args.text)
     data, test = whole.pick(None, "train"), whole.pick(known_concepts(), "test")
     with torch.no_grad():

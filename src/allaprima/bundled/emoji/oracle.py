@@ -7,7 +7,7 @@ pictures (through the autoencoder, as every painted picture went), degraded ones
 patches), wrong captions (another concept in the same style, the same concept in another style), and pictures the
 student and the teacher painted in few and many steps.
 
-    python -m allaprima.bundled.emoji.oracle --data emoji64.tar --start emoji-start \\
+    python -m allaprima.bundled.emoji.oracle --data emoji64.tar \\
         --generated runs/generated.safetensors --out runs/oracle
 """
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from allaprima.bundled.emoji.dataset import EmojiData, known_concepts, load_tar
 from allaprima.bundled.emoji.generated import load_generated
-from allaprima.bundled.emoji.start import load_start_autoencoder
+from allaprima.bundled.emoji.start import load_autoencoder
 from allaprima.bundled.emoji.text import embed, load_text_encoder
 from allaprima.distill.loop import LoopConfig, Loss, Progress, train
 from allaprima.oracles.image_text import ImageTextScorer
@@ -140,14 +140,14 @@ def main() -> None:
     """Command line of the recipe."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, required=True)
-    p.add_argument("--start", type=Path, required=True)
+    p.add_argument("--vae", type=Path, help="folder of the autoencoder; default: the bundled one")
     p.add_argument("--text", type=Path, help="folder of a text encoder; default: the bundled one")
     p.add_argument("--generated", type=Path, required=True, help="made by `python -m allaprima.bundled.emoji.generated`")
     p.add_argument("--out", type=Path, required=True, help="run folder; run again to resume")
     p.add_argument("--steps", type=int, default=LOOP.max_train_steps)
     args = p.parse_args()
     whole = load_tar(args.data)
-    autoencoder = load_start_autoencoder(args.start)
+    autoencoder = load_autoencoder(args.vae)
     tokenizer, encoder = load_text_encoder(args.text)
     painted = load_generated(args.generated)
     parts: dict[str, OracleData] = {}

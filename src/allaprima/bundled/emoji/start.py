@@ -6,6 +6,7 @@ translation. Only training reads it.
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,3 +23,11 @@ def load_start_autoencoder(folder: Path) -> PixelShuffleAutoencoder:
     net = PixelShuffleAutoencoder()
     net.load_state_dict({k: v.float() for k, v in load_file(folder / "autoencoder.safetensors").items()})
     return net.eval().requires_grad_(False)
+
+
+def load_autoencoder(folder: Path | None = None) -> PixelShuffleAutoencoder:
+    """From a diffusers folder, by default the bundled one, float32, frozen: what every painted picture goes through."""
+    from allaprima.models.autoencoder import PixelShuffleAutoencoder
+
+    bundled = Path(str(resources.files("allaprima.bundled.emoji"))) / "weights" / "teacher" / "vae"
+    return PixelShuffleAutoencoder.from_pretrained(folder or bundled).float().eval().requires_grad_(False)
