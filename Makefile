@@ -26,6 +26,7 @@ check: $(READY)
 
 bench: $(READY)  ## both sides in one run, ratios printed
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.quality
 
 docs: $(READY)  ## the pages under docs/ are plain Markdown; this checks that their local links lead somewhere
 	$(BIN)/python docs/check_links.py

@@ -1,0 +1,54 @@
+"""The quality benchmark's own arithmetic: the best threshold, and how a cascade's pictures are chosen."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from allaprima.calibration.artifact import Calibration
+from allaprima.cascade.settings import CascadeSettings
+from benchmarks.quality import Painted, decision_accuracy, rows_of
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
+def test_the_best_threshold_is_the_best_of_all(pairs):
+    scores, wins = [float(s) + 0.01 * i for i, (s, _) in enumerate(pairs)], [w for _, w in pairs]
+    found = decision_accuracy(scores, wins)
+    every = [np.mean([(s > tau) == w for s, w in zip(scores, wins, strict=True)]) for tau in [-1.0, *scores]]
+    assert found["accuracy"] == pytest.approx(max(every))
+    tau = found["tau"]
+    assert np.mean([(s > tau) == w for s, w in zip(scores, wins, strict=True)]) == pytest.approx(found["accuracy"])
+    assert found["accuracy"] >= found["always_the_same"] - 1e-12
+
+
+def test_area_under_the_curve_counts_pairs():
+    scores, wins = [0.1, 0.4, 0.4, 0.8, 0.2], [False, True, False, True, True]
+    pairs = [(a, b) for (a, w), (b, v) in itertools.product(zip(scores, wins, strict=True), repeat=2) if w and not v]
+    truth = np.mean([1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs])
+    assert decision_accuracy(scores, wins)["auc"] == pytest.approx(truth)
+
+
+def test_rows_take_the_draft_or_its_refinement_by_the_threshold():
+    n = 40
+    scores = torch.linspace(0, 1, n, dtype=torch.float64)
+    drafts = torch.zeros(n, 3, 2, 2, dtype=torch.uint8)
+
+    def one(value):
+        return [Painted(torch.full((n, 3, 2, 2), value, dtype=torch.uint8), drafts, scores)]
+
+    painted = {"refine-20": one(20), "refine-10": one(10), "refine-5": one(5), "dpm-10": one(1), "dpm-25": one(2)}
+    calibration = Calibration.make(scores.tolist(), 15.0, 5, 20, {}, {}, "")
+    pipe = SimpleNamespace(settings=CascadeSettings(), calibration=calibration)
+    rows = rows_of({**painted, "ddim-50": one(3)}, pipe, (10.0, 15.0))
+    half = rows["adaptive 15"]
+    assert half.steps == pytest.approx(15, abs=0.5)
+    assert half.images[0, : n // 2 - 1].eq(20).all()
+    assert half.images[0, n // 2 + 1 :].eq(0).all()
+    assert rows["adaptive 10"].steps == pytest.approx(10, abs=0.5)
+    assert rows["refine all 15"].images.eq(10).all()
+    assert rows["refine all 10"].steps == 10
+    assert rows["student 5"].images.eq(0).all()
