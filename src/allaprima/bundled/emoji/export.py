@@ -74,14 +74,18 @@ def export_unet(source: Path, out: Path, run: Path) -> None:
 
 def export_scorer(run: Path, out: Path, kind: type[ImageTextScorer] | type[Judge]) -> None:
     """Write the oracle's or the judge's network in float16 with its provenance and curve."""
+    account = provenance(run, out, "a fresh network")
     kind.from_pretrained(run / "model").half().save_pretrained(out)
     shutil.copy(run / "curve.csv", out / "curve.csv")
-    write_provenance(out, read_progress(run))
+    write_provenance(out, account)
 
 
-def read_progress(run: Path) -> dict[str, Any]:
-    """What a run says of itself: recipe, samples, seconds, metrics."""
-    return json.loads((run / "progress.json").read_text())
+def provenance(run: Path, out: Path, start: str) -> dict[str, Any]:
+    """What a run says of itself (recipe, samples, seconds, metrics) and what it started from: bundled weights it went on
+    from are told by their own provenance, which this one replaces."""
+    progress = json.loads((run / "progress.json").read_text())
+    before = json.loads((out / "provenance.json").read_text()) if progress["recipe"].get("goes_on") else None
+    return {"started_from": start if before is None else before, **progress}
 
 
 def write_provenance(out: Path, what: dict[str, Any]) -> None:
@@ -126,17 +130,13 @@ def main() -> None:
     if args.vae:
         PixelShuffleAutoencoder.from_pretrained(args.vae / "vae").half().save_pretrained(teacher / "vae")
         shutil.copy(args.vae / "curve.csv", teacher / "vae" / "curve.csv")
-        account = {"started_from": "the warm start's autoencoder", **read_progress(args.vae)}
-        write_provenance(teacher / "vae", account)
+        write_provenance(teacher / "vae", provenance(args.vae, teacher / "vae", "the warm start's autoencoder"))
     sources = ((args.teacher, teacher, "the warm start's teacher, 160,000 samples"), (args.student, student, "teacher/unet"))
     for run, out, start in sources:
         if run:
-            progress = read_progress(run)
-            if progress["recipe"].get("goes_on"):
-                before = json.loads((out / "provenance.json").read_text())
-                start = {k: before[k] for k in ("started_from", "recipe", "samples", "seconds", "sha256")}
+            account = provenance(run, out, start)
             export_unet(run / "unet", out, run)
-            write_provenance(out, {"started_from": start, **progress})
+            write_provenance(out, account)
             model_index(out)
     if args.oracle:
         export_scorer(args.oracle, args.out / "oracle", ImageTextScorer)

@@ -62,7 +62,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--seed", type=int, default=10_000, help="first seed; every picture has its own")
-    p.add_argument("--kinds", nargs="*", default=list(PLANS), choices=list(PLANS))
+    p.add_argument("--kinds", nargs="*", default=list(PLANS), choices=list(PLANS), help="one named twice is painted twice")
     args = p.parse_args()
     pair = load_pair(load_card("emoji"))
     captions = [f"{c}, {s}" for c in known_concepts() for s in STYLES]

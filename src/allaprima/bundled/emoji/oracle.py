@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,8 +144,10 @@ def main() -> None:
     p.add_argument("--vae", type=Path, help="folder of the autoencoder; default: the bundled one")
     p.add_argument("--text", type=Path, help="folder of a text encoder; default: the bundled one")
     p.add_argument("--generated", type=Path, required=True, help="made by `python -m allaprima.bundled.emoji.generated`")
+    p.add_argument("--model", type=Path, help="go on from this scorer's folder instead of a fresh network")
     p.add_argument("--out", type=Path, required=True, help="run folder; run again to resume")
     p.add_argument("--steps", type=int, default=LOOP.max_train_steps)
+    p.add_argument("--lr", type=float, default=LOOP.learning_rate)
     args = p.parse_args()
     whole = load_tar(args.data)
     autoencoder = load_autoencoder(args.vae)
@@ -158,8 +161,9 @@ def main() -> None:
         rebuilt = (rebuilt / 2 + 0.5).clamp(0, 1)
         texts = embed(tokenizer, encoder, [r.caption for r in data.rows])
         parts[split] = make_data(data, rebuilt, texts, painted.images, list(painted.captions))
-    config = replace(LOOP, max_train_steps=args.steps)
-    recipe = {"name": "emoji-oracle", "data_sha256": whole.sha256, "painted": len(painted.captions)}
+    config = replace(LOOP, max_train_steps=args.steps, learning_rate=args.lr)
+    kinds = dict(Counter(painted.kinds))
+    recipe = {"name": "emoji-oracle", "data_sha256": whole.sha256, "painted": kinds, "goes_on": args.model is not None}
     torch.manual_seed(0)
 
     def on_checkpoint(emas: Mapping[str, nn.Module], progress: Progress) -> None:
@@ -168,8 +172,15 @@ def main() -> None:
         (args.out / "progress.json").write_text(json.dumps({"recipe": recipe, **progress.__dict__, **found}, indent=1))
         print(f"step {progress.step}  {progress.seconds:.0f} s  loss {progress.loss:.4f}  {found}", flush=True)
 
-    model = ImageTextScorer()
-    train(model, oracle_loss(parts["train"], config.train_batch_size), config, args.out, recipe, on_checkpoint)
+    model = ImageTextScorer() if args.model is None else ImageTextScorer.from_pretrained(args.model)
+    train(
+        model.train().requires_grad_(True),
+        oracle_loss(parts["train"], config.train_batch_size),
+        config,
+        args.out,
+        recipe,
+        on_checkpoint,
+    )
 
 
 if __name__ == "__main__":
