@@ -11,7 +11,7 @@ from allaprima.core.errors import TrainingError
 from allaprima.diffusion.mixture import MixtureDenoiser, gaussian_flow
 from allaprima.diffusion.schedule import DiscreteVP
 from allaprima.distill.loop import LoopConfig, ema_update, train
-from allaprima.distill.losses.consistency import consistency_loss
+from allaprima.distill.losses.consistency import consistency_loss, endpoint_loss
 
 VP = DiscreteVP.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 MEAN, STD = 0.7, 0.5
@@ -49,6 +49,17 @@ def test_the_boundary_asks_nothing_of_the_network():
         return x
 
     loss(never, 50)
+
+
+def test_the_endpoint_loss_has_the_same_fixed_point():
+    g = torch.Generator().manual_seed(0)
+    x, t = torch.randn(500, 1, generator=g, dtype=torch.float64), torch.full((500,), 981.0, dtype=torch.float64)
+    teacher = MixtureDenoiser(VP, torch.full((1, 1), MEAN), torch.tensor([STD]))
+    s = torch.full((500,), 481.0, dtype=torch.float64)
+    middle, end = gaussian_flow(x, t, s, MEAN, STD, VP), exact_map(x, t, None)
+    assert float(endpoint_loss(exact_map, middle, s, torch.ones(500), end)) < 1e-12
+    # The denoiser is not the consistency map: it shrinks what it isn't sure of.
+    assert float(endpoint_loss(lambda x, t, w: teacher(x, t), middle, s, torch.ones(500), end)) > 1e-3
 
 
 class Line(nn.Module):

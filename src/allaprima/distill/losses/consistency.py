@@ -57,3 +57,13 @@ def consistency_loss(
     if huber is not None:
         d2 = (d2 + huber**2).sqrt() - huber
     return d2.mean()
+
+
+def endpoint_loss(student: GuidedPrediction, x_t: Tensor, t: Tensor, w: Tensor, end: Tensor) -> Tensor:
+    """`|| f(x_t, t, w) - x_end ||^2`, mean over the batch: the consistency loss whose s is the clean end at once.
+
+    `x_t: (B, C, H, W)` are points of the teacher's guided trajectories (scale `w: (B,)`) at times `t: (B,)`, `end` where
+    each trajectory ends. The fixed point is that of `consistency_loss` (f maps a point to the end of its trajectory,
+    arXiv 2303.01469, definition 1), without the errors that bootstrapping over a whole grid of links gathers.
+    """
+    return (student(x_t, t, w) - end).square().flatten(1).mean(1).mean()
