@@ -4,12 +4,13 @@ A card may say which concepts and styles its models know, and other words for th
 else is moved to a known concept, and the caller is told which. In this order:
 
 1. the concept itself, whatever its case, article or hyphens: "A T-shirt" is "t shirt";
-2. a concept or keyword that differs by a plural or a space: "kitten" is a keyword of "cat", "dogs" is "dog". Where several
-   concepts have the keyword, the one whose name is nearest;
+2. a concept, else a keyword, give or take a plural or a space: "dogs" is "dog", "kitten" is a keyword of "cat";
 3. a concept that ends the phrase, before any "in", "with" and the like: "a happy dog in a tent" is "dog";
-4. the nearest concept: the highest mean of two cosine similarities (of mean hidden states), to the concept's name and to
-   its name followed by its keywords. The name alone knows no synonyms ("space ship" is near "sailboat"); the keywords
-   alone drown it.
+4. the nearest of all.
+
+Nearest, here and where several concepts have the keyword, is the highest mean of two cosine similarities (of mean hidden
+states): to the concept's name, and to its name followed by its keywords. The name alone knows no synonyms ("space ship"
+is near "sailboat"); the keywords alone drown it.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def _forms(text: str) -> Iterator[str]:
             yield key[:-1]
         if key.endswith("es"):
             yield key[:-2]
+        if key.endswith("y"):
+            yield key[:-1] + "ies"
     yield key + "s"
 
 
@@ -90,9 +93,11 @@ class Vocabulary:
 
     def _candidates(self, text: str) -> list[str]:
         """Concepts that the words of a phrase name, steps 2 and 3; none when only its meaning can tell."""
-        for key in _forms(text):
-            if found := self._names.get(key) or self._holders.get(key):
-                return found
+        # Names first: a "cherry" is "cherries", though it is also a keyword of "cherry blossom".
+        for index in (self._names, self._holders):
+            for key in _forms(text):
+                if found := index.get(key):
+                    return found
         # "a fox in a tent" is a fox; only a "slice of pizza", whose head is unknown, is what comes last.
         for part in dict.fromkeys((_PREPOSITIONS.split(text)[0], text)):
             words = part.split()
@@ -102,21 +107,24 @@ class Vocabulary:
                         return found
         return []
 
+    def _read(self, concepts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Unit vectors `(N, D)` of names, and of names followed by keywords."""
+        names = self._mean(concepts)
+        if not any(self.keywords.values()):
+            return names, names
+        return names, self._mean([", ".join((c, *self.keywords[c])) for c in concepts])
+
     def _nearest(self, text: str) -> tuple[str, float]:
         """The concept meant by a phrase that isn't one, and the similarity to its name."""
         asked = self._mean([text])[0]
         if candidates := self._candidates(text):
-            scores = self._mean(candidates) @ asked
-            best = int(scores.argmax())
-            return candidates[best], float(scores[best])
-        if self._tables is None:
-            names = self._mean(self.concepts)
-            told = any(self.keywords.values())
-            described = [", ".join((c, *self.keywords[c])) for c in self.concepts]
-            self._tables = names, self._mean(described) if told else names
-        names, described = self._tables
+            names, described = self._read(candidates)
+        else:
+            if self._tables is None:
+                self._tables = self._read(self.concepts)
+            candidates, (names, described) = self.concepts, self._tables
         best = int(((names + described) @ asked).argmax())
-        return self.concepts[best], float(names[best] @ asked)
+        return candidates[best], float(names[best] @ asked)
 
     def word(self, prompt: str) -> Wording:
         """The prompt in known words; unchanged when the card doesn't say what it knows."""

@@ -288,6 +288,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     print(f"{args.compare}: {len(other.rows)} pictures, sha256 {other.sha256}")
     found = compare(here, other)
     print("\n".join(found.lines()))
+    print(f"files: {'byte-identical' if here.sha256 == other.sha256 else 'not the same bytes'}")
     return 0 if found.same else 1
 
 

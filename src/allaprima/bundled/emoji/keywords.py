@@ -1,7 +1,7 @@
 """Other words for the concepts: `python -m allaprima.bundled.emoji.keywords --out keywords.txt`.
 
-From npm `emojibase-data` (MIT): labels, tags and shortcodes, American and British English. A word that many concepts
-share ("animal", "face") says nothing about which one is meant, and is left out.
+From npm `emojibase-data` (MIT; labels, tags and shortcodes, American and British English) and `emojilib` (MIT; keywords).
+A word that many concepts share ("animal", "face") says nothing about which one is meant, and is left out.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from typing import Any
 from allaprima.bundled.emoji.npm import Package, fetch, find, read_json
 from allaprima.core.errors import AllaprimaError, ModelError
 
-PACKAGE = Package("emojibase-data", "17.0.0")
+EMOJIBASE = Package("emojibase-data", "17.0.0")
+EMOJILIB = Package("emojilib", "4.0.3")
 LANGUAGES = ("en", "en-gb")
 SHORTCODES = ("emojibase", "joypixels", "iamcal", "github")
-MAX_SHARE = 5
-"""Concepts that may share a keyword."""
+MAX_SHARE = 8
+"""Concepts that may share a keyword: "car" has 7 and "heart" 8; "animal" has more than 60."""
 HEADER = (
-    "# Made by `python -m allaprima.bundled.emoji.keywords` from npm {spec} (MIT). concept: keyword, keyword, ...\n"
-    "# Keywords of more than {share} concepts are left out.\n"
+    "# Made by `python -m allaprima.bundled.emoji.keywords` from npm {specs} (both MIT).\n"
+    "# concept: keyword, keyword, ... Keywords of more than {share} concepts are left out.\n"
 )
 
 
@@ -36,12 +37,14 @@ def plain(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+", letters.replace("'", "").replace("’", "").lower()))
 
 
-def words_of(concepts: Sequence[str], read: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Every concept's labels, tags and shortcodes, in the package's order, before the shared ones are dropped.
+def words_of(concepts: Sequence[str], read: Mapping[str, Any], more: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Every concept's labels, tags, shortcodes and keywords, in the packages' order, before the shared ones are dropped.
 
-    `read` maps a file of the package to its JSON. Raises `ModelError` for a concept that has no emoji of that label.
+    `read` maps a file of emojibase to its JSON; `more` is emojilib's, words by emoji. Raises `ModelError` for a concept
+    that has no emoji of that label.
     """
     codes = {plain(e["label"]): e["hexcode"] for e in read["en/data.json"]}
+    emojis = {plain(e["label"]): _bare(e["emoji"]) for e in read["en/data.json"]}
     unknown = [c for c in concepts if plain(c) not in codes]
     if unknown:
         raise ModelError(
@@ -58,7 +61,15 @@ def words_of(concepts: Sequence[str], read: Mapping[str, Any]) -> dict[str, list
         for concept in concepts:
             found = shortcodes.get(codes[plain(concept)], [])
             words[concept] += [found] if isinstance(found, str) else found
+    by_emoji = {_bare(emoji): list(found) for emoji, found in more.items()}
+    for concept in concepts:
+        words[concept] += by_emoji.get(emojis[plain(concept)], [])
     return words
+
+
+def _bare(emoji: str) -> str:
+    """Without the variation selector, which one package writes and the other doesn't."""
+    return emoji.replace("\ufe0f", "")
 
 
 def keywords_of(words: Mapping[str, Sequence[str]], max_share: int = MAX_SHARE) -> dict[str, list[str]]:
@@ -73,15 +84,16 @@ def keywords_of(words: Mapping[str, Sequence[str]], max_share: int = MAX_SHARE) 
 
 def text_of(keywords: Mapping[str, Sequence[str]]) -> str:
     """The file: a header, and a line for each concept."""
-    header = HEADER.format(spec=PACKAGE.spec, share=MAX_SHARE)
+    header = HEADER.format(specs=f"{EMOJIBASE.spec} and {EMOJILIB.spec}", share=MAX_SHARE)
     return header + "".join(f"{c}: {', '.join(ks)}".rstrip() + "\n" for c, ks in keywords.items())
 
 
 def make(folder: Path, concepts: Sequence[str]) -> str:
-    """The file's text from a folder that holds the package."""
-    place = find(PACKAGE, folder)
+    """The file's text from a folder that holds the packages."""
+    place = find(EMOJIBASE, folder)
     files = [f"{language}/data.json" for language in LANGUAGES] + [f"en/shortcodes/{name}.json" for name in SHORTCODES]
-    return text_of(keywords_of(words_of(concepts, {f: read_json(place, f) for f in files})))
+    more = read_json(find(EMOJILIB, folder), "dist/emoji-en-US.json")
+    return text_of(keywords_of(words_of(concepts, {f: read_json(place, f) for f in files}, more)))
 
 
 def main() -> int:
@@ -91,14 +103,14 @@ def main() -> int:
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, required=True, help="the file to write")
-    p.add_argument("--packages", type=Path, help="folder that holds emojibase-data; default: npm pack, pinned version")
+    p.add_argument("--packages", type=Path, help="folder of packages already fetched; default: npm pack, at pinned versions")
     args = p.parse_args()
     try:
         if args.packages is not None:
             text = make(args.packages, known_concepts())
         else:
             with tempfile.TemporaryDirectory() as folder:
-                fetch([PACKAGE], Path(folder))
+                fetch([EMOJIBASE, EMOJILIB], Path(folder))
                 text = make(Path(folder), known_concepts())
         write_bytes_atomically(args.out, text.encode())
     except AllaprimaError as e:
