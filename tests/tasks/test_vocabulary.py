@@ -120,6 +120,24 @@ def test_of_several_holders_the_nearest_is_taken_and_ties_fall_the_same_way():
     assert vocabulary.word("others").painted == "qqqq"
 
 
+def test_plurals_spellings_and_heads_need_no_meaning():
+    concepts = ["Old-World Owl", "books", "cherries", "axe", "zzz", "yyy"]
+    words = {"zzz": ["cherry", "space ship"]}
+    vocabulary = Vocabulary(concepts, [], letters, words)
+    for asked, painted in {
+        "the old world owl": "Old-World Owl",
+        "book": "books",
+        "cherry": "cherries",
+        "axes": "axe",
+        "spaceships": "zzz",
+        "a rusty axe in books": "axe",
+        "a pile of books": "books",
+    }.items():
+        assert vocabulary.word(asked).painted == painted, asked
+    assert vocabulary.word("the old world owl").similarity == 1
+    assert vocabulary._candidates("book") == ["books"]
+
+
 def test_a_card_that_knows_nothing_changes_nothing():
     assert Vocabulary([], [], letters).word("A castle, at night").painted == "A castle, at night"
     assert Vocabulary(["cat"], [], letters).word("???").painted == "cat"  # nothing to read: the nearest of all
