@@ -124,7 +124,9 @@ def prepare(o: GenerateOptions, console: Console) -> _Plan:
     settings = cascade_settings(pipe.settings, o)
     policy = pipe.policy(settings, o.threshold, o.budget, mode)
     assert pipe.card is not None
-    vocabulary = Vocabulary(pipe.card.known_concepts() if o.nearest else [], pipe.card.styles, pipe.student.encode)
+    card = pipe.card
+    concepts = card.known_concepts() if o.nearest else []
+    vocabulary = Vocabulary(concepts, card.styles, pipe.student.encode, card.known_keywords())
     words = [vocabulary.word(row.prompt) for row in rows]
     for word in words:
         if word.similarity < 1:

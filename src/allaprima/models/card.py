@@ -75,6 +75,8 @@ class Card(_Strict):
     """JSON file of a calibration artifact, relative to the card."""
     knows: str | None = None
     """Text file of the concepts the models know, one a line, relative to the card."""
+    keywords: str | None = None
+    """Text file of other words for them, `concept: keyword, keyword, ...` a line, relative to the card."""
     styles: tuple[str, ...] = ()
     folder: Path = Path()
 
@@ -87,7 +89,29 @@ class Card(_Strict):
         """The concepts named by `knows`; empty when the card doesn't say."""
         if self.knows is None:
             return []
-        lines = self.path(self.knows).read_text(encoding="utf-8").splitlines()
+        return self._lines(self.knows)
+
+    def known_keywords(self) -> dict[str, list[str]]:
+        """Other words for the known concepts; empty when the card has none. Raises `ModelError` for an unknown concept."""
+        if self.keywords is None:
+            return {}
+        known, found = set(self.known_concepts()), dict[str, list[str]]()
+        for line in self._lines(self.keywords):
+            concept, colon, words = line.partition(":")
+            if not colon or concept.strip() not in known:
+                raise ModelError(
+                    f"{self.path(self.keywords)}: {line[:60]!r} does not begin with a known concept and a colon."
+                    f" Mend the line, or add the concept to {self.knows}."
+                )
+            found[concept.strip()] = [word.strip() for word in words.split(",") if word.strip()]
+        return found
+
+    def _lines(self, source: str) -> list[str]:
+        """Lines of a text file that say something."""
+        try:
+            lines = self.path(source).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as e:
+            raise ModelError(f"{self.path(source)}, named by card {self.name!r}, cannot be read: {e}. Mend the card.") from e
         return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
