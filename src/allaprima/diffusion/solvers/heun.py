@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from allaprima.core.errors import SettingError
+from allaprima.core.types import Samples, Times
 from allaprima.diffusion.schedule import Schedule, expand
 from allaprima.diffusion.solvers.euler import variance_exploding
-from allaprima.diffusion.solvers.solver import State, Step
+from allaprima.diffusion.solvers.solver import Phases, State, Step
 
 
 class Heun:
@@ -35,14 +35,14 @@ class Heun:
                 steps.append(Step(s, s, phase=1))
         return [*steps, Step(times[-1], self.schedule.t_clean, phase=0)]
 
-    def init(self, x: Tensor) -> State:
+    def init(self, x: Samples) -> State:
         """Where the last prediction began: sample, slope and rho."""
         return {"y": torch.zeros_like(x), "d": torch.zeros_like(x), "rho": torch.zeros(len(x), dtype=torch.float64)}
 
     def step(
-        self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, state: State,
-        noise: Tensor | None = None, phase: Tensor | None = None, noise_to: Tensor | None = None,
-    ) -> tuple[Tensor, State]:  # fmt: skip
+        self, x_t: Samples, x0: Samples, t: Times, s: Times, state: State,
+        noise: Samples | None = None, phase: Phases | None = None, noise_to: Times | None = None,
+    ) -> tuple[Samples, State]:  # fmt: skip
         """Predict from `t` to `s`, or correct at `s`, as each sample's phase says (default: predict)."""
         k = self.schedule
         y, d, rho = variance_exploding(x_t, x0, t, k)
