@@ -203,7 +203,8 @@ class Flow:
         return self._shifted(strength)
 
     def _shifted(self, u: float) -> float:
-        return self.shift * u / (1 + (self.shift - 1) * u)
+        # Equation 23 with its denominator written so that 1 stays 1: a bit above it alpha is negative and log-SNR no number.
+        return self.shift * u / (self.shift * u + (1 - u))
 
     def grid(self, n: int, start: float | None = None) -> list[float]:
         if n < 1:
@@ -212,4 +213,5 @@ class Flow:
             return [self._shifted((n - i) / n) for i in range(n)]
         # Unshift the start, walk evenly, shift back.
         u = start / (self.shift - (self.shift - 1) * start)
-        return [self._shifted(u * (n - i) / n) for i in range(n)]
+        # The start itself, not what rounding makes of its way there and back.
+        return [start, *(self._shifted(u * (n - i) / n) for i in range(1, n))]

@@ -42,7 +42,7 @@ class Restart:
         again = [self.t_max + (self.t_min - self.t_max) * i / points for i in range(points)]
         below = main - above
         clean = self.schedule.t_clean
-        last = [self.t_min * (below - i) / below for i in range(below)]
+        last = [self.t_min * ((below - i) / below) for i in range(below)]
         steps = [Step(t, s) for t, s in zip(down, [*down[1:], self.t_min], strict=True)]
         for _ in range(self.repeats):
             steps[-1] = Step(steps[-1].t, steps[-1].s, noise_to=self.t_max)
