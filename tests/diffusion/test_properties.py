@@ -36,8 +36,8 @@ def test_predictions_come_back_for_any_alpha_and_sigma(kind, a, s, seed):
         "sample": x0,
         "flow_prediction": eps - x0,
     }[kind]
-    assert torch.allclose(output, meaning, atol=1e-10)
-    assert torch.allclose(to_x0(kind, output, x_t, alpha, sigma), x0, atol=1e-10)
+    assert torch.allclose(output, meaning, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(to_x0(kind, output, x_t, alpha, sigma), x0, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", VPS)
