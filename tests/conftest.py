@@ -1,11 +1,12 @@
-"""Type checks on in tests, free in production; one thread, so that bits don't depend on the machine's load."""
+"""Types and shapes checked in tests, free in production; a fixed number of threads, so that bits don't depend on load."""
 
 import torch
-from beartype import BeartypeConf
-from beartype.claw import beartype_packages
+from jaxtyping import install_import_hook
 
-beartype_packages(
-    ("allaprima.core", "allaprima.diffusion", "allaprima.calibration"), conf=BeartypeConf(is_pep484_tower=True)
+# Before any of these is imported: each function is wrapped as its module is loaded. An int is welcome where a float is due.
+install_import_hook(
+    ["allaprima.core", "allaprima.diffusion", "allaprima.distill.losses", "allaprima.calibration"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 torch.set_num_threads(2)
 

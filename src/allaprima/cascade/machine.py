@@ -168,7 +168,7 @@ class Machine:
             {
                 "prompt_embeds": self._pad(torch.stack([j.prompt_embeds for j in jobs])),
                 "negative_prompt_embeds": self._pad(torch.stack([j.negative_prompt_embeds for j in jobs])),
-                "guidance_scale": torch.full((self.settings.batch_size,), hand.guidance),
+                "guidance_scale": torch.full((self.settings.batch_size,), float(hand.guidance)),
             }
         )
         return hand.denoiser(self._pad(x_t), self._pad(t), cond)[:n]

@@ -1,4 +1,7 @@
-"""The two types every room passes around: a bundle of conditions and the denoiser."""
+"""The types every room passes around: samples and times, a bundle of conditions, the denoiser.
+
+Shapes are jaxtyping annotations: checked by beartype in the tests (tests/conftest.py), not looked at in production.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,16 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from allaprima.core.errors import SettingError
+
+Samples = Float[Tensor, " b *d"]
+"""`(B, ...)`: latents of the batch, noisy or clean; within one call every `Samples` has the same shape."""
+
+Times = Float[Tensor, " b"]
+"""`(B,)`: one number a sample (a time, alpha, sigma, a guidance scale), as many as there are samples."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +36,11 @@ class Condition:
     def __len__(self) -> int:
         return 0 if not self.tensors else next(iter(self.tensors.values())).shape[0]
 
-    def get(self, name: str) -> Tensor | None:
+    def get(self, name: str) -> Shaped[Tensor, " b ..."] | None:
         """A tensor by name, or None."""
         return self.tensors.get(name)
 
-    def rows(self, index: Tensor | slice | Sequence[int]) -> Condition:
+    def rows(self, index: Shaped[Tensor, " n"] | slice | Sequence[int]) -> Condition:
         """Some of the samples, in this order."""
         chosen = index if isinstance(index, slice | Tensor) else torch.tensor(list(index), dtype=torch.long)
         return Condition({k: v[chosen] for k, v in self.tensors.items()})
@@ -51,6 +61,6 @@ class Condition:
 class Denoiser(Protocol):
     """The one currency: `(x_t: (B,C,H,W), t: (B,), cond of B rows) -> x0_hat: (B,C,H,W)`."""
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def __call__(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
         """The clean sample predicted from `x_t` at times `t`."""
         ...

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from allaprima.core.errors import SettingError
-from allaprima.core.types import Condition, Denoiser
+from allaprima.core.types import Condition, Denoiser, Samples, Times
 from allaprima.diffusion.schedule import expand
 
 
@@ -21,7 +20,7 @@ class ClassifierFreeGuidance:
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def __call__(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
         """`(B,C,H,W), (B,), B rows -> (B,C,H,W)`. Raises `SettingError` without scale or negative."""
         w = cond.get("guidance_scale")
         names = [k for k in cond.tensors if not k.startswith("negative_") and k != "guidance_scale"]

@@ -8,9 +8,10 @@ to `p_k N(x_t; alpha m_k, (alpha^2 s_k^2 + sigma^2) I)` and its mean is
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-from allaprima.core.types import Condition
+from allaprima.core.types import Condition, Samples, Times
 from allaprima.diffusion.schedule import Schedule, expand
 
 
@@ -19,12 +20,18 @@ class MixtureDenoiser:
 
     evaluations_per_call = 1
 
-    def __init__(self, schedule: Schedule, means: Tensor, stds: Tensor, weights: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        means: Float[Tensor, " k *d"],
+        stds: Float[Tensor, " k"],
+        weights: Float[Tensor, " k"] | None = None,
+    ) -> None:
         self.schedule = schedule
         self.means, self.stds = means.double(), stds.double()
         self.log_weights = torch.zeros(len(stds)).double() if weights is None else weights.double().log()
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+    def __call__(self, x_t: Samples, t: Times, cond: Condition | None = None) -> Samples:
         """`(B, ...), (B,) -> (B, ...)`."""
         a, s = self.schedule.alpha(t), self.schedule.sigma(t)
         x = x_t.double()[:, None]
@@ -37,14 +44,14 @@ class MixtureDenoiser:
         mean_k = self.means[None] + gain.reshape(shape) * (x - m)
         return (log_p.softmax(1).reshape(shape) * mean_k).sum(1).to(x_t.dtype)
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator) -> Float64[Tensor, " {n} *d"]:
         """`n` draws of x0."""
         k = torch.multinomial(self.log_weights.softmax(0), n, replacement=True, generator=generator)
         noise = torch.randn((n, *self.means.shape[1:]), generator=generator, dtype=torch.float64)
         return self.means[k] + self.stds[k].reshape(-1, *[1] * (self.means.ndim - 1)) * noise
 
 
-def gaussian_flow(x_t: Tensor, t: Tensor, s: Tensor, mean: float, std: float, schedule: Schedule) -> Tensor:
+def gaussian_flow(x_t: Samples, t: Times, s: Times, mean: float, std: float, schedule: Schedule) -> Samples:
     """The exact probability-flow map of data N(mean, std^2) from t to s: it keeps the standardised sample.
 
     With s clean this is the consistency map `f = m + (x_t - alpha m) std / sqrt(alpha^2 std^2 + sigma^2)`.

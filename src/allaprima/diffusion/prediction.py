@@ -6,9 +6,8 @@ With `x_t = alpha x0 + sigma eps`: v = alpha eps - sigma x0 (arXiv 2202.00512, a
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from allaprima.core.errors import SettingError
+from allaprima.core.types import Samples, Times
 from allaprima.diffusion.schedule import expand
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
@@ -19,7 +18,7 @@ def _unknown(kind: str) -> SettingError:
     return SettingError(f"prediction_type={kind!r} is not known: {', '.join(PREDICTIONS)} are.")
 
 
-def to_x0(kind: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+def to_x0(kind: str, output: Samples, x_t: Samples, alpha: Times, sigma: Times) -> Samples:
     """The network's output -> x0_hat. `output, x_t: (B, ...)`, `alpha, sigma: (B,)`."""
     a, s = expand(alpha, x_t), expand(sigma, x_t)
     if kind == "epsilon":
@@ -34,7 +33,7 @@ def to_x0(kind: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) 
     raise _unknown(kind)
 
 
-def from_x0(kind: str, x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+def from_x0(kind: str, x0: Samples, x_t: Samples, alpha: Times, sigma: Times) -> Samples:
     """Inverse of `to_x0`: what a network of this kind would have to say for this x0."""
     a, s = expand(alpha, x_t), expand(sigma, x_t)
     if kind == "sample":
@@ -49,6 +48,6 @@ def from_x0(kind: str, x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) ->
     raise _unknown(kind)
 
 
-def eps_of(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+def eps_of(x0: Samples, x_t: Samples, alpha: Times, sigma: Times) -> Samples:
     """`eps_hat = (x_t - alpha x0_hat) / sigma`."""
     return (x_t - expand(alpha, x_t) * x0) / expand(sigma, x_t)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from allaprima.core.errors import SettingError
+from allaprima.core.types import Samples, Times
 from allaprima.diffusion.schedule import Schedule, expand
 
 
@@ -46,6 +45,6 @@ def start_time(schedule: Schedule, sigma: Sigma) -> float:
     return schedule.time_of_strength(sigma.value)
 
 
-def rollback(x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+def rollback(x0: Samples, eps: Samples, t: Times, schedule: Schedule) -> Samples:
     """`x_t = alpha_t x0 + sigma_t eps`. `x0, eps: (B, ...)`, `t: (B,)`."""
     return expand(schedule.alpha(t), x0) * x0 + expand(schedule.sigma(t), x0) * eps

@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from allaprima.core.seeds import noise_batch
-from allaprima.core.types import Condition, Denoiser
+from allaprima.core.types import Condition, Denoiser, Samples
 from allaprima.diffusion.solvers.solver import Solver
 
 
 def sample(
     denoiser: Denoiser,
     solver: Solver,
-    x: Tensor,
+    x: Samples,
     cond: Condition,
     n: int,
     start: float | None = None,
     seeds: Sequence[int] | None = None,
     purpose: str = "teacher",
-) -> Tensor:
+) -> Samples:
     """`n` network evaluations from `x: (B, ...)`; fresh noise, where a solver needs it, belongs to each sample's seed."""
     state = solver.init(x)
     seeds = range(len(x)) if seeds is None else seeds

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Float64, Real
 from torch import Tensor
 
 from allaprima.core.errors import SettingError
@@ -34,11 +35,11 @@ class Schedule(Protocol):
         """The pseudo-time of a clean picture, where alpha = 1 and sigma = 0."""
         ...
 
-    def alpha(self, t: Tensor) -> Tensor:
+    def alpha(self, t: Real[Tensor, " b"]) -> Float64[Tensor, " b"]:
         """Signal scale at times `t: (B,)` -> `(B,)`."""
         ...
 
-    def sigma(self, t: Tensor) -> Tensor:
+    def sigma(self, t: Real[Tensor, " b"]) -> Float64[Tensor, " b"]:
         """Noise scale (standard deviation) at times `t: (B,)` -> `(B,)`."""
         ...
 
@@ -55,7 +56,7 @@ class Schedule(Protocol):
         ...
 
 
-def expand(v: Tensor, like: Tensor) -> Tensor:
+def expand(v: Float[Tensor, " b"], like: Float[Tensor, " b *d"]) -> Float[Tensor, " b ..."]:
     """`(B,)` -> `(B, 1, ...)` with the number of dimensions and the dtype of `like`."""
     return v.to(like.dtype).reshape(-1, *([1] * (like.ndim - 1)))
 
@@ -76,7 +77,7 @@ class DiscreteVP:
 
     t_clean = -1.0
 
-    def __init__(self, alphas_cumprod: Tensor) -> None:
+    def __init__(self, alphas_cumprod: Float[Tensor, " ..."]) -> None:
         if alphas_cumprod.ndim != 1 or len(alphas_cumprod) < 2:
             raise SettingError(f"alphas_cumprod has shape {tuple(alphas_cumprod.shape)}: a (T,) tensor, T >= 2, is due.")
         abar = alphas_cumprod.double()
@@ -120,18 +121,18 @@ class DiscreteVP:
     def t_max(self) -> float:
         return float(self.num_train_timesteps - 1)
 
-    def _log_snr(self, t: Tensor) -> Tensor:
+    def _log_snr(self, t: Real[Tensor, " b"]) -> Float64[Tensor, " b"]:
         table = self._half_log_snr.to(t.device)
         x = t.double().clamp(0, len(table) - 1)
         low = x.floor().long().clamp(max=len(table) - 2)
         w = x - low
         return table[low] * (1 - w) + table[low + 1] * w
 
-    def alpha(self, t: Tensor) -> Tensor:
+    def alpha(self, t: Real[Tensor, " b"]) -> Float64[Tensor, " b"]:
         lam = self._log_snr(t)
         return torch.where(t < 0, torch.ones_like(lam), torch.sigmoid(2 * lam).sqrt())
 
-    def sigma(self, t: Tensor) -> Tensor:
+    def sigma(self, t: Real[Tensor, " b"]) -> Float64[Tensor, " b"]:
         lam = self._log_snr(t)
         return torch.where(t < 0, torch.zeros_like(lam), torch.sigmoid(-2 * lam).sqrt())
 
@@ -181,10 +182,10 @@ class Flow:
             raise SettingError(f"shift={shift!r} must be positive; 1.0 means no shift.")
         self.shift = shift
 
-    def alpha(self, t: Tensor) -> Tensor:
+    def alpha(self, t: Real[Tensor, " b"]) -> Float64[Tensor, " b"]:
         return 1.0 - t.double()
 
-    def sigma(self, t: Tensor) -> Tensor:
+    def sigma(self, t: Real[Tensor, " b"]) -> Float64[Tensor, " b"]:
         return t.double()
 
     def time_of_variance(self, variance: float) -> float:
@@ -202,7 +203,8 @@ class Flow:
         return self._shifted(strength)
 
     def _shifted(self, u: float) -> float:
-        return self.shift * u / (1 + (self.shift - 1) * u)
+        # Equation 23 with its denominator written so that 1 stays 1: a bit above it alpha is negative and log-SNR no number.
+        return self.shift * u / (self.shift * u + (1 - u))
 
     def grid(self, n: int, start: float | None = None) -> list[float]:
         if n < 1:
@@ -211,4 +213,5 @@ class Flow:
             return [self._shifted((n - i) / n) for i in range(n)]
         # Unshift the start, walk evenly, shift back.
         u = start / (self.shift - (self.shift - 1) * start)
-        return [self._shifted(u * (n - i) / n) for i in range(n)]
+        # The start itself, not what rounding makes of its way there and back.
+        return [start, *(self._shifted(u * (n - i) / n) for i in range(1, n))]

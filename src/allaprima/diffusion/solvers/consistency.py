@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from allaprima.core.errors import SettingError
+from allaprima.core.types import Samples, Times
 from allaprima.diffusion.schedule import Schedule, expand
-from allaprima.diffusion.solvers.solver import State, Step, plan_on_grid
+from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_on_grid
 
 
 class Consistency:
@@ -29,14 +28,14 @@ class Consistency:
         times = [*(fine[i * 50 // n] for i in range(n)), self.schedule.t_clean]
         return [Step(t, s) for t, s in zip(times, times[1:], strict=False)]
 
-    def init(self, x: Tensor) -> State:
+    def init(self, x: Samples) -> State:
         """No memory."""
         return {}
 
     def step(
-        self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, state: State,
-        noise: Tensor | None = None, phase: Tensor | None = None, noise_to: Tensor | None = None,
-    ) -> tuple[Tensor, State]:  # fmt: skip
+        self, x_t: Samples, x0: Samples, t: Times, s: Times, state: State,
+        noise: Samples | None = None, phase: Phases | None = None, noise_to: Times | None = None,
+    ) -> tuple[Samples, State]:  # fmt: skip
         """Move to `s` with this sample's fresh noise."""
         if noise is None:
             raise SettingError("consistency sampling needs fresh noise at every step; none was given.")

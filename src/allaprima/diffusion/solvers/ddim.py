@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
+from allaprima.core.types import Samples, Times
 from allaprima.diffusion.schedule import Schedule, expand
-from allaprima.diffusion.solvers.solver import State, Step, plan_on_grid
+from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_on_grid
 
 
 class DDIM:
@@ -20,14 +19,14 @@ class DDIM:
         """One evaluation a step."""
         return plan_on_grid(self.schedule, n, start)
 
-    def init(self, x: Tensor) -> State:
+    def init(self, x: Samples) -> State:
         """No memory."""
         return {}
 
     def step(
-        self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, state: State,
-        noise: Tensor | None = None, phase: Tensor | None = None, noise_to: Tensor | None = None,
-    ) -> tuple[Tensor, State]:  # fmt: skip
+        self, x_t: Samples, x0: Samples, t: Times, s: Times, state: State,
+        noise: Samples | None = None, phase: Phases | None = None, noise_to: Times | None = None,
+    ) -> tuple[Samples, State]:  # fmt: skip
         """Move from `t` to `s`."""
         k = self.schedule
         eps = (x_t - expand(k.alpha(t), x_t) * x0) / expand(k.sigma(t), x_t)

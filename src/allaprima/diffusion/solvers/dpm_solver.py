@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
+from allaprima.core.types import Samples, Times
 from allaprima.diffusion.schedule import Schedule, expand
-from allaprima.diffusion.solvers.solver import State, Step, plan_linspace
+from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_linspace
 
 
 class DPMSolverPP2M:
@@ -25,18 +25,18 @@ class DPMSolverPP2M:
         """One evaluation a step."""
         return plan_linspace(self.schedule, n, start)
 
-    def init(self, x: Tensor) -> State:
+    def init(self, x: Samples) -> State:
         """The previous x0, its log-SNR, and how many steps have been taken."""
         zeros = torch.zeros(len(x), dtype=torch.float64)
         return {"x0_prev": torch.zeros_like(x), "lam_prev": zeros, "count": zeros.clone()}
 
-    def _lam(self, t: Tensor) -> Tensor:
+    def _lam(self, t: Times) -> Times:
         return self.schedule.alpha(t).log() - self.schedule.sigma(t).log()
 
     def step(
-        self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, state: State,
-        noise: Tensor | None = None, phase: Tensor | None = None, noise_to: Tensor | None = None,
-    ) -> tuple[Tensor, State]:  # fmt: skip
+        self, x_t: Samples, x0: Samples, t: Times, s: Times, state: State,
+        noise: Samples | None = None, phase: Phases | None = None, noise_to: Times | None = None,
+    ) -> tuple[Samples, State]:  # fmt: skip
         """Move from `t` to `s`."""
         k = self.schedule
         lam_t, lam_s = self._lam(t), self._lam(s)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
+from allaprima.core.types import Samples, Times
 from allaprima.diffusion.prediction import eps_of
 from allaprima.diffusion.schedule import Schedule, expand
-from allaprima.diffusion.solvers.solver import State, Step, plan_on_grid
+from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_on_grid
 
 
-def variance_exploding(x_t: Tensor, x0: Tensor, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
+def variance_exploding(x_t: Samples, x0: Samples, t: Times, schedule: Schedule) -> tuple[Samples, Samples, Times]:
     """`y = x / alpha`, `d y / d rho = eps_hat` and `rho = sigma / alpha`, the coordinates of arXiv 2206.00364."""
     a, s = schedule.alpha(t), schedule.sigma(t)
     return x_t / expand(a, x_t), eps_of(x0, x_t, a, s), s / a
@@ -27,14 +26,14 @@ class Euler:
         """One evaluation a step."""
         return plan_on_grid(self.schedule, n, start)
 
-    def init(self, x: Tensor) -> State:
+    def init(self, x: Samples) -> State:
         """No memory."""
         return {}
 
     def step(
-        self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, state: State,
-        noise: Tensor | None = None, phase: Tensor | None = None, noise_to: Tensor | None = None,
-    ) -> tuple[Tensor, State]:  # fmt: skip
+        self, x_t: Samples, x0: Samples, t: Times, s: Times, state: State,
+        noise: Samples | None = None, phase: Phases | None = None, noise_to: Times | None = None,
+    ) -> tuple[Samples, State]:  # fmt: skip
         """Move from `t` to `s`."""
         k = self.schedule
         # alpha_t is 0 at a flow's noisiest time, so y is not formed: x_s = alpha_s x0 + sigma_s eps_hat is the same line.

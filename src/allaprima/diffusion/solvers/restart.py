@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from allaprima.core.errors import SettingError
+from allaprima.core.types import Samples, Times
 from allaprima.diffusion.schedule import Schedule, expand
 from allaprima.diffusion.solvers.ddim import DDIM
-from allaprima.diffusion.solvers.solver import State, Step
+from allaprima.diffusion.solvers.solver import Phases, State, Step
 
 
 class Restart:
@@ -42,21 +42,21 @@ class Restart:
         again = [self.t_max + (self.t_min - self.t_max) * i / points for i in range(points)]
         below = main - above
         clean = self.schedule.t_clean
-        last = [self.t_min * (below - i) / below for i in range(below)]
+        last = [self.t_min * ((below - i) / below) for i in range(below)]
         steps = [Step(t, s) for t, s in zip(down, [*down[1:], self.t_min], strict=True)]
         for _ in range(self.repeats):
             steps[-1] = Step(steps[-1].t, steps[-1].s, noise_to=self.t_max)
             steps += [Step(t, s) for t, s in zip(again, [*again[1:], self.t_min], strict=True)]
         return [*steps, *(Step(t, s) for t, s in zip(last, [*last[1:], clean], strict=True))]
 
-    def init(self, x: Tensor) -> State:
+    def init(self, x: Samples) -> State:
         """No memory."""
         return {}
 
     def step(
-        self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, state: State,
-        noise: Tensor | None = None, phase: Tensor | None = None, noise_to: Tensor | None = None,
-    ) -> tuple[Tensor, State]:  # fmt: skip
+        self, x_t: Samples, x0: Samples, t: Times, s: Times, state: State,
+        noise: Samples | None = None, phase: Phases | None = None, noise_to: Times | None = None,
+    ) -> tuple[Samples, State]:  # fmt: skip
         """Move from `t` to `s`, then, for samples whose `noise_to` is a time, put noise back up to it."""
         x_s, state = self._base.step(x_t, x0, t, s, state)
         if noise_to is None or bool(torch.isnan(noise_to).all()):

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from allaprima.core.types import Samples, Times
 from allaprima.diffusion.schedule import DiscreteVP, Schedule
 
-State = dict[str, Tensor]
+State = dict[str, Shaped[Tensor, " b ..."]]
 """A solver's memory; every tensor's first dimension is the batch, so rows can be regrouped between steps."""
+
+Phases = Int[Tensor, " b"]
+"""`(B,)`: each sample's `Step.phase`."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +43,21 @@ class Solver(Protocol):
         """`n` network evaluations from the noisiest time, or from `start`, to the clean end."""
         ...
 
-    def init(self, x: Tensor) -> State:
+    def init(self, x: Samples) -> State:
         """Memory of samples `(B, ...)` that have not taken a step."""
         ...
 
     def step(
         self,
-        x_t: Tensor,
-        x0: Tensor,
-        t: Tensor,
-        s: Tensor,
+        x_t: Samples,
+        x0: Samples,
+        t: Times,
+        s: Times,
         state: State,
-        noise: Tensor | None = None,
-        phase: Tensor | None = None,
-        noise_to: Tensor | None = None,
-    ) -> tuple[Tensor, State]:
+        noise: Samples | None = None,
+        phase: Phases | None = None,
+        noise_to: Times | None = None,
+    ) -> tuple[Samples, State]:
         """`x_s` and the new memory. `x_t, x0: (B, ...)`, `t, s: (B,)`; at the clean end `x_s` is `x0`."""
         ...
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
+from allaprima.core.types import Samples, Times
 from allaprima.diffusion.schedule import Schedule, expand
-from allaprima.diffusion.solvers.solver import State, Step, plan_linspace
+from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_linspace
 
 
 class UniPC:
@@ -24,16 +24,16 @@ class UniPC:
         """One evaluation a step."""
         return plan_linspace(self.schedule, n, start)
 
-    def init(self, x: Tensor) -> State:
+    def init(self, x: Samples) -> State:
         """The last corrected sample, the two last x0 with their log-SNR, the last order and time."""
         zeros = torch.zeros(len(x), dtype=torch.float64)
         names = ("lam_1", "lam_2", "t_1", "order")
         return {k: torch.zeros_like(x) for k in ("x_1", "m_1", "m_2")} | {k: zeros.clone() for k in names}
 
-    def _lam(self, t: Tensor) -> Tensor:
+    def _lam(self, t: Times) -> Times:
         return self.schedule.alpha(t).log() - self.schedule.sigma(t).log()
 
-    def _correct(self, x_t: Tensor, x0: Tensor, t: Tensor, state: State) -> Tensor:
+    def _correct(self, x_t: Samples, x0: Samples, t: Times, state: State) -> Samples:
         """The sample at t again, now that x0 at t is known (equation 9)."""
         k = self.schedule
         first = state["order"] == 0
@@ -54,9 +54,9 @@ class UniPC:
         return torch.where(expand(first.double(), x_t) > 0, x_t, corrected)
 
     def step(
-        self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, state: State,
-        noise: Tensor | None = None, phase: Tensor | None = None, noise_to: Tensor | None = None,
-    ) -> tuple[Tensor, State]:  # fmt: skip
+        self, x_t: Samples, x0: Samples, t: Times, s: Times, state: State,
+        noise: Samples | None = None, phase: Phases | None = None, noise_to: Times | None = None,
+    ) -> tuple[Samples, State]:  # fmt: skip
         """Correct at `t`, then move from `t` to `s`."""
         k = self.schedule
         x = self._correct(x_t, x0, t, state)

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from allaprima.core.types import Samples, Times
 from allaprima.diffusion.schedule import Schedule, expand
 
-GuidedPrediction = Callable[[Tensor, Tensor, Tensor], Tensor]
+GuidedPrediction = Callable[[Samples, Times, Times], Samples]
 """`(x_t: (B,C,H,W), t: (B,), w: (B,)) -> x0_hat`, guided with scale w."""
 
 
-def ddim_step(x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
+def ddim_step(x_t: Samples, x0: Samples, t: Times, s: Times, schedule: Schedule) -> Samples:
     """`x_s = alpha_s x0 + sigma_s (x_t - alpha_t x0) / sigma_t` (arXiv 2010.02502, eta 0). `t, s: (B,)`."""
     a_t, s_t = expand(schedule.alpha(t), x_t), expand(schedule.sigma(t), x_t)
     a_s, s_s = expand(schedule.alpha(s), x_t), expand(schedule.sigma(s), x_t)
@@ -30,12 +32,12 @@ def consistency_loss(
     teacher: GuidedPrediction,
     schedule: Schedule,
     grid: Sequence[float],
-    x0: Tensor,
-    eps: Tensor,
-    index: Tensor,
-    w: Tensor,
+    x0: Samples,
+    eps: Samples,
+    index: Int[Tensor, " b"],
+    w: Times,
     huber: float | None = None,
-) -> Tensor:
+) -> Float[Tensor, ""]:
     """`|| f(x_t, t, w) - sg f_ema(x_s, s, w) ||^2`, mean over the batch, uniform in time.
 
     Args:
