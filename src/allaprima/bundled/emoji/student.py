@@ -34,6 +34,7 @@ from allaprima.bundled.emoji.dataset import known_concepts, load_tar
 from allaprima.bundled.emoji.start import load_start_autoencoder
 from allaprima.bundled.emoji.teacher import SCHEDULER_CONFIG, latents_of
 from allaprima.bundled.emoji.text import embed, load_text_encoder
+from allaprima.bundled.emoji.trajectories import GUIDANCE as TRAJECTORY_GUIDANCE
 from allaprima.core.errors import TrainingError
 from allaprima.diffusion.schedule import DiscreteVP, expand
 from allaprima.distill.loop import LoopConfig, Loss, Progress, train
@@ -127,7 +128,7 @@ def main() -> None:
         "name": "emoji-student",
         "method": "consistency distillation",
         "data_sha256": data.sha256,
-        "w": list(GUIDANCE),
+        "w": list(GUIDANCE if args.trajectories is None else TRAJECTORY_GUIDANCE),
         "stage": "consistency" if args.trajectories is None else "trajectories",
         "goes_on": args.unet is not None,
     }
