@@ -29,7 +29,7 @@ from allaprima.distill.loop import LoopConfig, Loss, Progress, train
 from allaprima.evaluation.judge import Judge, pool_text
 
 LOOP = LoopConfig(
-    max_train_steps=4000,
+    max_train_steps=1200,
     train_batch_size=96,
     learning_rate=1.5e-3,
     weight_decay=0.05,

@@ -61,7 +61,7 @@ def consistency_loss(
     return d2.mean()
 
 
-def endpoint_loss(student: GuidedPrediction, x_t: Tensor, t: Tensor, w: Tensor, end: Tensor) -> Tensor:
+def endpoint_loss(student: GuidedPrediction, x_t: Samples, t: Times, w: Times, end: Samples) -> Float[Tensor, ""]:
     """`|| f(x_t, t, w) - x_end ||^2`, mean over the batch: the consistency loss whose s is the clean end at once.
 
     `x_t: (B, C, H, W)` are points of the teacher's guided trajectories (scale `w: (B,)`) at times `t: (B,)`, `end` where
