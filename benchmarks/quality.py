@@ -1,6 +1,6 @@
 """What the cascade buys: quality against mean steps, on the bundled pair.
 
-    python -m benchmarks.quality [--json] [--seeds 3] [--captions 196] [--out runs/quality]
+    python -m benchmarks.quality [--json] [--seeds 3] [--captions 147] [--out runs/quality]
 
 Each row paints the same captions with the same seeds: the student alone, the teacher alone (DPM-Solver++(2M) 10 and 25
 steps, DDIM 50), the cascade at 10 and 15 mean steps (thresholds of the card's calibration), and "refine all" at the same
@@ -293,7 +293,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--json", action="store_true")
     p.add_argument("--seeds", type=int, default=3)
-    p.add_argument("--captions", type=int, default=196, help="training captions (an even stride through all of them)")
+    p.add_argument("--captions", type=int, default=147, help="training captions (an even stride through all of them)")
     p.add_argument("--sets", nargs="*", default=["test", "train"], choices=["test", "train"])
     p.add_argument("--out", type=Path, default=Path("runs/quality"), help="painted pictures; run again to go on")
     args = p.parse_args()
