@@ -3,8 +3,9 @@
     python -m benchmarks.quality [--json] [--seeds 3] [--captions 147] [--out runs/quality]
 
 Each row paints the same captions with the same seeds: the student alone, the teacher alone (DPM-Solver++(2M) 10 and 25
-steps, DDIM 50), the cascade at 10 and 15 mean steps (thresholds of the card's calibration), and "refine all" at the same
-means. Two sets of captions: `test`, concept-style pairs that were never trained on, and `train`.
+steps, DDIM 50), the cascade with the card's settings at 10 and 15 mean steps (each seed's threshold from the other
+seeds' drafts of the same captions), and "refine all" at the same means. Two sets of captions: `test`, concept-style
+pairs that were never trained on, and `train`.
 
 Measures: Frechet distance to real pictures on EfficientNet-Lite0 features (not Inception, so not a published FID; it is
 biased upwards by few pictures, equally for every row); retrieval@1, whether the judge finds the right caption among all
@@ -34,8 +35,11 @@ from torch import Tensor
 
 from allaprima.bundled.emoji import load_judge
 from allaprima.bundled.emoji.dataset import STYLES, known_concepts
+from allaprima.calibration.threshold import share_for_budget, threshold_for
 from allaprima.cascade.job import Request
 from allaprima.cascade.settings import CascadeSettings
+from allaprima.core.errors import SettingError
+from allaprima.diffusion.rollback import Variance
 from allaprima.evaluation.frechet import frechet_distance
 from allaprima.evaluation.intervals import Interval, mean_interval, t_interval
 from allaprima.features.efficientnet_lite import EfficientNetLite0
@@ -66,28 +70,44 @@ class Way:
     changes: dict[str, Any]
 
 
+_REFINE = {"student_steps": 5, "strategy": "refine", "sigma": Variance(0.7), "teacher_solver": "dpm_solver"}
 WAYS: dict[str, Way] = {
-    # Drafts, their scores and every draft refined: the student's row and every cascade's row are chosen from these.
-    "refine-20": Way("refine-all", {"teacher_steps": 20}),
-    "refine-10": Way("refine-all", {"teacher_steps": 10}),
-    "refine-5": Way("refine-all", {"teacher_steps": 5}),
+    # The card's own drafts with their scores, and what its strategy makes of every one of them.
+    "draft": Way("student-only", {}),
+    "action": Way("action", {}),
+    # "Refine all" at a mean of 10 and 15 steps, from five-step drafts; the student's row is their drafts.
+    "refine-10": Way("refine-all", {**_REFINE, "teacher_steps": 10}),
+    "refine-5": Way("refine-all", {**_REFINE, "teacher_steps": 5}),
     "dpm-10": Way("teacher-only", {"teacher_steps": 10, "teacher_solver": "dpm_solver"}),
     "dpm-25": Way("teacher-only", {"teacher_steps": 25, "teacher_solver": "dpm_solver"}),
     "ddim-50": Way("teacher-only", {"teacher_steps": 50, "teacher_solver": "ddim"}),
 }
+_TEACHER = ("teacher_steps", "teacher_solver", "teacher_guidance", "height", "width", "batch_size")
+"""The settings that a teacher-only picture depends on; the rest may change without painting it again."""
+
+
+def key_of(mode: str, settings: dict[str, Any], prints: dict[str, str], captions: Sequence[str], seed: int) -> str:
+    """What makes these pictures what they are, as JSON."""
+    if mode == "teacher-only":
+        settings = {k: settings[k] for k in _TEACHER}
+        prints = {k: v for k, v in prints.items() if k == "teacher"}
+    return json.dumps([mode, settings, prints, list(captions), seed], sort_keys=True)
+
+
+def file_of(what: str) -> str:
+    """Name of the file for a key."""
+    return f"{hashlib.sha256(what.encode()).hexdigest()[:20]}.safetensors"
 
 
 def paint(pipe: AdaptivePipeline, way: Way, captions: Sequence[str], seed: int, path: Path, note: str) -> Painted:
     """Paint, or read what an earlier run painted."""
     settings = dataclasses.replace(pipe.settings, **way.changes)
-    prints = {k: v for k, v in pipe.fingerprints().items() if way.mode != "teacher-only" or k == "teacher"}
-    what = json.dumps([way.mode, settings.to_dict(), prints, list(captions), seed], sort_keys=True)
-    file = path / f"{hashlib.sha256(what.encode()).hexdigest()[:20]}.safetensors"
+    mode = {"refine": "refine-all", "regenerate": "teacher-only"}[settings.strategy] if way.mode == "action" else way.mode
+    what = key_of(mode, settings.to_dict(), pipe.fingerprints(), captions, seed)
+    file = path / file_of(what)
     if not file.exists():
         requests = [Request(c, seed + i, "", i) for i, c in enumerate(captions)]
-        results = sorted(
-            pipe.stream(requests, settings, pipe.policy(settings, mode=way.mode)), key=lambda r: r.request.index
-        )
+        results = sorted(pipe.stream(requests, settings, pipe.policy(settings, mode=mode)), key=lambda r: r.request.index)
         tensors: dict[str, Tensor] = {"images": _bytes([r.image for r in results])}
         if results[0].draft is not None:
             tensors["drafts"] = _bytes([r.draft for r in results])
@@ -113,31 +133,42 @@ class Row:
     accepted: float | None = None
 
 
-def rows_of(painted: dict[str, list[Painted]], pipe: AdaptivePipeline, budgets: Sequence[float]) -> dict[str, Row]:
-    """Every row from what was painted; a cascade's pictures are drafts or refinements by its threshold."""
-    s: CascadeSettings = pipe.settings
-    assert pipe.calibration is not None
+def held_out_thresholds(scores: Tensor, share: float) -> Tensor:
+    """A threshold for each seed `(seeds, 1)` from the drafts of the *other* seeds, `scores: (seeds, N)`.
+
+    A threshold belongs to its prompts (methods 1): captions that were never trained on score lower, and the card's
+    threshold, made on all captions, would send more of them to the teacher than the budget says.
+    """
+    if len(scores) < 2:
+        raise SettingError(f"{len(scores)} seed: thresholds are made on the other seeds' drafts, so at least 2 are due.")
+    others = [torch.cat([row for j, row in enumerate(scores) if j != i]).tolist() for i in range(len(scores))]
+    return torch.tensor([[threshold_for(s, share)] for s in others], dtype=torch.float64)
+
+
+def rows_of(painted: dict[str, list[Painted]], s: CascadeSettings, budgets: Sequence[float]) -> dict[str, Row]:
+    """Every row from what was painted; a cascade's pictures are drafts or the teacher's by its threshold."""
 
     def stack(name: str) -> Tensor:
         return torch.stack([p.images for p in painted[name]])
 
-    base = painted["refine-20"]
-    drafts = torch.stack([p.drafts for p in base if p.drafts is not None])
-    scores = torch.stack([p.scores for p in base if p.scores is not None])
+    drafts, action = stack("draft"), stack("action")
+    scores = torch.stack([p.scores for p in painted["draft"] if p.scores is not None])
+    five = torch.stack([p.drafts for p in painted["refine-10"] if p.drafts is not None])
     rows = {
-        f"student {s.student_steps}": Row(drafts, s.student_steps),
+        "student 5": Row(five, 5),
+        f"card's draft ({s.student_steps} steps)": Row(drafts, s.student_steps),
         "teacher DPM++ 10": Row(stack("dpm-10"), 10),
         "teacher DPM++ 25": Row(stack("dpm-25"), 25),
         "teacher DDIM 50": Row(stack("ddim-50"), 50),
     }
     for budget in budgets:
-        tau = pipe.calibration.threshold_for_budget(budget, s.student_steps, 20)
-        keep = scores >= tau
-        images = torch.where(keep[..., None, None, None], drafts, stack("refine-20"))
+        share = share_for_budget(budget, s.student_steps, s.teacher_steps)
+        keep = scores >= held_out_thresholds(scores, share)
+        images = torch.where(keep[..., None, None, None], drafts, action)
         accepted = float(keep.double().mean())
-        rows[f"adaptive {budget:g}"] = Row(images, s.student_steps + 20 * (1 - accepted), accepted)
-        n = int(budget) - s.student_steps
-        rows[f"refine all {budget:g}"] = Row(stack(f"refine-{n}"), s.student_steps + n)
+        rows[f"adaptive {budget:g}"] = Row(images, s.student_steps + s.teacher_steps * (1 - accepted), accepted)
+        n = int(budget) - 5
+        rows[f"refine all {budget:g}"] = Row(stack(f"refine-{n}"), 5 + n)
     return rows
 
 
@@ -216,7 +247,7 @@ def evaluate(pipe: AdaptivePipeline, captions: Sequence[str], reference: Tensor,
         for j in range(args.seeds):
             seed = FIRST_SEED + 100_000 * j
             painted[k].append(paint(pipe, way, captions, seed, args.out, f"{name}, {k}, seed {j + 1} of {args.seeds}"))
-    rows = rows_of(painted, pipe, BUDGETS)
+    rows = rows_of(painted, pipe.settings, BUDGETS)
     meter = Meter(pipe, captions, reference)
     groups = [list(dict.fromkeys(captions)).index(c) for c in captions] * args.seeds
     measured = {k: meter.measure(row.images) for k, row in rows.items()}
@@ -236,8 +267,8 @@ def evaluate(pipe: AdaptivePipeline, captions: Sequence[str], reference: Tensor,
 
     first, last = "adaptive 15", "teacher DDIM 50"
     frechet_gap = [a - b for a, b in zip(measured[first].frechet, measured[last].frechet, strict=True)]
-    student = f"student {pipe.settings.student_steps}"
-    scores = torch.cat([p.scores for p in painted["refine-20"] if p.scores is not None]).tolist()
+    student = f"card's draft ({pipe.settings.student_steps} steps)"
+    scores = torch.cat([p.scores for p in painted["draft"] if p.scores is not None]).tolist()
     accuracies = {
         teacher: decision_accuracy(
             scores, [a > b for a, b in zip(measured[student].judge, measured[teacher].judge, strict=True)]

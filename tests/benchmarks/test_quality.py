@@ -1,7 +1,6 @@
 """The quality benchmark's own arithmetic: the best threshold, and how a cascade's pictures are chosen."""
 
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allaprima.calibration.artifact import Calibration
 from allaprima.cascade.settings import CascadeSettings
-from benchmarks.quality import Painted, decision_accuracy, rows_of
+from allaprima.core.errors import SettingError
+from benchmarks.quality import Painted, decision_accuracy, held_out_thresholds, rows_of
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
@@ -32,23 +31,28 @@ def test_area_under_the_curve_counts_pairs():
     assert decision_accuracy(scores, wins)["auc"] == pytest.approx(truth)
 
 
-def test_rows_take_the_draft_or_its_refinement_by_the_threshold():
+def test_rows_take_the_draft_or_the_teachers_picture_by_the_other_seeds_thresholds():
     n = 40
     scores = torch.linspace(0, 1, n, dtype=torch.float64)
     drafts = torch.zeros(n, 3, 2, 2, dtype=torch.uint8)
 
-    def one(value):
-        return [Painted(torch.full((n, 3, 2, 2), value, dtype=torch.uint8), drafts, scores)]
+    def both(value):
+        images = torch.full((n, 3, 2, 2), value, dtype=torch.uint8)
+        # The second seed's drafts all score higher by 10: by its own threshold half of the first seed would be kept.
+        return [Painted(images, drafts, scores + 10 * j) for j in range(2)]
 
-    painted = {"refine-20": one(20), "refine-10": one(10), "refine-5": one(5), "dpm-10": one(1), "dpm-25": one(2)}
-    calibration = Calibration.make(scores.tolist(), 15.0, 5, 20, {}, {}, "")
-    pipe = SimpleNamespace(settings=CascadeSettings(), calibration=calibration)
-    rows = rows_of({**painted, "ddim-50": one(3)}, pipe, (10.0, 15.0))
-    half = rows["adaptive 15"]
-    assert half.steps == pytest.approx(15, abs=0.5)
-    assert half.images[0, : n // 2 - 1].eq(20).all()
-    assert half.images[0, n // 2 + 1 :].eq(0).all()
-    assert rows["adaptive 10"].steps == pytest.approx(10, abs=0.5)
+    names = {"refine-10": 10, "refine-5": 5, "dpm-10": 1, "dpm-25": 2, "ddim-50": 3, "action": 20, "draft": 0}
+    painted = {k: both(v) for k, v in names.items()}
+    rows = rows_of(painted, CascadeSettings(student_steps=5, teacher_steps=20), (10.0, 15.0))
+    assert rows["adaptive 15"].images[0].eq(20).all(), "the first seed's drafts fall below the second's threshold"
+    assert rows["adaptive 15"].images[1].eq(0).all()
     assert rows["refine all 15"].images.eq(10).all()
     assert rows["refine all 10"].steps == 10
     assert rows["student 5"].images.eq(0).all()
+    painted["draft"] = [Painted(drafts, None, scores), Painted(drafts, None, scores)]
+    half = rows_of(painted, CascadeSettings(student_steps=5, teacher_steps=20), (15.0,))["adaptive 15"]
+    assert half.steps == pytest.approx(15, abs=0.5)
+    assert half.images[0, : n // 2 - 1].eq(20).all()
+    assert half.images[0, n // 2 + 1 :].eq(0).all()
+    with pytest.raises(SettingError, match="at least 2"):
+        held_out_thresholds(scores[None], 0.5)

@@ -29,6 +29,6 @@ def test_the_call_is_that_of_diffusers(pipe):
     out = pipe(["crown, noto", "ghost, noto"], num_inference_steps=3, num_images_per_prompt=2, generator=g, threshold=2.0)
     assert len(out.images) == 4
     assert out.images[0].size == (64, 64)
-    assert out.decisions == ["refine"] * 4
+    assert out.decisions == ["regenerate"] * 4
     assert [c.evaluations["teacher"] for c in out.costs] == [6] * 4
     assert len({r.request.seed for r in out.results}) == 4
