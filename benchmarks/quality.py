@@ -156,7 +156,7 @@ def rows_of(painted: dict[str, list[Painted]], s: CascadeSettings, budgets: Sequ
     five = torch.stack([p.drafts for p in painted["refine-10"] if p.drafts is not None])
     rows = {
         "student 5": Row(five, 5),
-        f"card's draft ({s.student_steps} steps)": Row(drafts, s.student_steps),
+        f"student {s.student_steps}": Row(drafts, s.student_steps),
         "teacher DPM++ 10": Row(stack("dpm-10"), 10),
         "teacher DPM++ 25": Row(stack("dpm-25"), 25),
         "teacher DDIM 50": Row(stack("ddim-50"), 50),
@@ -267,7 +267,7 @@ def evaluate(pipe: AdaptivePipeline, captions: Sequence[str], reference: Tensor,
 
     first, last = "adaptive 15", "teacher DDIM 50"
     frechet_gap = [a - b for a, b in zip(measured[first].frechet, measured[last].frechet, strict=True)]
-    student = f"card's draft ({pipe.settings.student_steps} steps)"
+    student = f"student {pipe.settings.student_steps}"
     scores = torch.cat([p.scores for p in painted["draft"] if p.scores is not None]).tolist()
     accuracies = {
         teacher: decision_accuracy(
