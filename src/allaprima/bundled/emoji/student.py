@@ -4,7 +4,7 @@ Kept from the paper: guidance outside the student with a real-valued scale share
 50-point DDIM grid 981..1, uniform weight, target EMA .95, a second EMA for use, no c_skip.
 
 A second stage (`--trajectories`) goes on from the first: the same map, taught where points of the teacher's own
-trajectories end (`endpoint_loss`). In a training this short the first stage alone gathers noise: after 784 steps more of
+trajectories end (`endpoint_loss`). In a training this short the first stage alone gathers noise: after 790 steps more of
 it drafts were worse than before (docs/log.md), since what the clean end says has to wander through 50 links.
 
 Departures, all for two CPU cores: batch 32 instead of 512 with a learning rate of 1e-4 instead of 1e-5, w ~ U[1, 5]
