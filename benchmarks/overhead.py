@@ -4,7 +4,7 @@
 
 Side A paints all prompts in one call. Side B paints the first of the same prompts, same seeds and threshold, one a call
 as a newcomer would call it; the pictures are the same to the bit, which is checked. Side C does so at batch size 1,
-the fastest way to paint one picture (its bits differ in the last place). Seconds a picture are compared; the sides
+the fastest way to paint one picture (its bits may differ in the last place). Seconds a picture are compared; the sides
 alternate; medians and spread are printed. Time in networks is measured around every forward pass of student, teacher,
 text encoder, autoencoder and oracle.
 """
