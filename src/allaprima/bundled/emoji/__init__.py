@@ -10,8 +10,13 @@ if TYPE_CHECKING:
     from allaprima.evaluation.judge import Judge
 
 
+def weights(part: str) -> Path:
+    """Folder of one part of the bundled weights, for example `teacher/vae`."""
+    return Path(str(resources.files("allaprima.bundled.emoji"))) / "weights" / part
+
+
 def load_judge() -> Judge:
     """The bundled judge, which evaluates what the pair paints and never decides (recipe: `judge.py`)."""
     from allaprima.evaluation.judge import Judge
 
-    return Judge.from_pretrained(Path(str(resources.files("allaprima.bundled.emoji"))) / "weights" / "judge")
+    return Judge.from_pretrained(weights("judge"))

@@ -6,11 +6,12 @@ translation. Only training reads it.
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file
+
+from allaprima.bundled.emoji import weights
 
 if TYPE_CHECKING:
     from allaprima.models.autoencoder import PixelShuffleAutoencoder
@@ -29,5 +30,4 @@ def load_autoencoder(folder: Path | None = None) -> PixelShuffleAutoencoder:
     """From a diffusers folder, by default the bundled one, float32, frozen: what every painted picture goes through."""
     from allaprima.models.autoencoder import PixelShuffleAutoencoder
 
-    bundled = Path(str(resources.files("allaprima.bundled.emoji"))) / "weights" / "teacher" / "vae"
-    return PixelShuffleAutoencoder.from_pretrained(folder or bundled).float().eval().requires_grad_(False)
+    return PixelShuffleAutoencoder.from_pretrained(folder or weights("teacher/vae")).float().eval().requires_grad_(False)

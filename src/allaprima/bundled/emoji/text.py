@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from allaprima.bundled.emoji import weights
 
 MAX_LENGTH = 16
 """Tokens a caption may have, begin and end included."""
@@ -18,8 +19,7 @@ def load_text_encoder(folder: Path | None = None) -> tuple[Any, Any]:
     """`(tokenizer, encoder)` from a transformers folder; without one, the bundled pair's own, as every painter has it."""
     from transformers import AutoTokenizer, BertModel
 
-    bundled = Path(str(resources.files("allaprima.bundled.emoji"))) / "weights" / "teacher"
-    words, network = (bundled / "tokenizer", bundled / "text_encoder") if folder is None else (folder, folder)
+    words, network = folder or weights("teacher/tokenizer"), folder or weights("teacher/text_encoder")
     encoder = BertModel.from_pretrained(network, use_safetensors=True).float().eval().requires_grad_(False)
     return AutoTokenizer.from_pretrained(words), encoder
 
