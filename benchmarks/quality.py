@@ -3,9 +3,9 @@
     python -m benchmarks.quality [--json] [--seeds 3] [--captions 147] [--out runs/quality]
 
 Each row paints the same captions with the same seeds: the student alone, the teacher alone (DPM-Solver++(2M) 10 and 25
-steps, DDIM 50), the cascade with the card's settings at 10 and 15 mean steps (each seed's threshold from the other
-seeds' drafts of the same captions), and "refine all" at the same means. Two sets of captions: `test`, concept-style
-pairs that were never trained on, and `train`.
+steps and DDIM 50 on their usual grids; the card's own solver, grid and steps), the cascade with the card's settings at 10
+and 15 mean steps (each seed's threshold from the other seeds' drafts of the same captions), and "refine all" at the same
+means. Two sets of captions: `test`, concept-style pairs that were never trained on, and `train`.
 
 Measures: Frechet distance to real pictures on EfficientNet-Lite0 features (not Inception, so not a published FID; it is
 biased upwards by few pictures, equally for every row); retrieval@1, whether the judge finds the right caption among all
@@ -19,7 +19,6 @@ The real pictures' features are read from `benchmarks/data` (made by `python -m 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import sys
@@ -78,18 +77,20 @@ WAYS: dict[str, Way] = {
     # "Refine all" at a mean of 10 and 15 steps, from five-step drafts; the student's row is their drafts.
     "refine-10": Way("refine-all", {**_REFINE, "teacher_steps": 10}),
     "refine-5": Way("refine-all", {**_REFINE, "teacher_steps": 5}),
-    "dpm-10": Way("teacher-only", {"teacher_steps": 10, "teacher_solver": "dpm_solver"}),
-    "dpm-25": Way("teacher-only", {"teacher_steps": 25, "teacher_solver": "dpm_solver"}),
-    "ddim-50": Way("teacher-only", {"teacher_steps": 50, "teacher_solver": "ddim"}),
+    # The baselines on their solvers' usual grids, as diffusers has them; then the teacher as the card uses it.
+    "dpm-10": Way("teacher-only", {"teacher_steps": 10, "teacher_solver": "dpm_solver", "teacher_last_time": None}),
+    "dpm-25": Way("teacher-only", {"teacher_steps": 25, "teacher_solver": "dpm_solver", "teacher_last_time": None}),
+    "ddim-50": Way("teacher-only", {"teacher_steps": 50, "teacher_solver": "ddim", "teacher_last_time": None}),
+    "teacher": Way("teacher-only", {}),
 }
-_TEACHER = ("teacher_steps", "teacher_solver", "teacher_guidance", "height", "width", "batch_size")
+_TEACHER = ("teacher_steps", "teacher_solver", "teacher_guidance", "teacher_last_time", "height", "width", "batch_size")
 """The settings that a teacher-only picture depends on; the rest may change without painting it again."""
 
 
 def key_of(mode: str, settings: dict[str, Any], prints: dict[str, str], captions: Sequence[str], seed: int) -> str:
     """What makes these pictures what they are, as JSON."""
     if mode == "teacher-only":
-        settings = {k: settings[k] for k in _TEACHER}
+        settings = {k: settings[k] for k in _TEACHER if settings[k] is not None}
         prints = {k: v for k, v in prints.items() if k == "teacher"}
     return json.dumps([mode, settings, prints, list(captions), seed], sort_keys=True)
 
@@ -101,7 +102,7 @@ def file_of(what: str) -> str:
 
 def paint(pipe: AdaptivePipeline, way: Way, captions: Sequence[str], seed: int, path: Path, note: str) -> Painted:
     """Paint, or read what an earlier run painted."""
-    settings = dataclasses.replace(pipe.settings, **way.changes)
+    settings = pipe.settings.changed(**way.changes)
     mode = {"refine": "refine-all", "regenerate": "teacher-only"}[settings.strategy] if way.mode == "action" else way.mode
     what = key_of(mode, settings.to_dict(), pipe.fingerprints(), captions, seed)
     file = path / file_of(what)
@@ -160,6 +161,7 @@ def rows_of(painted: dict[str, list[Painted]], s: CascadeSettings, budgets: Sequ
         "teacher DPM++ 10": Row(stack("dpm-10"), 10),
         "teacher DPM++ 25": Row(stack("dpm-25"), 25),
         "teacher DDIM 50": Row(stack("ddim-50"), 50),
+        f"teacher, card's {s.teacher_steps}": Row(stack("teacher"), s.teacher_steps),
     }
     for budget in budgets:
         share = share_for_budget(budget, s.student_steps, s.teacher_steps)

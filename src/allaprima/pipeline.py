@@ -73,6 +73,7 @@ class AdaptivePipeline:
             teacher_steps=card.teacher.steps,
             teacher_solver=card.teacher.solver,
             teacher_guidance=card.teacher.guidance_scale,
+            teacher_last_time=card.teacher.last_time,
             strategy=card.cascade.strategy,
             sigma=make_sigma(card.cascade.sigma_is, card.cascade.sigma),
             height=card.height,
@@ -125,13 +126,17 @@ class AdaptivePipeline:
             threshold = self.calibration.threshold_for_budget(wanted, settings.student_steps, settings.teacher_steps)
         return ThresholdPolicy(threshold, Decision(settings.strategy))
 
+    def machine(self, settings: CascadeSettings, policy: Policy) -> Machine:
+        """The machine of a run. Raises `SettingError` for settings that these models' schedules can't meet."""
+        return Machine(self.student, self.teacher, self.oracle, policy, settings)
+
     def stream(
         self, requests: Iterable[Request], settings: CascadeSettings | None = None, policy: Policy | None = None
     ) -> Iterator[Result]:
         """Paint requests as they come; results in the order they are finished."""
         settings = settings or self.settings
         policy = policy or self.policy(settings)
-        return run(Machine(self.student, self.teacher, self.oracle, policy, settings), requests)
+        return run(self.machine(settings, policy), requests)
 
     def __call__(
         self,
@@ -163,7 +168,7 @@ class AdaptivePipeline:
         if not changes.keys() <= known:
             bad = sorted(changes.keys() - known)[0]
             raise SettingError(f"{bad!r} is not a setting: {', '.join(sorted(known))} are.")
-        settings = dataclasses.replace(self.settings, **changes)
+        settings = self.settings.changed(**changes)
         total = len(prompts) * num_images_per_prompt
         seeds = _seeds(total, seed, generator)
         negatives = (

@@ -41,7 +41,7 @@ def test_rows_take_the_draft_or_the_teachers_picture_by_the_other_seeds_threshol
         # The second seed's drafts all score higher by 10: by its own threshold half of the first seed would be kept.
         return [Painted(images, drafts, scores + 10 * j) for j in range(2)]
 
-    names = {"refine-10": 10, "refine-5": 5, "dpm-10": 1, "dpm-25": 2, "ddim-50": 3, "action": 20, "draft": 0}
+    names = {"refine-10": 10, "refine-5": 5, "dpm-10": 1, "dpm-25": 2, "ddim-50": 3, "teacher": 4, "action": 20, "draft": 0}
     painted = {k: both(v) for k, v in names.items()}
     rows = rows_of(painted, CascadeSettings(student_steps=5, teacher_steps=20), (10.0, 15.0))
     assert rows["adaptive 15"].images[0].eq(20).all(), "the first seed's drafts fall below the second's threshold"

@@ -141,12 +141,19 @@ def test_a_score_that_is_no_number_goes_to_the_teacher():
 @pytest.mark.parametrize(
     "change",
     [{"teacher_steps": 0}, {"student_steps": 1001}, {"batch_size": 0}, {"teacher_solver": "ddmi"}, {"strategy": "repaint"},
-     {"teacher_guidance": -1}],
+     {"teacher_guidance": -1}, {"teacher_last_time": 20.0}],
 )  # fmt: skip
 def test_settings_out_of_range_name_the_value(change):
     ((name, value),) = change.items()
     with pytest.raises(SettingError, match=f"{name}={value!r}"):
-        CascadeSettings(**change)
+        CascadeSettings(**{"teacher_solver": "heun", **change})
+
+
+def test_a_last_time_belongs_to_its_solver():
+    tuned = CascadeSettings(teacher_solver="dpm_solver", teacher_last_time=20.0)
+    assert tuned.changed(teacher_steps=25).teacher_last_time == 20
+    assert tuned.changed(teacher_solver="heun").teacher_last_time is None
+    assert tuned.changed(teacher_solver="unipc", teacher_last_time=9.0).teacher_last_time == 9
 
 
 def test_settings_survive_json():

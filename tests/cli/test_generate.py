@@ -107,6 +107,8 @@ def test_an_unknown_word_is_painted_as_the_nearest_concept_and_said(tmp_path, ca
         (["--solver", "dpm"], "dpm_solver"),
         (["--steps", "0"], "teacher_steps=0"),
         (["--sigma", "1.5"], "out of range"),
+        (["--last-time", "999"], "last_time=999.0"),
+        (["--solver", "heun", "--last-time", "20"], "means nothing to 'heun'"),
         (["--budget", "99"], "99.0"),
         (["--threshold", ".5", "--budget", "10"], "contradict"),
         (["--student-only", "--teacher-only"], "contradict"),

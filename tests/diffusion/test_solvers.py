@@ -3,6 +3,7 @@
 import math
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from allaprima.diffusion.mixture import MixtureDenoiser, gaussian_flow
 from allaprima.diffusion.prediction import to_x0
 from allaprima.diffusion.sample import sample
 from allaprima.diffusion.schedule import DiscreteVP, Flow
-from allaprima.diffusion.solvers import SOLVERS, make_solver
+from allaprima.diffusion.solvers import SOLVERS, TAKE_LAST_TIME, make_solver
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 VP = DiscreteVP.from_config(SD)
@@ -113,6 +114,26 @@ def test_samples_at_different_steps_share_a_call(name):
     alone_b, _ = advance(b, state_b, [plan[0]], noise[1:])
     assert torch.allclose(both, torch.cat([alone_a, alone_b]), atol=1e-6)
     assert not torch.allclose(both[0], both[1])
+
+
+@pytest.mark.parametrize("name", sorted(TAKE_LAST_TIME))
+@pytest.mark.parametrize("schedule", [VP, Flow(shift=3.0)])
+def test_a_last_time_is_the_last_evaluation_and_times_are_even(name, schedule):
+    last = schedule.t_max / 50
+    for n, start in ((7, None), (4, schedule.t_max / 2)):
+        plan = make_solver(name, schedule, last_time=last).plan(n, start)
+        times = [p.t for p in plan]
+        assert times[0] == (schedule.t_max if start is None else start)
+        assert times[-1] == last
+        assert np.allclose(np.diff(times), (last - times[0]) / (n - 1))
+        assert [p.s for p in plan] == [*times[1:], schedule.t_clean]
+    assert [p.t for p in make_solver(name, schedule, last_time=last).plan(1)] == [schedule.t_max]
+
+
+@pytest.mark.parametrize("bad", [-1.0, 999.0, 400.0])
+def test_a_last_time_outside_the_trajectory_is_refused(bad):
+    with pytest.raises(SettingError, match=f"last_time={bad!r}.*out of range"):
+        make_solver("dpm_solver", VP, last_time=bad).plan(5, start=400.0)
 
 
 @pytest.mark.parametrize("name", list(SOLVERS))

@@ -90,15 +90,18 @@ class Machine:
         s = settings
         self.shape = student.latent_shape(s.height, s.width)
         self._clock = time.perf_counter
-        self._student = self._hand("student", student, s.student_solver, s.student_steps, s.student_guidance, None)
+        self._student = self._hand("student", student, s.student_solver, s.student_steps, s.student_guidance)
         start = start_time(teacher.schedule, s.sigma)
         args = ("teacher", teacher, s.teacher_solver, s.teacher_steps, s.teacher_guidance)
-        self._refine = self._hand(*args, start)
-        self._regenerate = self._hand(*args, None)
+        self._refine = self._hand(*args, start, s.teacher_last_time)
+        self._regenerate = self._hand(*args, None, s.teacher_last_time)
 
     @staticmethod
-    def _hand(name: str, painter: Painter, solver: str, steps: int, guidance: float, start: float | None) -> _Hand:
-        made = make_solver(solver, painter.schedule)
+    def _hand(
+        name: str, painter: Painter, solver: str, steps: int, guidance: float,
+        start: float | None = None, last_time: float | None = None,
+    ) -> _Hand:  # fmt: skip
+        made = make_solver(solver, painter.schedule, **({} if last_time is None else {"last_time": last_time}))
         return _Hand(name, painter, painter.denoiser, made, made.plan(steps, start), guidance)
 
     def check(self, request: Request) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from allaprima.core.errors import SettingError
 from allaprima.diffusion.rollback import Sigma, Strength, Variance
-from allaprima.diffusion.solvers import SOLVERS
+from allaprima.diffusion.solvers import SOLVERS, TAKE_LAST_TIME
 
 Strategy = Literal["refine", "regenerate"]
 MAX_STEPS = 1000
@@ -24,6 +24,8 @@ class CascadeSettings:
     teacher_steps: int = 20
     teacher_solver: str = "dpm_solver"
     teacher_guidance: float = 3.0
+    teacher_last_time: float | None = None
+    """Where the teacher's last evaluation falls, in the schedule's times; None is the solver's usual grid."""
     strategy: Strategy = "refine"
     sigma: Sigma = Variance(0.7)
     batch_size: int = 16
@@ -45,8 +47,20 @@ class CascadeSettings:
             value = getattr(self, name)
             if value not in SOLVERS:
                 raise SettingError(f"{name}={value!r} is not known: {', '.join(SOLVERS)} are.")
+        if self.teacher_last_time is not None and self.teacher_solver not in TAKE_LAST_TIME:
+            raise SettingError(
+                f"teacher_last_time={self.teacher_last_time!r} means nothing to {self.teacher_solver!r}:"
+                f" {', '.join(sorted(TAKE_LAST_TIME))} have it. Leave it out, or choose one of these solvers."
+            )
         if self.strategy not in ("refine", "regenerate"):
             raise SettingError(f"strategy={self.strategy!r} is not known: 'refine' or 'regenerate'.")
+
+    def changed(self, **changes: Any) -> CascadeSettings:
+        """With changes; a last time was tuned for one solver, so another solver drops it unless it comes with its own."""
+        other = changes.get("teacher_solver", self.teacher_solver) != self.teacher_solver
+        if other and "teacher_last_time" not in changes:
+            changes["teacher_last_time"] = None
+        return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `sigma` keeps its meaning as `{"variance": .7}` or `{"strength": .7}`."""

@@ -46,6 +46,9 @@ def generate(
     sigma_is: Annotated[str | None, typer.Option(help="'variance' (the paper's formula) or 'strength' (diffusers).")] = None,
     solver: Annotated[str | None, typer.Option(help="The teacher's solver: ddim, dpm_solver, ...")] = None,
     steps: Annotated[int | None, typer.Option(help="Teacher steps; N means N network steps, whatever sigma.")] = None,
+    last_time: Annotated[
+        float | None, typer.Option(help="Where the teacher's last step is evaluated; default: the card's for its solver.")
+    ] = None,
     student_steps: Annotated[int | None, typer.Option(help="Student steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of both models.")] = None,
     negative_prompt: Annotated[str, typer.Option(help="What not to paint.")] = "",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -50,6 +49,7 @@ class GenerateOptions:
     sigma_is: str | None
     solver: str | None
     steps: int | None
+    last_time: float | None
     student_steps: int | None
     guidance: float | None
     negative_prompt: str
@@ -73,6 +73,7 @@ def cascade_settings(defaults: CascadeSettings, o: GenerateOptions) -> CascadeSe
         "strategy": o.strategy,
         "teacher_solver": o.solver,
         "teacher_steps": o.steps,
+        "teacher_last_time": o.last_time,
         "student_steps": o.student_steps,
         "batch_size": o.batch_size,
         "teacher_guidance": o.guidance,
@@ -81,7 +82,7 @@ def cascade_settings(defaults: CascadeSettings, o: GenerateOptions) -> CascadeSe
     if o.sigma is not None or o.sigma_is is not None:
         kind = o.sigma_is or ("variance" if isinstance(defaults.sigma, Variance) else "strength")
         changes["sigma"] = make_sigma(kind, defaults.sigma.value if o.sigma is None else o.sigma)
-    return dataclasses.replace(defaults, **{k: v for k, v in changes.items() if v is not None})
+    return defaults.changed(**{k: v for k, v in changes.items() if v is not None})
 
 
 def collect_prompts(o: GenerateOptions, console: Console) -> list[PromptRow]:
@@ -123,6 +124,7 @@ def prepare(o: GenerateOptions, console: Console) -> _Plan:
         pipe = AdaptivePipeline.from_card(o.card)
     settings = cascade_settings(pipe.settings, o)
     policy = pipe.policy(settings, o.threshold, o.budget, mode)
+    pipe.machine(settings, policy)  # Settings that these models can't meet are refused before a folder is claimed.
     assert pipe.card is not None
     card = pipe.card
     concepts = card.known_concepts() if o.nearest else []

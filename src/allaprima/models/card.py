@@ -30,6 +30,8 @@ class ModelSource(_Strict):
     guidance_scale: float = Field(ge=0)
     solver: str
     license: str
+    last_time: float | None = None
+    """Where the teacher's last evaluation falls (`CascadeSettings.teacher_last_time`)."""
     share: tuple[str, ...] = ()
     """Components taken from the other model instead of loaded again (`text_encoder`, `tokenizer`, `vae`)."""
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,18 +81,25 @@ def student_loss(teacher: nn.Module, latents: Tensor, texts: Tensor, null: Tenso
     return loss
 
 
-def trajectory_loss(file: Path, texts: Tensor, null: Tensor, schedule: DiscreteVP, batch: int) -> Loss:
-    """A `Loss` for the loop, on points of trajectories as `trajectories.py` writes them: one caption a trajectory."""
-    data = load_file(file)
-    points, times, ends, scales = data["points"], data["times"], data["ends"], data["w"]
-    if len(points) != len(texts):
-        raise TrainingError(f"{file} holds {len(points)} trajectories, {len(texts)} captions are known: make it again.")
+def trajectory_loss(files: Sequence[Path], texts: Tensor, null: Tensor, schedule: DiscreteVP, batch: int) -> Loss:
+    """A `Loss` for the loop, on points of trajectories as `trajectories.py` writes them; every point is as likely."""
+    points, times, ends, captions, scales = [], [], [], [], []
+    for file in files:
+        data = load_file(file)
+        if int(data["caption"].max()) >= len(texts):
+            raise TrainingError(f"{file} knows caption {int(data['caption'].max())} of {len(texts)}: make it again.")
+        n = data["points"].shape[1]
+        points.append(data["points"].flatten(0, 1))
+        times.append(data["times"].flatten())
+        ends.append(data["ends"].half().repeat_interleave(n, 0))
+        captions.append(data["caption"].repeat_interleave(n))
+        scales.append(data["w"].repeat_interleave(n))
+    x_t, t, x_0, caption, w = (torch.cat(v) for v in (points, times, ends, captions, scales))
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
-        pick = torch.randint(len(points), (batch,), generator=g)
-        index = torch.randint(len(times), (batch,), generator=g)
-        student = guided(model, texts[pick], null, schedule)
-        return endpoint_loss(student, points[pick, index].float(), times[index], scales[pick], ends[pick])
+        pick = torch.randint(len(x_t), (batch,), generator=g)
+        student = guided(model, texts[caption[pick]], null, schedule)
+        return endpoint_loss(student, x_t[pick].float(), t[pick], w[pick], x_0[pick].float())
 
     return loss
 
@@ -105,7 +112,7 @@ def main() -> None:
     p.add_argument("--text", type=Path, help="folder of a text encoder; default: the bundled one")
     p.add_argument("--teacher", type=Path, required=True, help="the teacher's UNet folder")
     p.add_argument("--unet", type=Path, help="go on from this student's UNet folder; default: the teacher's own weights")
-    p.add_argument("--trajectories", type=Path, help="second stage: a file of `trajectories.py`")
+    p.add_argument("--trajectories", type=Path, nargs="+", help="second stage: files of `trajectories.py`")
     p.add_argument("--out", type=Path, required=True, help="run folder; run again to resume")
     p.add_argument("--steps", type=int, default=LOOP.max_train_steps)
     p.add_argument("--lr", type=float, default=LOOP.learning_rate)

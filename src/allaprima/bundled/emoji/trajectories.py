@@ -1,9 +1,12 @@
 """Trajectories of the bundled teacher, for the student's second stage: where a point of a trajectory ends.
 
-One guided DPM-Solver++(2M) solve a training caption, from fresh noise, with its own real-valued guidance scale; every
-point that was evaluated is kept with the trajectory's end. Test captions are left out.
+One guided DPM-Solver++(2M) solve a training caption, with its own seed and its own real-valued guidance scale; every point
+that was evaluated is kept with the trajectory's end. Test captions are left out. Trajectories start from fresh noise, or,
+with `--drafts`, where a draft of the bundled student meets noise again: after its first, second, third or fourth step. Those
+are the points that multistep sampling visits and that no trajectory of the teacher's from pure noise passes through.
 
     python -m allaprima.bundled.emoji.trajectories --data emoji64.tar --out runs/trajectories.safetensors
+    python -m allaprima.bundled.emoji.trajectories --data emoji64.tar --drafts --out runs/from_drafts.safetensors
 """
 
 from __future__ import annotations
@@ -24,23 +27,37 @@ from allaprima.models.families.sd import SDModel
 from allaprima.models.pair import load_pair
 
 STEPS = 16
+DRAFT_STEPS = 10
+"""Evaluations from a draft's time on, the first of which is 781, 581, 381 or 181."""
+LAST_TIME = 20.0
+"""The card's: even times to here leave 12 steps as exact as 25 of the solver's usual grid."""
 GUIDANCE = (2.0, 4.0)
 
 
 @torch.inference_mode()
-def solve(teacher: SDModel, captions: list[str], seeds: list[int], w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Points `(B, STEPS, C, H, W)`, their times `(STEPS,)` and ends `(B, C, H, W)` of one batch."""
-    solver = make_solver("dpm_solver", teacher.schedule)
-    x = noise_batch(seeds, "trajectory", [0] * len(seeds), teacher.latent_shape(64, 64))
-    embeds, nothing = teacher.encode(captions), teacher.encode([""] * len(captions))
-    cond = Condition({"prompt_embeds": embeds, "negative_prompt_embeds": nothing, "guidance_scale": w})
+def solve(teacher: SDModel, x: Tensor, cond: Condition, steps: int, start: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Points `(B, steps, C, H, W)`, their times `(B, steps)` and ends `(B, C, H, W)` from `x` at time `start`."""
+    solver = make_solver("dpm_solver", teacher.schedule, last_time=LAST_TIME)
     state, points, times = solver.init(x), [], []
-    for p in solver.plan(STEPS):
+    for p in solver.plan(steps, start):
         t, s = (torch.full((len(x),), v, dtype=torch.float64) for v in (p.t, p.s))
         points.append(x)
-        times.append(p.t)
+        times.append(t)
         x, state = solver.step(x, teacher.denoiser(x, t, cond), t, s, state)
-    return torch.stack(points, 1), torch.tensor(times, dtype=torch.float64), x
+    return torch.stack(points, 1), torch.stack(times, 1), x
+
+
+@torch.inference_mode()
+def renoised_draft(student: SDModel, noise: Tensor, cond: Condition, seeds: list[int], after: int) -> tuple[Tensor, float]:
+    """`x_t` after `after` of five student steps, fresh noise included, and its time t."""
+    solver = make_solver("consistency", student.schedule)
+    x, state, t_next = noise, solver.init(noise), student.schedule.t_max
+    for i, p in enumerate(solver.plan(5)[:after]):
+        t, s = (torch.full((len(x),), v, dtype=torch.float64) for v in (p.t, p.s))
+        fresh = noise_batch(seeds, "student", [i] * len(seeds), tuple(x.shape[1:]))
+        x, state = solver.step(x, student.denoiser(x, t, cond), t, s, state, fresh)
+        t_next = p.s
+    return x, t_next
 
 
 def main() -> None:
@@ -50,23 +67,31 @@ def main() -> None:
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--seed", type=int, default=30_000, help="first seed; every trajectory has its own")
     p.add_argument("--batch", type=int, default=32)
+    p.add_argument("--drafts", action="store_true", help="start where the bundled student's drafts meet noise again")
     args = p.parse_args()
     captions = [r.caption for r in load_tar(args.data).pick(known_concepts(), "train").rows]
-    teacher = load_pair(load_card("emoji")).teacher
+    pair = load_pair(load_card("emoji"))
     g = torch.Generator().manual_seed(args.seed)
+    order = torch.randperm(len(captions), generator=g).tolist() if args.drafts else list(range(len(captions)))
     w = GUIDANCE[0] + (GUIDANCE[1] - GUIDANCE[0]) * torch.rand(len(captions), generator=g)
-    points: list[Tensor] = []
-    ends: list[Tensor] = []
-    times = torch.empty(0)
-    for i in range(0, len(captions), args.batch):
-        chunk = captions[i : i + args.batch]
-        seeds = list(range(args.seed + i, args.seed + i + len(chunk)))
-        x, times, end = solve(teacher, chunk, seeds, w[i : i + len(chunk)])
-        points.append(x.half())
-        ends.append(end)
+    parts: dict[str, list[Tensor]] = {"points": [], "times": [], "ends": []}
+    for n, i in enumerate(range(0, len(captions), args.batch)):
+        chunk = order[i : i + args.batch]
+        seeds = [args.seed + j for j in chunk]
+        texts = [captions[j] for j in chunk]
+        embeds, nothing = pair.teacher.encode(texts), pair.teacher.encode([""] * len(texts))
+        cond = Condition({"prompt_embeds": embeds, "negative_prompt_embeds": nothing, "guidance_scale": w[chunk]})
+        x = noise_batch(seeds, "trajectory", [0] * len(seeds), pair.teacher.latent_shape(64, 64))
+        start: float | None = None
+        if args.drafts:
+            x, start = renoised_draft(pair.student, x, cond, seeds, after=1 + n % 4)
+        made = solve(pair.teacher, x, cond, DRAFT_STEPS if args.drafts else STEPS, start)
+        for part, value in zip(parts.values(), made, strict=True):
+            part.append(value)
         print(f"{i + len(chunk)} of {len(captions)} trajectories", flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"points": torch.cat(points), "times": times, "ends": torch.cat(ends), "w": w}, args.out)
+    whole = {k: torch.cat(v) for k, v in parts.items()}
+    save_file({**whole, "points": whole["points"].half(), "caption": torch.tensor(order), "w": w[order]}, args.out)
 
 
 if __name__ == "__main__":

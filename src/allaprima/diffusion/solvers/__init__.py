@@ -20,6 +20,8 @@ SOLVERS = {
     "restart": "restart:Restart",
 }
 """Name -> `module:class` in this package, imported when asked for."""
+TAKE_LAST_TIME = frozenset({"ddim", "dpm_solver", "unipc", "euler"})
+"""Solvers with the option `last_time`: even times that end there, instead of their usual grid."""
 
 
 def make_solver(name: str, schedule: Schedule, **options: Any) -> Solver:

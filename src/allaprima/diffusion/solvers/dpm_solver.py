@@ -6,7 +6,7 @@ import torch
 
 from allaprima.core.types import Samples, Times
 from allaprima.diffusion.schedule import Schedule, expand
-from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_linspace
+from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_linspace, plan_to
 
 
 class DPMSolverPP2M:
@@ -18,11 +18,13 @@ class DPMSolverPP2M:
 
     needs_noise = False
 
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
+    def __init__(self, schedule: Schedule, last_time: float | None = None) -> None:
+        self.schedule, self.last_time = schedule, last_time
 
     def plan(self, n: int, start: float | None = None) -> list[Step]:
         """One evaluation a step."""
+        if self.last_time is not None:
+            return plan_to(self.schedule, n, start, self.last_time)
         return plan_linspace(self.schedule, n, start)
 
     def init(self, x: Samples) -> State:

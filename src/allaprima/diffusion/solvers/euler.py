@@ -5,7 +5,7 @@ from __future__ import annotations
 from allaprima.core.types import Samples, Times
 from allaprima.diffusion.prediction import eps_of
 from allaprima.diffusion.schedule import Schedule, expand
-from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_on_grid
+from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_on_grid, plan_to
 
 
 def variance_exploding(x_t: Samples, x0: Samples, t: Times, schedule: Schedule) -> tuple[Samples, Samples, Times]:
@@ -19,11 +19,13 @@ class Euler:
 
     needs_noise = False
 
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
+    def __init__(self, schedule: Schedule, last_time: float | None = None) -> None:
+        self.schedule, self.last_time = schedule, last_time
 
     def plan(self, n: int, start: float | None = None) -> list[Step]:
         """One evaluation a step."""
+        if self.last_time is not None:
+            return plan_to(self.schedule, n, start, self.last_time)
         return plan_on_grid(self.schedule, n, start)
 
     def init(self, x: Samples) -> State:
