@@ -31,6 +31,7 @@ class Stage(StrEnum):
     SCORE = "score"
     TEACHER = "teacher"
     DECODE = "decode"
+    RECHECK = "recheck"
     DONE = "done"
 
 
@@ -51,5 +52,16 @@ class Job:
     image: Tensor | None = None
     """The final picture, `(3, H, W)` in [0, 1]."""
     score: float | None = None
+    """The oracle's, of `draft`."""
     decision: Decision | None = None
+    attempts: int = 0
+    """Drafts painted so far."""
+    best_x: Tensor = field(default_factory=lambda: torch.empty(0))
+    """Latents of the best draft so far, which `draft` shows."""
+    final_score: float | None = None
+    """The oracle's, of the teacher's picture, when the policy looked again."""
+    kept: str | None = None
+    """After a second look: `draft` or `final`, whichever scored higher."""
+    warning: str | None = None
+    """What went wrong without stopping this picture."""
     cost: Cost = field(default_factory=Cost)

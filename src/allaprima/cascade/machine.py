@@ -7,6 +7,7 @@ mates, to the bit (eager float32, fixed threads).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor
 
 from allaprima.cascade.job import Job, Request, Stage
-from allaprima.cascade.policy import Decision, Policy
-from allaprima.cascade.settings import CascadeSettings
+from allaprima.cascade.policy import Context, Decision, Policy
+from allaprima.cascade.settings import MAX_STEPS, CascadeSettings
 from allaprima.core.errors import SettingError
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
@@ -118,19 +119,25 @@ class Machine:
         negatives = self._padded([j.request.negative_prompt for j in jobs])
         embeds, negative_embeds = painter.encode(texts), painter.encode(negatives)
         noises = noise_batch([j.request.seed for j in jobs], "initial", [0] * len(jobs), self.shape)
-        teacher_only = self._teacher_only()
         for i, job in enumerate(jobs):
             job.prompt_embeds, job.negative_prompt_embeds = embeds[i].clone(), negative_embeds[i].clone()
             job.noise = noises[i]
-            if teacher_only:
-                job.decision = Decision.REGENERATE
-                self._enter_teacher(job)
-            else:
-                self._enter(job, Stage.STUDENT, self._student, job.noise)
         self._charge(jobs, "text", 0, begun)
+        for job, decision in zip(jobs, self.policy.route(self._context(jobs)), strict=True):
+            if decision is None:
+                self._enter(job, Stage.STUDENT, self._student, job.noise)
+            else:
+                job.decision = decision
+                self._enter_teacher(job)
 
-    def _teacher_only(self) -> bool:
-        return self.policy.threshold is None and self.policy.decide([0.0]) == [Decision.REGENERATE]
+    @staticmethod
+    def _context(jobs: Sequence[Job]) -> Context:
+        return Context(
+            [j.request.prompt for j in jobs],
+            [j.prompt_embeds for j in jobs],
+            [j.draft for j in jobs if j.draft is not None],
+            [j.attempts for j in jobs],
+        )
 
     def _enter(self, job: Job, stage: Stage, hand: _Hand, x: Tensor) -> None:
         job.stage, job.position, job.x = stage, 0, x
@@ -153,7 +160,9 @@ class Machine:
         s = torch.tensor([p.s for p in steps], dtype=torch.float64)
         noise = None
         if hand.solver.needs_noise:
-            noise = noise_batch([j.request.seed for j in jobs], hand.name, [j.position for j in jobs], self.shape)
+            # A later draft has noises of its own: no plan is longer than MAX_STEPS.
+            places = [j.position + MAX_STEPS * j.attempts if hand is self._student else j.position for j in jobs]
+            noise = noise_batch([j.request.seed for j in jobs], hand.name, places, self.shape)
         state = {k: torch.stack([j.state[k] for j in jobs]) for k in jobs[0].state}
         phase = torch.tensor([p.phase for p in steps])
         back = torch.tensor([float("nan") if p.noise_to is None else p.noise_to for p in steps], dtype=torch.float64)
@@ -183,28 +192,44 @@ class Machine:
         drafts = self._decode(self._student.painter, jobs)
         self._charge(jobs, "decode", 0, begun)
         begun = self._clock()
-        scores: list[float] = [0.0] * len(jobs)
-        if self.oracle is not None:
-            padded = self.oracle.score(self._pad(drafts), self._padded([j.request.prompt for j in jobs]))
-            scores = [float(v) for v in padded[: len(jobs)]]
-        decisions = self.policy.decide(scores)
+        for job, draft, score in zip(jobs, drafts, self._look(jobs, drafts), strict=True):
+            job.attempts += 1
+            if job.draft is None or _beats(score, job.score):
+                job.draft, job.score, job.best_x = draft.clone(), score, job.x
+        scores = [float("nan") if j.score is None else j.score for j in jobs]
+        decisions = self.policy.decide(scores, self._context(jobs))
         self._charge(jobs, "oracle", 1 if self.oracle is not None else 0, begun)
-        for i, (job, decision) in enumerate(zip(jobs, decisions, strict=True)):
-            job.draft, job.decision = drafts[i].clone(), decision
-            job.score = scores[i] if self.oracle is not None else None
+        for job, decision in zip(jobs, decisions, strict=True):
+            job.decision = decision
             if decision is Decision.ACCEPT:
                 job.image, job.stage = job.draft, Stage.DONE
+            elif decision is Decision.REDRAFT:
+                (noise,) = noise_batch([job.request.seed], "initial", [job.attempts], self.shape)
+                self._enter(job, Stage.STUDENT, self._student, noise)
             else:
                 self._enter_teacher(job)
+
+    def _look(self, jobs: Sequence[Job], images: Tensor) -> list[float | None]:
+        """The oracle's scores; an oracle that raises costs these pictures their score (nan), not the run."""
+        if self.oracle is None:
+            return [None] * len(jobs)
+        try:
+            padded = self.oracle.score(self._pad(images), self._padded([j.request.prompt for j in jobs]))
+        except Exception as e:
+            for job in jobs:
+                job.warning = f"the oracle failed: {type(e).__name__}: {e}"
+            return [float("nan")] * len(jobs)
+        return [float(v) for v in padded[: len(jobs)]]
 
     def _enter_teacher(self, job: Job) -> None:
         if job.decision is Decision.REFINE:
             eps = noise_batch([job.request.seed], "rollback", [0], self.shape)
             t = torch.tensor([self._refine.plan[0].t], dtype=torch.float64)
-            x = rollback(job.x[None], eps, t, self._refine.painter.schedule)[0]
+            x = rollback(job.best_x[None], eps, t, self._refine.painter.schedule)[0]
             self._enter(job, Stage.TEACHER, self._refine, x)
         else:
-            # The paper's regeneration: same prompt and the same initial noise as the draft.
+            # The paper's regeneration: same prompt and the same initial noise as the (first) draft, so that a repainted
+            # picture is what the teacher alone paints with this seed.
             self._enter(job, Stage.TEACHER, self._regenerate, job.noise)
 
     @torch.inference_mode()
@@ -213,8 +238,20 @@ class Machine:
         begun = self._clock()
         images = self._decode(self._refine.painter, jobs)
         for i, job in enumerate(jobs):
-            job.image, job.stage = images[i].clone(), Stage.DONE
+            again = self.policy.rechecks and job.draft is not None and self.oracle is not None
+            job.image, job.stage = images[i].clone(), Stage.RECHECK if again else Stage.DONE
         self._charge(jobs, "decode", 0, begun)
+
+    @torch.inference_mode()
+    def recheck(self, jobs: Sequence[Job]) -> None:
+        """Score what the teacher made, and keep the better of it and the draft."""
+        begun = self._clock()
+        images = torch.stack([j.image for j in jobs if j.image is not None])
+        for job, score in zip(jobs, self._look(jobs, images), strict=True):
+            job.final_score, job.kept, job.stage = score, "final", Stage.DONE
+            if _beats(job.score, score):
+                job.image, job.kept = job.draft, "draft"
+        self._charge(jobs, "oracle", 1, begun)
 
     def _decode(self, painter: Painter, jobs: Sequence[Job]) -> Tensor:
         return painter.decode(self._pad(torch.stack([j.x for j in jobs])))[: len(jobs)]
@@ -233,11 +270,19 @@ class Machine:
             job.cost.add(name, evaluations, seconds)
 
 
+def _beats(score: float | None, best: float | None) -> bool:
+    """Whether a score is better; no number never beats one, and any number beats none."""
+    if score is None or math.isnan(score):
+        return False
+    return best is None or math.isnan(best) or score > best
+
+
 ACTIONS: dict[Stage, Callable[[Machine, Sequence[Job]], None]] = {
     Stage.NEW: Machine.start,
     Stage.STUDENT: Machine.step,
     Stage.SCORE: Machine.score,
     Stage.TEACHER: Machine.step,
     Stage.DECODE: Machine.decode,
+    Stage.RECHECK: Machine.recheck,
 }
 """What to call for jobs in a stage."""

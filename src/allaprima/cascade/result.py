@@ -27,9 +27,19 @@ class Result:
     cost: Cost
     settings: CascadeSettings
     error: str | None = None
+    attempts: int = 1
+    """Drafts painted, the best of which `draft` and `score` are; 0 when the teacher was asked at once."""
+    final_score: float | None = None
+    """Of the teacher's picture, when the policy looked again."""
+    kept: str | None = None
+    """After a second look: which picture `image` is, `draft` or `final`."""
+    warning: str | None = None
+    """What went wrong without stopping this picture, for example an oracle that failed."""
 
     def row(self) -> dict[str, Any]:
         """JSON-ready account of this picture, without timings that would differ between equal runs."""
+        seldom = {"final_score": self.final_score, "kept": self.kept, "warning": self.warning}
+        seldom |= {"attempts": self.attempts} if self.attempts > 1 else {}
         return {
             "index": self.request.index,
             "prompt": self.request.prompt,
@@ -40,4 +50,5 @@ class Result:
             "decision": None if self.decision is None else str(self.decision),
             "evaluations": dict(sorted(self.cost.evaluations.items())),
             "error": self.error,
+            **{k: v for k, v in seldom.items() if v is not None},
         }

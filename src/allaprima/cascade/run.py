@@ -76,4 +76,8 @@ def _result(machine: Machine, job: Job, error: str | None = None) -> Result:
         job.cost,
         machine.settings,
         error,
+        job.attempts,
+        job.final_score,
+        job.kept,
+        job.warning,
     )

@@ -1,0 +1,246 @@
+"""Policies beyond the threshold: what they decide, what that costs, and that they survive a file."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from allaprima.cascade.job import Request
+from allaprima.cascade.machine import Machine
+from allaprima.cascade.policy import (
+    AlwaysPolicy,
+    BandPolicy,
+    BestOf,
+    Context,
+    Decision,
+    PreRoute,
+    Recheck,
+    ThresholdPolicy,
+    policy_from_dict,
+    policy_to_dict,
+)
+from allaprima.cascade.router import PromptRouter, Ridge, prompt_features
+from allaprima.cascade.run import run
+from allaprima.cascade.settings import CascadeSettings
+from allaprima.cascade.value import GainModel, ValuePolicy, draft_features
+from allaprima.core.errors import SettingError
+from allaprima.core.types import Condition
+from allaprima.diffusion.guidance import ClassifierFreeGuidance
+from allaprima.diffusion.rollback import Variance
+from allaprima.diffusion.schedule import DiscreteVP
+
+VP = DiscreteVP.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
+SETTINGS = CascadeSettings(
+    student_steps=2, teacher_steps=3, student_guidance=1, teacher_guidance=1, batch_size=4, height=2, width=2,
+    sigma=Variance(0.5),
+)  # fmt: skip
+
+
+class Toy:
+    """Paints a grey per prompt ('0.3' -> .3 + its own bias + a pinch of noise); its text states are (1, 1)."""
+
+    schedule = VP
+
+    def __init__(self, bias=0.0, pinch=0.05):
+        self.bias, self.pinch = bias, pinch
+
+    @property
+    def denoiser(self):
+        def x0(x_t, t, cond: Condition):
+            return cond.tensors["prompt_embeds"][..., None].expand_as(x_t) + self.bias + self.pinch * x_t
+
+        x0.evaluations_per_call = 1
+        return ClassifierFreeGuidance(x0)
+
+    def latent_shape(self, height, width):
+        return (1, height, width)
+
+    def check_prompt(self, prompt):
+        pass
+
+    def encode(self, prompts):
+        return torch.tensor([[[float(p or 0)]] for p in prompts])
+
+    def decode(self, latents):
+        return latents.expand(-1, 3, -1, -1)
+
+
+class Grey:
+    """Scores by the mean, times `sign`; raises for prompts in `broken`."""
+
+    def __init__(self, sign=1.0, broken=()):
+        self.sign, self.broken = sign, broken
+
+    def score(self, images, prompts):
+        if any(p in self.broken for p in prompts):
+            raise RuntimeError("no such weights")
+        return self.sign * images.mean((1, 2, 3))
+
+
+def paint(prompts, policy, oracle=None, bias=0.3, seed=2):
+    machine = Machine(Toy(), Toy(bias), oracle or Grey(), policy, SETTINGS)
+    requests = [Request(p, seed + i, index=i) for i, p in enumerate(prompts)]
+    return sorted(run(machine, requests), key=lambda r: r.request.index)
+
+
+def decisions(results):
+    return [str(r.decision) for r in results]
+
+
+def test_a_band_refines_the_middling_and_regenerates_the_poor():
+    policy = BandPolicy(0.6, 0.3)
+    assert policy.decide([0.1, 0.3, 0.59, 0.6, math.nan]) == ["regenerate", "refine", "refine", "accept", "regenerate"]
+    assert decisions(paint(["0.05", "0.45", "0.9"], policy)) == ["regenerate", "refine", "accept"]
+    with pytest.raises(SettingError, match=r"regenerate_below=0.7.*threshold=0.6"):
+        BandPolicy(0.6, 0.7)
+
+
+def test_best_of_stops_when_a_draft_will_do_and_keeps_the_best():
+    easy, hard = paint(["0.9", "0.1"], BestOf(ThresholdPolicy(0.5), 3))
+    assert (easy.attempts, hard.attempts) == (1, 3)
+    assert easy.cost.evaluations == {"student": 4, "oracle": 1}
+    assert hard.cost.evaluations == {"student": 12, "oracle": 3, "teacher": 6}
+    assert decisions([easy, hard]) == ["accept", "refine"]
+    # Guided steps count two. The first draft is one of the three; the others come from other noise.
+    (_, first) = paint(["0.9", "0.1"], ThresholdPolicy(0.5))
+    (_, second) = paint(["0.9", "0.1"], BestOf(ThresholdPolicy(0.5), 2))
+    scores = [first.score, second.score, hard.score]
+    assert scores == sorted(scores)
+    assert len(set(scores)) > 1, "the seeds of this test never gave a better draft: it shows nothing"
+    for result in (first, second, hard):
+        assert float(result.draft.mean()) == pytest.approx(result.score)
+
+
+def test_the_refined_draft_is_the_best_one():
+    _, result = paint(["0.9", "0.1"], BestOf(ThresholdPolicy(0.5, Decision.REFINE), 3))
+    shades = {
+        n: float(paint(["0.9", "0.1"], BestOf(ThresholdPolicy(0.5, Decision.REFINE), n))[1].image.mean()) for n in (1, 2, 3)
+    }
+    assert float(result.image.mean()) == shades[3]
+    assert shades[3] > shades[1], "a lighter draft leaves a lighter picture"
+
+
+def test_a_second_look_keeps_the_better_of_draft_and_picture():
+    (kept,) = paint(["0.1"], Recheck(ThresholdPolicy(0.5)))
+    assert (kept.kept, decisions([kept])) == ("final", ["refine"])
+    assert kept.final_score > kept.score
+    assert kept.cost.evaluations == {"student": 4, "teacher": 6, "oracle": 2}
+    (worse,) = paint(["0.1"], Recheck(ThresholdPolicy(0.5)), bias=-0.3)
+    assert worse.kept == "draft"
+    assert torch.equal(worse.image, worse.draft)
+    (accepted,) = paint(["0.9"], Recheck(ThresholdPolicy(0.5)))
+    assert (accepted.kept, accepted.final_score) == (None, None)
+
+
+def test_hard_prompts_skip_the_draft():
+    router = PromptRouter.fit([torch.tensor([[v]]) for v in (0.1, 0.5, 0.9)], [0.1, 0.5, 0.9], strength=0.0)
+    assert router.expect(torch.tensor([[0.3]])) == pytest.approx(0.3)
+    hard, easy = paint(["0.1", "0.9"], PreRoute(ThresholdPolicy(0.5), router, below=0.4))
+    assert hard.draft is None
+    assert hard.cost.evaluations == {"teacher": 6}
+    assert decisions([hard, easy]) == ["regenerate", "accept"]
+    (alone,) = paint(["0.1"], AlwaysPolicy(Decision.REGENERATE))
+    assert torch.equal(alone.image, hard.image)
+
+
+def test_an_oracle_that_raises_costs_the_score_and_not_the_picture():
+    # Batches of four: the broken prompt takes its batch's scores with it, the next batch keeps its own.
+    results = paint(["0.9", "0.8", "0.7", "0.6", "0.9"], ThresholdPolicy(0.5), Grey(broken=("0.7",)))
+    assert decisions(results) == ["refine"] * 4 + ["accept"]
+    assert all("no such weights" in r.warning for r in results[:4])
+    assert math.isnan(results[0].score)
+    assert results[4].warning is None
+    assert all(r.image is not None for r in results)
+
+
+def value_policy(price, drafts=1):
+    rng = np.random.default_rng(0)
+    rows = rng.random((200, 9))
+    gains = {"refine": 0.5 - rows[:, 0], "regenerate": 0.8 - 1.2 * rows[:, 0], "redraft": 0.1 - 0.1 * rows[:, 0]}
+    return ValuePolicy(GainModel.fit(rows, gains, 1e-6), {"refine": 1.0, "regenerate": 3.0, "redraft": 0.5}, price, drafts)
+
+
+def context(n, attempts=1):
+    return Context(["x"] * n, [torch.ones(2, 3)] * n, [torch.full((3, 4, 4), 0.5)] * n, [attempts] * n)
+
+
+def test_value_takes_what_pays():
+    policy = value_policy(0.0)
+    one = context(1)
+    expected = policy.model.expect(draft_features(0.2, one.embeds[0], one.images[0]))
+    assert expected["refine"] == pytest.approx(0.3, abs=0.02)
+    assert expected["regenerate"] == pytest.approx(0.56, abs=0.02)
+    assert policy.decide([0.2, 0.9], context(2)) == ["regenerate", "accept"]
+    assert value_policy(0.2).decide([0.2], one) == ["refine"], "regenerating gains .26 more and costs .4 more"
+    assert value_policy(0.2).decide([math.nan], one) == ["regenerate"]
+    assert value_policy(9.0).decide([0.2], one) == ["accept"]
+    cheap = value_policy(0.1, drafts=2)
+    assert cheap.decide([0.6], context(1, attempts=2)) == ["accept"], "no attempt is left"
+    with pytest.raises(SettingError, match="give a context"):
+        policy.decide([0.2])
+    with pytest.raises(SettingError, match="must be positive"):
+        ValuePolicy(policy.model, {**policy.costs, "refine": 0.0}, 0.1)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0, 1), st.floats(0, 1))
+def test_a_higher_price_never_spends_more(scores, a, b):
+    low, high = sorted((a, b))
+
+    def spent(price):
+        policy = value_policy(price)
+        return sum(policy.costs.get(str(d), 0.0) for d in policy.decide(scores, context(len(scores))))
+
+    assert spent(high) <= spent(low)
+
+
+def test_ridge_is_least_squares_and_ignores_what_never_changed():
+    rng = np.random.default_rng(1)
+    x = np.concatenate([rng.random((50, 3)), np.full((50, 1), 7.0)], 1)
+    y = x @ [1.0, -2.0, 3.0, 9.0] + 0.5
+    model = Ridge.fit(x, y, 0.0 + 1e-12)
+    assert model.predict(np.array([0.2, 0.3, 0.4, 7.0])) == pytest.approx(0.2 - 0.6 + 1.2 + 63 + 0.5)
+    assert model.predict(np.array([0.2, 0.3, 0.4, 99.0])) == pytest.approx(model.predict(np.array([0.2, 0.3, 0.4, 7.0])))
+    assert Ridge.from_dict(model.to_dict()) == model
+    with pytest.raises(SettingError, match="finite"):
+        Ridge.fit(x, y * np.nan, 0.1)
+
+
+def test_prompt_features_leave_padding_out():
+    embed = torch.tensor([[1.0, 3.0], [3.0, 5.0], [0.0, 0.0]])
+    assert prompt_features(embed).tolist() == [2.0, 4.0, 2.0]
+    assert prompt_features(torch.zeros(2, 2)).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_draft_features_see_edges_speckle_and_background():
+    embed, flat = torch.ones(2, 3), torch.ones(3, 16, 16)
+    plain = draft_features(0.5, embed, flat)
+    assert plain[:3].tolist() == [0.5, 0.25, 2.0]
+    assert plain[3:].tolist() == [0, 0, 0, 1, 0, 0]
+    noisy = draft_features(0.5, embed, torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    assert (noisy[[3, 4, 5, 7, 8]] > 0.05).all()
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        ThresholdPolicy(0.4, Decision.REGENERATE),
+        AlwaysPolicy(Decision.ACCEPT),
+        BandPolicy(0.6, 0.2),
+        Recheck(BestOf(ThresholdPolicy(0.4), 3)),
+        PreRoute(ThresholdPolicy(0.1), PromptRouter(Ridge((1.0,), (math.inf,), (2.0,), 0.3)), 0.2),
+        value_policy(0.3, 2),
+    ],
+    ids=lambda p: type(p).__name__,
+)
+def test_policies_survive_json(policy):
+    import json
+
+    assert policy_from_dict(json.loads(json.dumps(policy_to_dict(policy)))) == policy
+
+
+def test_an_unknown_kind_is_named():
+    with pytest.raises(SettingError, match=r"'dice' is not known.*threshold"):
+        policy_from_dict({"kind": "dice"})
