@@ -1,5 +1,6 @@
 """Policies beyond the threshold: what they decide, what that costs, and that they survive a file."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -112,6 +113,20 @@ def test_best_of_stops_when_a_draft_will_do_and_keeps_the_best():
     assert len(set(scores)) > 1, "the seeds of this test never gave a better draft: it shows nothing"
     for result in (first, second, hard):
         assert float(result.draft.mean()) == pytest.approx(result.score)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_later_draft_can_be_painted_by_itself(steps):
+    """One step shows the initial noise, two show the noise between steps."""
+
+    def scores(policy, attempt):
+        settings = dataclasses.replace(SETTINGS, student_steps=steps)
+        machine = Machine(Toy(), Toy(), Grey(), policy, settings)
+        return [r.score for r in run(machine, [Request("0.1", s, attempt=attempt) for s in range(4)])]
+
+    first, second = (scores(AlwaysPolicy(Decision.ACCEPT), k) for k in (0, 1))
+    assert all(a != b for a, b in zip(first, second, strict=True))
+    assert scores(BestOf(ThresholdPolicy(0.9), 2), 0) == [max(ab) for ab in zip(first, second, strict=True)]
 
 
 def test_the_refined_draft_is_the_best_one():

@@ -21,6 +21,8 @@ class Request:
     negative_prompt: str = ""
     index: int = 0
     """Place in the caller's list; only results carry it, nothing is computed from it."""
+    attempt: int = 0
+    """Which of the seed's drafts comes first: 1 begins with what `BestOf` would paint second."""
 
 
 class Stage(StrEnum):

@@ -119,13 +119,14 @@ class Machine:
         negatives = self._padded([j.request.negative_prompt for j in jobs])
         embeds, negative_embeds = painter.encode(texts), painter.encode(negatives)
         noises = noise_batch([j.request.seed for j in jobs], "initial", [0] * len(jobs), self.shape)
+        firsts = noise_batch([j.request.seed for j in jobs], "initial", [j.request.attempt for j in jobs], self.shape)
         for i, job in enumerate(jobs):
             job.prompt_embeds, job.negative_prompt_embeds = embeds[i].clone(), negative_embeds[i].clone()
             job.noise = noises[i]
         self._charge(jobs, "text", 0, begun)
-        for job, decision in zip(jobs, self.policy.route(self._context(jobs)), strict=True):
+        for job, decision, first in zip(jobs, self.policy.route(self._context(jobs)), firsts, strict=True):
             if decision is None:
-                self._enter(job, Stage.STUDENT, self._student, job.noise)
+                self._enter(job, Stage.STUDENT, self._student, first)
             else:
                 job.decision = decision
                 self._enter_teacher(job)
@@ -161,7 +162,8 @@ class Machine:
         noise = None
         if hand.solver.needs_noise:
             # A later draft has noises of its own: no plan is longer than MAX_STEPS.
-            places = [j.position + MAX_STEPS * j.attempts if hand is self._student else j.position for j in jobs]
+            drafts = [j.request.attempt + j.attempts if hand is self._student else 0 for j in jobs]
+            places = [j.position + MAX_STEPS * d for j, d in zip(jobs, drafts, strict=True)]
             noise = noise_batch([j.request.seed for j in jobs], hand.name, places, self.shape)
         state = {k: torch.stack([j.state[k] for j in jobs]) for k in jobs[0].state}
         phase = torch.tensor([p.phase for p in steps])
@@ -204,7 +206,8 @@ class Machine:
             if decision is Decision.ACCEPT:
                 job.image, job.stage = job.draft, Stage.DONE
             elif decision is Decision.REDRAFT:
-                (noise,) = noise_batch([job.request.seed], "initial", [job.attempts], self.shape)
+                place = job.request.attempt + job.attempts
+                (noise,) = noise_batch([job.request.seed], "initial", [place], self.shape)
                 self._enter(job, Stage.STUDENT, self._student, noise)
             else:
                 self._enter_teacher(job)
