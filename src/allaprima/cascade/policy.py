@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor
 
@@ -45,6 +45,7 @@ class Context:
     """How many drafts have been painted."""
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Decides for a group of pictures; the answer for one never depends on the others."""
 

@@ -1,0 +1,172 @@
+"""Every policy calibrated to the same budget, on the same bank.
+
+A family is a policy with one free number in which its mean cost never falls (a threshold, or a price from above). That
+number is found by bisection on the bank; what other numbers a policy has are chosen on a grid by the mean quality of what
+it would have given there. All costs are mean steps a picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from allaprima.calibration.bank import Bank, replay
+from allaprima.cascade.policy import BandPolicy, BestOf, Decision, Policy, PreRoute, Recheck, ThresholdPolicy
+from allaprima.cascade.router import PromptRouter
+from allaprima.cascade.value import GainModel, ValuePolicy, draft_features
+from allaprima.core.errors import SettingError
+
+Quality = Callable[[Tensor], Tensor]
+"""Quality of pictures `(N, 3, H, W)` uint8, in the order of the bank's requests -> `(N,)`."""
+ROUNDS = 30
+"""Halvings of a threshold's range: a billionth of it is left."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A policy with what it costs and gives on the bank it was fitted on."""
+
+    name: str
+    policy: Policy
+    mean_steps: float
+    quality: float
+
+
+def spend(family: Callable[[float], Policy], low: float, high: float, bank: Bank, budget: float) -> Policy:
+    """The member of a family, between `low` (cheapest) and `high` (dearest), that costs most within the budget.
+
+    Raises `SettingError` when even the cheapest costs more.
+    """
+    cheapest = family(low)
+    floor = replay(cheapest, bank, pictures=False).mean_steps
+    if floor > budget + 1e-9:
+        raise SettingError(f"budget={budget!r} mean steps cannot be met: the cheapest setting costs {floor:.2f}.")
+    if replay(family(high), bank, pictures=False).mean_steps <= budget:
+        return family(high)
+    best = cheapest
+    for _ in range(ROUNDS):
+        middle = (low + high) / 2
+        policy = family(middle)
+        if replay(policy, bank, pictures=False).mean_steps <= budget:
+            best, low = policy, middle
+        else:
+            high = middle
+    return best
+
+
+def _range(bank: Bank) -> tuple[float, float]:
+    """Below every score, and above every score."""
+    scores = bank.draft_scores[~bank.draft_scores.isnan()]
+    return float(scores.min()) - 1e-6, float(scores.max()) + 1e-6
+
+
+def fit_threshold(bank: Bank, budget: float, otherwise: Decision) -> Policy:
+    """The paper's."""
+    return spend(lambda tau: ThresholdPolicy(tau, otherwise), *_range(bank), bank, budget)
+
+
+def fit_best_of(bank: Bank, budget: float, otherwise: Decision, drafts: int) -> Policy:
+    """Up to `drafts` attempts."""
+    return spend(lambda tau: BestOf(ThresholdPolicy(tau, otherwise), drafts), *_range(bank), bank, budget)
+
+
+def fit_recheck(bank: Bank, budget: float, otherwise: Decision) -> Policy:
+    """The threshold, with a second look (which costs no steps)."""
+    return Recheck(fit_threshold(bank, budget, otherwise))
+
+
+def fit_bands(bank: Bank, budget: float, shares: Sequence[float] = (0, 0.1, 0.2, 0.3, 0.5, 0.7, 1)) -> list[Policy]:
+    """One candidate a share of the escalated drafts that is regenerated."""
+    low, high = _range(bank)
+    scores = np.sort(bank.draft_scores[0].numpy())
+    found: list[Policy] = []
+    for share in shares:
+
+        def family(tau: float, share: float = share) -> Policy:
+            below = int(np.searchsorted(scores, tau) * share)
+            return BandPolicy(tau, low if below == 0 else min(tau, float(scores[min(below, len(scores) - 1)])))
+
+        found.append(spend(family, low, high, bank, budget))
+    return found
+
+
+def fit_pre_routes(
+    bank: Bank, budget: float, otherwise: Decision, shares: Sequence[float] = (0, 0.1, 0.2, 0.3, 0.5)
+) -> list[Policy]:
+    """One candidate a share of prompts that skips its draft; those whose share alone breaks the budget are left out."""
+    router = PromptRouter.fit(list(bank.embeds), bank.draft_scores[0].tolist())
+    expected = np.array([router.expect(e) for e in bank.embeds])
+    found: list[Policy] = []
+    for share in shares:
+        below = -math.inf if share == 0 else float(np.quantile(expected, share))
+
+        def family(tau: float, below: float = below) -> Policy:
+            return PreRoute(ThresholdPolicy(tau, otherwise), router, below)
+
+        try:
+            found.append(spend(family, *_range(bank), bank, budget))
+        except SettingError:
+            continue
+    return found
+
+
+def fit_value(bank: Bank, budget: float, quality: Quality) -> Policy:
+    """Gains over the first draft fitted on the bank, then the price that spends the budget.
+
+    Gains below zero are bought too when the budget is left over: the price goes down to less than nothing.
+    """
+    rows = zip(bank.draft_scores[0].tolist(), bank.embeds, bank.drafts[0].double() / 255, strict=True)
+    features = np.stack([draft_features(*row) for row in rows])
+    seen = np.isfinite(features[:, 0])
+    base = quality(bank.drafts[0])
+    gains = {str(a): (quality(v[0]) - base).double().numpy() for a, v in bank.made.items()}
+    model = GainModel.fit(features[seen], {a: g[seen] for a, g in gains.items()})
+    costs = {str(a): bank.costs[a] for a in bank.made}
+    # Expectations don't change with the price: they are made once, not at every halving.
+    expected = np.array([list(model.expect(f).values()) for f in features[seen]])
+    cost = np.array([costs[a] for a in model.gains])
+    blind = (~seen).sum() * costs.get("regenerate", costs.get("refine", 0.0))
+
+    def mean_steps(price: float) -> float:
+        net = expected - price * cost
+        spent = np.where(net.max(1) > 0, cost[net.argmax(1)], 0.0).sum() + blind
+        return bank.costs[Decision.REDRAFT] + float(spent) / len(bank)
+
+    dear = float(np.abs(expected).max() / cost.min()) * 2 + 1e-9
+    cheap = -dear
+    if mean_steps(dear) > budget + 1e-9:
+        raise SettingError(f"budget={budget!r} mean steps cannot be met: the cheapest setting costs {mean_steps(dear):.2f}.")
+    for _ in range(2 * ROUNDS):
+        middle = (cheap + dear) / 2
+        cheap, dear = (cheap, middle) if mean_steps(middle) <= budget else (middle, dear)
+    return ValuePolicy(model, costs, dear)
+
+
+def best_by(quality: Quality, bank: Bank, name: str, candidates: Sequence[Policy]) -> Fitted:
+    """The candidate whose pictures are best on the bank."""
+    if not candidates:
+        raise SettingError(f"no setting of {name} meets the budget: raise it.")
+    tried: list[Fitted] = []
+    for policy in candidates:
+        seen = replay(policy, bank)
+        tried.append(Fitted(name, policy, seen.mean_steps, float(quality(seen.images).mean())))
+    return max(tried, key=lambda f: f.quality)
+
+
+def fit_all(bank: Bank, budget: float, otherwise: Decision, quality: Quality) -> dict[str, Fitted]:
+    """Every policy the bank allows, each at this budget of mean steps."""
+    families: dict[str, Callable[[], Sequence[Policy]]] = {
+        "threshold": lambda: [fit_threshold(bank, budget, otherwise)],
+        "recheck": lambda: [fit_recheck(bank, budget, otherwise)],
+        "pre_route": lambda: fit_pre_routes(bank, budget, otherwise),
+        "value": lambda: [fit_value(bank, budget, quality)],
+    }
+    if {Decision.REFINE, Decision.REGENERATE} <= bank.made.keys():
+        families["band"] = lambda: fit_bands(bank, budget)
+    for drafts in range(2, len(bank.drafts) + 1):
+        families[f"best_of_{drafts}"] = lambda drafts=drafts: [fit_best_of(bank, budget, otherwise, drafts)]
+    return {name: best_by(quality, bank, name, make()) for name, make in families.items()}
