@@ -33,8 +33,8 @@ class Prices:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.draft) and math.isfinite(self.escalation) and self.draft >= 0 < self.escalation):
             raise SettingError(
-                f"a draft of {self.draft!r} and an escalation of {self.escalation!r} {self.unit} are no prices: a draft costs"
-                " 0 or more, an escalation more than 0. Check the steps, or measure more pictures."
+                f"a draft of {self.draft!r} and an escalation of {self.escalation!r} {self.unit} are no prices: drafts cost"
+                " 0 or more, escalations more than 0. Check the steps, or measure more pictures."
             )
 
     def mean(self, share: float) -> float:
