@@ -12,6 +12,9 @@ import numpy as np
 
 from allaprima.core.errors import SettingError
 
+Scores = Sequence[float] | np.ndarray
+"""`(n,)` oracle scores, higher is better."""
+
 
 def mean_steps(student_steps: int, teacher_steps: int, share: float) -> float:
     """`S + share * R`, share in [0, 1]."""
@@ -29,7 +32,7 @@ def share_for_budget(budget: float, student_steps: int, teacher_steps: int) -> f
     return (budget - student_steps) / teacher_steps
 
 
-def threshold_for(scores: Sequence[float], share: float) -> float:
+def threshold_for(scores: Scores, share: float) -> float:
     """The score below which `share` of the drafts fall."""
     values = np.asarray(scores, dtype=np.float64)
     if len(values) < 2 or not np.isfinite(values).all():
@@ -38,9 +41,7 @@ def threshold_for(scores: Sequence[float], share: float) -> float:
     return float(np.quantile(values, min(max(share, 0.0), 1.0), method="higher"))
 
 
-def bootstrap_interval(
-    scores: Sequence[float], share: float, level: float = 0.95, rounds: int = 1000
-) -> tuple[float, float]:
+def bootstrap_interval(scores: Scores, share: float, level: float = 0.95, rounds: int = 1000) -> tuple[float, float]:
     """Percentile bootstrap interval of the threshold, with a fixed seed."""
     values = np.asarray(scores, dtype=np.float64)
     rng = np.random.default_rng(0)
