@@ -98,6 +98,12 @@ class AdaptivePipeline:
         names = ("student_steps", "student_solver", "student_guidance", "height", "width")
         return {k: v for k, v in dataclasses.asdict(settings).items() if k in names}
 
+    @staticmethod
+    def action_settings(settings: CascadeSettings) -> dict[str, Any]:
+        """The settings that change what an escalation makes and costs."""
+        names = ("teacher_steps", "teacher_solver", "teacher_guidance", "teacher_last_time", "strategy", "sigma")
+        return {k: v for k, v in settings.to_dict().items() if k in names}
+
     def policy(
         self,
         settings: CascadeSettings,
@@ -105,7 +111,7 @@ class AdaptivePipeline:
         budget: float | None = None,
         mode: str = "adaptive",
     ) -> Policy:
-        """A policy from a threshold, a budget in mean steps, or a mode.
+        """A policy from a threshold, a budget in the calibration's unit (steps unless it says otherwise), or a mode.
 
         `mode`: `adaptive`, `student-only`, `teacher-only`, `refine-all`.
         """
@@ -122,8 +128,7 @@ class AdaptivePipeline:
             if self.calibration is None:
                 raise CalibrationError("no calibration for this card: run `allaprima calibrate`, or give a threshold.")
             self.calibration.check(self.student_settings(settings), self.fingerprints())
-            wanted = self.calibration.budget if budget is None else budget
-            threshold = self.calibration.threshold_for_budget(wanted, settings.student_steps, settings.teacher_steps)
+            return self.calibration.policy_for(budget, self.action_settings(settings))
         return ThresholdPolicy(threshold, Decision(settings.strategy))
 
     def machine(self, settings: CascadeSettings, policy: Policy) -> Machine:

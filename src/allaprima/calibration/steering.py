@@ -21,11 +21,11 @@ import numpy as np
 
 from allaprima.calibration.budget import Prices
 from allaprima.calibration.threshold import Scores
-from allaprima.cascade.policy import Decision
+from allaprima.cascade.policy import Context, Decision, DraftsFirst
 from allaprima.core.errors import CalibrationError, SettingError
 
 
-class SteeredThreshold:
+class SteeredThreshold(DraftsFirst):
     """A policy (`cascade.policy.Policy`) that spends `budget` a picture in the mean over a run.
 
     Decisions follow from the scores and their order alone: the same requests in the same order give the same decisions
@@ -79,7 +79,7 @@ class SteeredThreshold:
         """
         return self.prices.escalation * (self.horizon * max(self.share, 1 - self.share) + 1) / pictures
 
-    def decide(self, scores: Sequence[float]) -> list[Decision]:
+    def decide(self, scores: Sequence[float], context: Context | None = None) -> list[Decision]:
         """One decision a draft, in order. A score that is not a number is escalated, and paid for by later ones."""
         decisions: list[Decision] = []
         draft, escalation = self.prices.draft, self.prices.escalation

@@ -76,9 +76,11 @@ def show(
     show_command(picture, repeat, out)
 
 
-@app.command(epilog="Example: allaprima calibrate --budget 15")
+@app.command(epilog="Example: allaprima calibrate --budget 15 --table")
 def calibrate(
-    budget: Annotated[float, typer.Option(help="Mean steps a picture.")] = 15.0,
+    budget: Annotated[float, typer.Option(help="Mean cost a picture, in --unit.")] = 15.0,
+    unit: Annotated[str, typer.Option(help="steps, evaluations (a guided step is 2), seconds or money.")] = "steps",
+    price_per_hour: Annotated[float | None, typer.Option(help="What this machine costs an hour; for --unit money.")] = None,
     card: Annotated[str, typer.Option(help="Bundled card by name, or path of a card.yaml.")] = "emoji",
     prompts_file: Annotated[
         str | None, typer.Option(help="Held-out prompts; default: the card's concepts and styles.")
@@ -90,9 +92,18 @@ def calibrate(
     student_steps: Annotated[int | None, typer.Option(help="Student steps.")] = None,
     steps: Annotated[int | None, typer.Option(help="Teacher steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a network call.")] = None,
-    out: Annotated[Path, typer.Option(help="The artifact to write.")] = Path("calibration.json"),
+    policy: Annotated[
+        str, typer.Option(help="threshold, band, recheck, pre_route, value or best_of_N (with --drafts N).")
+    ] = "threshold",
+    drafts: Annotated[int, typer.Option(help="Attempts of the student to paint, for best_of_N.")] = 1,
+    tolerance: Annotated[float, typer.Option(help="Warn when the mean cost may miss the budget by more than this.")] = 0.03,
+    table: Annotated[bool, typer.Option("--table", help="Show what fewer or more prompts would buy.")] = False,
+    out: Annotated[Path, typer.Option(help="The artifact to write; a stopped run goes on where it was.")] = Path(
+        "calibration.json"
+    ),
 ) -> None:
-    """Score held-out drafts and find the threshold that spends a budget."""
-    from allaprima.cli.calibrate import calibrate_command
+    """Score held-out drafts and find the threshold, or another policy, that spends a budget."""
+    from allaprima.cli.calibrate import CalibrateOptions, calibrate_command
 
-    calibrate_command(budget, card, prompts_file, samples, seed, student_steps, steps, batch_size, out)
+    fields = CalibrateOptions.__dataclass_fields__
+    calibrate_command(CalibrateOptions(**{k: v for k, v in locals().items() if k in fields}))

@@ -1,56 +1,269 @@
-"""`allaprima calibrate`: held-out drafts, scored, to a threshold for a budget."""
+"""`allaprima calibrate`: held-out drafts, scored, to a threshold (or another policy) for a budget. Resumable."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 from allaprima.calibration.artifact import Calibration
+from allaprima.calibration.bank import Bank, paint_bank
+from allaprima.calibration.budget import Prices, Unit
+from allaprima.calibration.policies import fit_all
+from allaprima.calibration.uncertainty import convergence_table, warning_for
 from allaprima.cascade.job import Request
-from allaprima.cascade.policy import AlwaysPolicy, Decision
-from allaprima.core.errors import PromptError, SettingError
+from allaprima.cascade.policy import AlwaysPolicy, Decision, Policy
+from allaprima.cascade.result import Result
+from allaprima.cascade.settings import CascadeSettings
+from allaprima.core.cost import Cost
+from allaprima.core.errors import CalibrationError, PromptError, SettingError
+from allaprima.data.images import write_bytes_atomically
 from allaprima.data.prompts import read_prompts
 from allaprima.pipeline import AdaptivePipeline
 
+UNITS = ("steps", "evaluations", "seconds", "money")
+MEASURED = 32
+"""Escalated pictures that a price in seconds is measured on."""
 
-def calibrate_command(
-    budget: float, card: str, prompts_file: str | None, samples: int, seed: int,
-    student_steps: int | None, steps: int | None, batch_size: int | None, out: Path,
-) -> None:  # fmt: skip
-    """Paint and score drafts; write the artifact."""
-    console = Console(stderr=True, highlight=False)
-    if not 10 <= samples <= 1_000_000:
-        raise SettingError(f"samples={samples!r} is out of range: 10..1000000; the paper finds 500 enough.")
-    pipe = AdaptivePipeline.from_card(card)
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """Options of the command, as given."""
+
+    budget: float
+    unit: str
+    price_per_hour: float | None
+    card: str
+    prompts_file: str | None
+    samples: int
+    seed: int
+    student_steps: int | None
+    steps: int | None
+    batch_size: int | None
+    policy: str
+    drafts: int
+    tolerance: float
+    table: bool
+    out: Path
+
+    def check(self) -> None:
+        """Raise `SettingError` before anything is loaded."""
+        if self.unit not in UNITS:
+            raise SettingError(f"unit={self.unit!r} is not known: {', '.join(UNITS)} are.")
+        if (self.unit == "money") != (self.price_per_hour is not None):
+            raise SettingError("--unit money needs --price-per-hour, and no other unit takes it.")
+        if not 10 <= self.samples <= 1_000_000:
+            raise SettingError(f"samples={self.samples!r} is out of range: 10..1000000; the paper finds 500 enough.")
+        if not 0 < self.tolerance < 1:
+            raise SettingError(
+                f"tolerance={self.tolerance!r} is out of range: a share of the budget in (0, 1), usually 0.03."
+            )
+        if not 1 <= self.drafts <= 8:
+            raise SettingError(f"drafts={self.drafts!r} is out of range: 1..8 attempts are painted for best-of policies.")
+
+
+def held_out_prompts(pipe: AdaptivePipeline, o: CalibrateOptions, console: Console) -> list[str]:
+    """As many prompts as samples; those of a file once each, repeated ones named and left out."""
     assert pipe.card is not None
-    changes = {"student_steps": student_steps, "teacher_steps": steps, "batch_size": batch_size}
-    settings = dataclasses.replace(pipe.settings, **{k: v for k, v in changes.items() if v is not None})
-    if prompts_file is not None:
-        prompts = [row.prompt for row in read_prompts(prompts_file)]
-    else:
-        prompts = [f"{c}, {s}" for c in pipe.card.known_concepts() for s in pipe.card.styles]
-    if not prompts:
-        raise PromptError("no prompts to calibrate on: give --prompts-file; this card doesn't say what it knows.")
-    # A fixed stride through the list, so that 500 of 1,124 prompts touch every concept and style alike.
-    chosen = [prompts[(i * 7919) % len(prompts)] for i in range(samples)]
-    requests = [Request(p, seed + i, "", i) for i, p in enumerate(chosen)]
-    scores: list[float] = []
+    if o.prompts_file is None:
+        known = [f"{c}, {s}" for c in pipe.card.known_concepts() for s in pipe.card.styles]
+        if not known:
+            raise PromptError("no prompts to calibrate on: give --prompts-file; this card doesn't say what it knows.")
+        # A fixed stride through the list, so that 500 of 1,124 prompts touch every concept and style alike.
+        return [known[(i * 7919) % len(known)] for i in range(o.samples)]
+    asked = [row.prompt for row in read_prompts(o.prompts_file)]
+    prompts = list(dict.fromkeys(asked))
+    if len(prompts) < len(asked):
+        twice = next(p for p in asked if asked.count(p) > 1)
+        console.print(
+            f"[yellow]note:[/] {len(asked) - len(prompts)} of {len(asked)} prompts are repeated, {twice!r} first; each"
+            " counts once, or the threshold would lean on them"
+        )
+    if len(prompts) < 10:
+        raise PromptError(f"{o.prompts_file} has {len(prompts)} different prompts: 10 or more are due, 500 are usual.")
+    for prompt in prompts:
+        pipe.student.check_prompt(prompt)
+    return prompts[: o.samples]
+
+
+class ScoreBook:
+    """Scores as they come, a line each, so that a killed calibration goes on where it was."""
+
+    def __init__(self, path: Path, belongs: dict[str, Any]) -> None:
+        self.path, self.rows = path, dict[int, dict[str, Any]]()
+        head = json.dumps(belongs, sort_keys=True)
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            if lines and lines[0] == head:
+                # A line that was cut off by a kill is painted again.
+                for line in lines[1:]:
+                    try:
+                        row = json.loads(line)
+                    except ValueError:
+                        continue
+                    self.rows[row["index"]] = row
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = "".join(json.dumps(r) + "\n" for r in self.rows.values())
+        write_bytes_atomically(path, f"{head}\n{kept}".encode())
+
+    def add(self, result: Result) -> None:
+        """A finished draft; one without a score is not kept, so that it is tried again next time."""
+        if result.score is None or math.isnan(result.score):
+            return
+        row = {"index": result.request.index, "score": result.score, "cost": result.cost.to_dict()}
+        self.rows[result.request.index] = row
+        with self.path.open("a", encoding="utf-8") as f:
+            f.write(json.dumps(row) + "\n")
+
+
+def score_drafts(
+    pipe: AdaptivePipeline, settings: CascadeSettings, prompts: Sequence[str], o: CalibrateOptions, console: Console
+) -> ScoreBook:
+    """Paint and score what is not in the book yet. Raises `CalibrationError` when drafts have no score."""
+    digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+    belongs = {
+        "settings": pipe.student_settings(settings), "fingerprints": pipe.fingerprints(), "prompts": digest, "seed": o.seed
+    }  # fmt: skip
+    book = ScoreBook(o.out.with_name(o.out.name + ".scores.jsonl"), belongs)
+    if book.rows:
+        console.print(f"{len(book.rows)} of {len(prompts)} drafts are scored already")
+    todo = [Request(p, o.seed + i, "", i) for i, p in enumerate(prompts) if i not in book.rows]
+    first: Result | None = None
     with Progress(console=console) as progress:
-        drafts = pipe.stream(requests, settings, AlwaysPolicy(Decision.ACCEPT))
-        tracked = progress.track(drafts, total=samples, description="scoring drafts")
-        scores.extend(result.score for result in tracked if result.score is not None)
-    digest = hashlib.sha256("\n".join(chosen).encode()).hexdigest()
+        drafts = pipe.stream(todo, settings, AlwaysPolicy(Decision.ACCEPT))
+        for result in progress.track(drafts, total=len(todo), description="scoring drafts"):
+            book.add(result)
+            if result.request.index not in book.rows and first is None:
+                first = result
+    if first is not None:
+        why = first.error or first.warning or f"the oracle gave {first.score}"
+        raise CalibrationError(
+            f"{len(prompts) - len(book.rows)} of {len(prompts)} drafts have no score, the first is {first.request.prompt!r}:"
+            f" {why}. The other scores are kept in {book.path}: mend the cause and run this again."
+        )
+    return book
+
+
+def measured_prices(
+    pipe: AdaptivePipeline, settings: CascadeSettings, prompts: Sequence[str], book: ScoreBook, o: CalibrateOptions
+) -> Prices:
+    """Prices in the unit asked for; seconds are measured on escalated pictures, painted for that."""
+    if o.unit == "steps":
+        return Prices.from_steps(settings.student_steps, settings.teacher_steps)
+    drafts = [Cost.from_dict(r["cost"]) for r in book.rows.values()]
+    requests = [Request(p, o.seed + i, "", i) for i, p in enumerate(prompts[:MEASURED])]
+    always = AlwaysPolicy(Decision(settings.strategy))
+    if settings.strategy == "regenerate":
+        # Without drafts: what they cost is known, and a regenerated picture doesn't depend on them.
+        extra = [r.cost for r in pipe.stream(requests, settings, always)]
+        escalated = [c + drafts[i % len(drafts)] for i, c in enumerate(extra)]
+    else:
+        escalated = [r.cost for r in pipe.stream(requests, settings, always)]
+    unit = "evaluations" if o.unit == "evaluations" else "seconds"
+    prices = Prices.from_costs(drafts, escalated, unit)
+    return prices.in_money(o.price_per_hour) if o.price_per_hour is not None else prices
+
+
+def painted_bank(
+    pipe: AdaptivePipeline, settings: CascadeSettings, prompts: Sequence[str], o: CalibrateOptions, console: Console
+) -> Bank:
+    """What a policy beyond the threshold is fitted on: drafts, refinements and repaintings of the held-out prompts."""
+    assert pipe.oracle is not None
+    with Progress(console=console) as progress:
+
+        def paint(requests: Sequence[Request], settings: CascadeSettings, policy: Policy) -> list[Result]:
+            results = progress.track(
+                pipe.stream(requests, settings, policy), total=len(requests), description="painting for the policy"
+            )
+            return sorted(results, key=lambda r: r.request.index)
+
+        seeds = [o.seed + i for i in range(len(prompts))]
+        return paint_bank(paint, pipe.oracle.score, pipe.student.encode, prompts, seeds, settings, o.drafts)
+
+
+def fitted_policy(
+    pipe: AdaptivePipeline, settings: CascadeSettings, prompts: Sequence[str], o: CalibrateOptions, console: Console
+) -> Policy | None:
+    """None for the threshold; else the policy of that name, fitted to the budget by the oracle's score of what it gives."""
+    if o.policy == "threshold":
+        return None
+    if o.unit != "steps":
+        raise SettingError(f"--policy {o.policy} is fitted to a budget in steps, not in {o.unit}: leave --unit out.")
+    bank = painted_bank(pipe, settings, prompts, o, console)
+    assert pipe.oracle is not None
+    oracle = pipe.oracle
+
+    def quality(images: Any) -> Any:
+        import torch
+
+        size = settings.batch_size
+        parts = [
+            oracle.score(images[i : i + size].float() / 255, bank.prompts[i : i + size]) for i in range(0, len(images), size)
+        ]
+        return torch.cat(parts).double()
+
+    fitted = fit_all(bank, o.budget, Decision(settings.strategy), quality)
+    if o.policy not in fitted:
+        raise SettingError(f"policy={o.policy!r} is not known: {', '.join(sorted(fitted))} are (best_of_N with --drafts N).")
+    table = Table("policy", "mean steps", "oracle's score", title="on the held-out prompts")
+    for f in sorted(fitted.values(), key=lambda f: -f.quality):
+        table.add_row(f.name, f"{f.mean_steps:.2f}", f"{f.quality:.4f}")
+    console.print(table)
+    return fitted[o.policy].policy
+
+
+def calibrate_command(o: CalibrateOptions) -> None:
+    """Paint and score drafts; write the artifact."""
+    o.check()
+    console = Console(stderr=True, highlight=False)
+    pipe = AdaptivePipeline.from_card(o.card)
+    if pipe.oracle is None:
+        raise SettingError(f"card {o.card!r} has no oracle: nothing can be calibrated without one.")
+    changes = {"student_steps": o.student_steps, "teacher_steps": o.steps, "batch_size": o.batch_size}
+    settings = dataclasses.replace(pipe.settings, **{k: v for k, v in changes.items() if v is not None})
+    prompts = held_out_prompts(pipe, o, console)
+    if o.unit == "steps":
+        Prices.from_steps(settings.student_steps, settings.teacher_steps).share_for(o.budget)
+    book = score_drafts(pipe, settings, prompts, o, console)
+    scores = [book.rows[i]["score"] for i in range(len(prompts))]
+    prices = measured_prices(pipe, settings, prompts, book, o)
+    share = prices.share_for(o.budget)
+    policy = fitted_policy(pipe, settings, prompts, o, console)
+    seconds = sum(sum(r["cost"]["seconds"].values()) for r in book.rows.values()) / len(book.rows)
     made = Calibration.make(
-        scores, budget, settings.student_steps, settings.teacher_steps,
-        pipe.student_settings(settings), pipe.fingerprints(), digest,
+        scores, o.budget, prices, pipe.student_settings(settings), pipe.action_settings(settings), pipe.fingerprints(),
+        hashlib.sha256("\n".join(prompts).encode()).hexdigest(), seconds, policy,
     )  # fmt: skip
-    made.save(out)
-    low, high = made.interval
+    made.save(o.out)
+    book.path.unlink()
+    report(console, made, o, scores, share)
+
+
+def report(console: Console, made: Calibration, o: CalibrateOptions, scores: Sequence[float], share: float) -> None:
+    """What was found, how sure it is, and what would make it surer."""
+    unit: Unit = made.prices.unit
+    (low, high), (least, most) = made.interval, made.cost_interval
     console.print(
         f"threshold {made.threshold:.4f} (95 % interval {low:.4f}..{high:.4f}) sends {made.percentile:.0f} % to the teacher:"
-        f" {budget:g} mean steps. Written to {out}"
+        f" {o.budget:g} mean {unit} a picture, {least:.4g}..{most:.4g} on unseen prompts. Written to {o.out}"
     )
+    warning = warning_for(scores, share, made.prices, o.tolerance)
+    if warning is not None:
+        console.print(f"[yellow]note:[/] {warning}")
+    if o.table:
+        table = Table("prompts", "threshold", "sd", f"mean {unit} (95 %)", "seconds", title="what more prompts would buy")
+        for r in convergence_table(scores, share, made.prices, made.seconds_per_draft):
+            tau = "beyond the scores" if r.threshold is None else f"{r.threshold:.4f}"
+            sd = "" if r.threshold_sd is None else f"{r.threshold_sd:.4f}"
+            between = f"{r.cost:.3f} ({r.cost_interval[0]:.3f}..{r.cost_interval[1]:.3f})"
+            table.add_row(str(r.prompts), tau, sd, between, f"{r.seconds:.0f}")
+        console.print(table)

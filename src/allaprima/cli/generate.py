@@ -182,7 +182,7 @@ def generate_command(o: GenerateOptions) -> None:
         task = progress.add_task("painting", total=len(todo))
         seen = accepted = 0
         for result in plan.pipe.stream(todo, plan.settings, plan.policy):
-            account = record(result, o.card, o.mode, plan.wordings[result.request.index].asked, prints)
+            account = record(result, o.card, o.mode, plan.wordings[result.request.index].asked, prints, plan.policy)
             save_result(folder, result, account)
             accounts[result.request.index] = account
             seen, accepted = seen + 1, accepted + (account["decision"] == "accept")
@@ -243,7 +243,7 @@ def write_tables(folder: RunFolder, accounts: Sequence[dict[str, Any]], settings
 
 def steps_of(account: dict[str, Any], settings: CascadeSettings) -> int:
     """Network steps of one picture (a guided step is two evaluations but one step)."""
-    student = settings.student_steps if "student" in account["evaluations"] else 0
+    student = settings.student_steps * account.get("attempts", 1) if "student" in account["evaluations"] else 0
     return student + (settings.teacher_steps if "teacher" in account["evaluations"] else 0)
 
 

@@ -6,15 +6,19 @@ import json
 from typing import Any
 
 from allaprima._version import __version__
+from allaprima.cascade.policy import AlwaysPolicy, Policy, ThresholdPolicy, policy_to_dict
 from allaprima.cascade.result import Result
 from allaprima.cli.folder import CHUNK
 from allaprima.data.images import a1111_parameters
 
 
-def record(result: Result, card: str, mode: str, asked: str, fingerprints: dict[str, str]) -> dict[str, Any]:
+def record(result: Result, card: str, mode: str, asked: str, fingerprints: dict[str, str], policy: Policy) -> dict[str, Any]:
     """Everything that made a picture; no times of day and no seconds, so equal runs give equal bytes."""
     row = result.row()
-    extra = {} if asked == result.request.prompt else {"asked": asked}
+    extra: dict[str, Any] = {} if asked == result.request.prompt else {"asked": asked}
+    if not isinstance(policy, ThresholdPolicy | AlwaysPolicy):
+        # Threshold and mode tell those two; any other must come along, or the picture can't be painted again.
+        extra["policy"] = policy_to_dict(policy)
     return {
         **row,
         **extra,

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from allaprima.cascade.job import Request
+from allaprima.cascade.policy import policy_from_dict
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.cli.folder import CHUNK
 from allaprima.cli.record import chunks, record
@@ -52,10 +53,13 @@ def paint_again(account: dict[str, Any]) -> bytes:
                 f"the {name} that painted this was {value}, here it is {prints.get(name)}: use the same models."
             )
     settings = CascadeSettings.from_dict(account["settings"])
-    policy = pipe.policy(settings, account["threshold"], None, account["mode"])
+    if "policy" in account:
+        policy = policy_from_dict(account["policy"])
+    else:
+        policy = pipe.policy(settings, account["threshold"], None, account["mode"])
     request = Request(account["prompt"], account["seed"], account["negative_prompt"], account["index"])
     (result,) = pipe.stream([request], settings, policy)
     if result.image is None:
         raise ModelError(f"it could not be painted again: {result.error}")
     asked = account.get("asked", account["prompt"])
-    return png_bytes(to_pil(result.image), chunks(record(result, account["card"], account["mode"], asked, prints)))
+    return png_bytes(to_pil(result.image), chunks(record(result, account["card"], account["mode"], asked, prints, policy)))
