@@ -92,6 +92,15 @@ def test_a_worthless_oracle_is_found_out():
     assert 0 < sure_risk(rng.uniform(size=400), np.ones(400), 0.2, 0.1).accepted < 0.2
 
 
+def test_it_stops_at_the_first_threshold_it_cannot_vouch_for():
+    # The highest scores are the worst: lower thresholds look fine by themselves, but come after a failure.
+    s = np.linspace(1, 0, 1000)
+    losses = (s > 0.9).astype(float)
+    assert p_values(np.array([100.0]), np.array([1000]), 0.2, True)[0] < 1e-9
+    assert accepted_risk(s, losses, 0.2, 0.1).threshold == math.inf
+    assert accepted_risk(s, losses, 0.2, 0.1, grid=[0.0, 0.1]).threshold == 0.0
+
+
 def test_the_smallest_threshold_by_brute_force():
     rng = np.random.default_rng(3)
     for _ in range(50):

@@ -96,6 +96,13 @@ def test_batches_do_not_matter_and_a_run_can_be_resumed():
         SteeredThreshold(held_out, PAPER, 16).load_state_dict(first.state_dict())
 
 
+def test_a_tie_is_split_to_the_picture():
+    policy = SteeredThreshold([0.1] + [0.5] * 98 + [0.9], PAPER, 12)
+    for _ in range(500):
+        policy.decide([0.5])
+        assert abs(policy.owed) <= 1
+
+
 def test_what_nobody_could_judge_goes_to_the_teacher_and_is_paid_for():
     rng = np.random.default_rng(3)
     scores = np.where(rng.uniform(size=3000) < 0.2, np.nan, rng.uniform(size=3000))

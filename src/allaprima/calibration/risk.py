@@ -111,13 +111,11 @@ def p_values(sums: np.ndarray, n: np.ndarray, alpha: float, binary: bool) -> np.
 def _candidates(s: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Thresholds from accepting nothing to accepting all, with the sum of the losses accepted at each.
 
-    Just above a score is the smallest threshold without it; between two scores nothing changes.
+    Just above a score is the smallest threshold without it; between two scores nothing changes. The first of a tie has
+    the tie's sum, the others more at the same threshold, which moves none.
     """
     order = np.argsort(-s, kind="stable")
-    s, sums = s[order], np.concatenate([[0.0], np.cumsum(y[order])])
-    taus = np.append(np.nextafter(s, np.inf), -np.inf)
-    whole = np.concatenate([[True], s[1:] < s[:-1], [True]])  # a tie is accepted as a whole
-    return taus[whole], sums[whole]
+    return np.append(np.nextafter(s[order], np.inf), -np.inf), np.concatenate([[0.0], np.cumsum(y[order])])
 
 
 def _last(taus: np.ndarray, fine: np.ndarray) -> float:
