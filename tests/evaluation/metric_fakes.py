@@ -7,11 +7,11 @@ class Pixels:
     """Features are the first values of the picture itself; layers are the picture and its half."""
 
     name = "pixels"
-    preprocessing = {"resize": "none"}
     layer_names = ("whole", "half")
 
     def __init__(self, dim=4, fingerprint="p1"):
         self.dim, self.fingerprint, self.calls = dim, fingerprint, 0
+        self.preprocessing = {"resize": "none"}
 
     def features(self, images):
         self.calls += 1

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from metric_fakes import Pixels
 from safetensors.torch import load_file, save_file
@@ -35,6 +35,7 @@ def test_cached_equals_computed_and_the_network_is_asked_once(tmp_path):
     assert len(list((tmp_path / "new").iterdir())) == 2
 
 
+@settings(max_examples=25, deadline=None)
 @given(size=st.integers(1, 10))
 def test_the_key_is_of_the_pictures_not_of_the_batches(size):
     assert content_hash(batches(size), Pixels(), {}) == content_hash(batches(10), Pixels(), {})
@@ -86,7 +87,9 @@ def test_a_corrupt_or_foreign_file_is_made_again(tmp_path, spoil, caplog):
     assert path.read_bytes() != whole
     assert same(made, cache.moments(batches(), net))
     assert "made again" in caplog.text
-    assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
+    assert list(tmp_path.iterdir()) == [path]
+    caplog.clear()
+    assert same(made, cache.moments(batches(), net)) and not caplog.text
 
 
 def test_bad_input_is_named(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from metric_fakes import Pixels, pictures
 from safetensors.torch import save_file
@@ -95,6 +95,7 @@ def test_lpips_weights_of_another_network_are_refused(tmp_path):
         LPIPSType(blind)
 
 
+@settings(max_examples=25, deadline=None)
 @given(
     sizes=st.lists(st.integers(2, 5), min_size=1, max_size=4),
     distance=st.sampled_from(["cosine", "squared_euclidean"]),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from metric_fakes import Pixels, pictures
 
@@ -22,6 +22,7 @@ def normal(n, d, seed, offset=0.0):
     return offset + torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+@settings(max_examples=25, deadline=None)
 @given(
     n=st.integers(2, 40),
     d=st.integers(1, 12),

@@ -55,7 +55,7 @@ def test_nan_from_the_judge_is_passed_on_not_counted_as_a_miss():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(SettingError, match="'caption 71' is not in the pool.*Did you mean 'caption"):
+    with pytest.raises(SettingError, match=r"'caption 71' is not in the pool.*Did you mean 'caption"):
         Retrieval(Mute(), POOL).score(torch.rand(1, 3, 4, 4), ["caption 71"])
     with pytest.raises(SettingError, match="'caption 3' is in the pool twice"):
         Retrieval(Mute(), [*POOL, "caption 3"])

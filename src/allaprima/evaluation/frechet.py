@@ -77,6 +77,8 @@ class MomentSums:
             self._factor = torch.zeros(0, features.shape[1], dtype=torch.float64)
         if features.shape[1] != len(self._mean):
             raise SettingError(f"features of {features.shape[1]} dimensions after {len(self._mean)}: one network is due.")
+        if not len(features):
+            return
         self._waiting.append(features.double())
         # One QR for at least D samples: its cost a sample doesn't depend on the batch.
         if self.count - self._folded >= len(self._mean):
@@ -119,7 +121,7 @@ def frechet_of_moments(a: Moments, b: Moments) -> float:
 
 def _triangle(x: Tensor) -> Tensor:
     """At most D rows with the same `x^T x`: many samples must not cost a matrix of samples by samples."""
-    return torch.linalg.qr(x, mode="r").R if len(x) > x.shape[1] else x
+    return torch.linalg.qr(x, mode="r").R.contiguous() if len(x) > x.shape[1] else x
 
 
 class FrechetDistance:
