@@ -92,6 +92,16 @@ def test_a_corrupt_or_foreign_file_is_made_again(tmp_path, spoil, caplog):
     assert same(made, cache.moments(batches(), net)) and not caplog.text
 
 
+def test_a_whole_file_under_anothers_name_is_made_again(tmp_path):
+    cache = FeatureCache(tmp_path)
+    made = cache.features(batches(), Pixels())
+    (path,) = tmp_path.iterdir()
+    cache.features(batches(), Pixels(dim=5))
+    (other,) = set(tmp_path.iterdir()) - {path}
+    other.replace(path)
+    assert torch.equal(cache.features(batches(), Pixels()), made)
+
+
 def test_bad_input_is_named(tmp_path):
     cache = FeatureCache(tmp_path)
     with pytest.raises(SettingError, match=r"torch.float32.*uint8 \(B, 3, H, W\)"):

@@ -49,3 +49,9 @@ def test_layers_are_the_last_maps_at_each_resolution(net):
         top = torch.nn.functional.relu6(net._bn1(net._conv_head(maps[-1]))).mean((2, 3))
     assert torch.allclose(top, net.features(x), atol=1e-5)
     assert len(net.layer_names) == len(maps)
+    # Each map is the last of its size: the blocks after it lead to the next.
+    for this, after, blocks in zip(maps, maps[1:], [(1, 3), (3, 5), (5, 11), (11, 16)], strict=False):
+        with torch.no_grad():
+            for i in range(*blocks):
+                this = net._blocks[i](this)
+        assert torch.allclose(this, after, atol=1e-4)
