@@ -61,8 +61,8 @@ class Logistic:
         slope, intercept = minimize(nll, np.zeros(2), jac=True, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-10}).x
         if slope <= 0:
             raise CalibrationError(
-                f"the win probability does not rise with the score (slope {slope / unit:.3g}, {len(s)} labels): this oracle can't"
-                " tell. Check the labels' direction (1: the draft is at least as good), or use another oracle."
+                f"the win probability does not rise with the score (slope {slope / unit:.3g}, {len(s)} labels): this oracle"
+                " can't tell. Check the labels' direction (1: the draft is at least as good), or use another oracle."
             )
         return cls(float(slope / unit), float(intercept - slope * centre / unit))
 
