@@ -22,6 +22,15 @@ CONFIG = FinetuneConfig(
 PROMPTS = 120
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These tensors are tiny: on a busy machine a second thread only waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Bilinear(nn.Module):
     """`colour^T M text`: what is good depends on the prompt."""
 
@@ -139,9 +148,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
 
     with pytest.raises(Killed):
         finetune(Bilinear(), Mortal(**vars(labels)), often, tmp_path / "b", {})
+    assert report.steps == 20, "the last step is looked at"
     # A look past the checkpoint, as a run killed between the two leaves it, is forgotten.
     with (tmp_path / "b" / "looks.csv").open("a") as f:
-        f.write("16,0.99\n")
+        f.write("17,0.99\n")
     assert finetune(resumed, labels, often, tmp_path / "b", {}) == report
     assert torch.equal(whole.m, resumed.m)
     assert (tmp_path / "a" / "looks.csv").read_text() == (tmp_path / "b" / "looks.csv").read_text()
@@ -150,17 +160,22 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
 
 
 def test_it_stops_when_nothing_improves_and_keeps_the_start(tmp_path):
-    labels, _ = pairs(600, flip=True)
-    still = replace(CONFIG, loop=replace(CONFIG.loop, learning_rate=0.0), evaluate_every=5, patience=3)
-    model = Bilinear(-TRUTH)
-    report = finetune(model, labels, still, tmp_path, {})
+    labels, _ = pairs(600)
+    # What is taught is wrong; what is held out is right without noise, and so is the start: nothing can be better.
+    text, truth = labels.hidden[labels.prompt], Bilinear(TRUTH)
+    labels.preference.copy_((truth(labels.a, text) > truth(labels.b, text)).float())
+    taught = split_prompts(labels.prompt, 0.25, 0).train
+    labels.preference[taught] = 1 - labels.preference[taught]
+    impatient = replace(CONFIG, evaluate_every=5, patience=3)
+    model = Bilinear(TRUTH)
+    report = finetune(model, labels, impatient, tmp_path, {})
     assert (report.best_step, report.steps) == (0, 15)
-    assert torch.equal(model.m.detach(), -TRUTH)
+    assert torch.equal(model.m.detach(), TRUTH)
     assert report.before == report.after
-    rows = (tmp_path / "looks.csv").read_text()
-    again = finetune(Bilinear(-TRUTH), labels, still, tmp_path, {})
-    assert again == report, "a finished run takes no further step"
-    assert (tmp_path / "looks.csv").read_text() == rows
+    assert report.after.accuracy == report.stop_after == 1.0
+    looks = (tmp_path / "looks.csv").read_text()
+    assert finetune(Bilinear(TRUTH), labels, impatient, tmp_path, {}) == report, "a finished run takes no further step"
+    assert (tmp_path / "looks.csv").read_text() == looks
 
 
 def test_agreement_counts_pairs_by_hand():
