@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -39,6 +38,7 @@ from allaprima.cascade.job import Request
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import SettingError
 from allaprima.diffusion.rollback import Variance
+from allaprima.evaluation.decision import decision_accuracy
 from allaprima.evaluation.frechet import frechet_distance
 from allaprima.evaluation.intervals import Interval, mean_interval, t_interval
 from allaprima.features.efficientnet_lite import EfficientNetLite0
@@ -213,28 +213,6 @@ class Meter:
             for i in range(0, len(pictures), 64):
                 out.oracle.extend(self.pipe.oracle.score(pictures[i : i + 64], self.captions[i : i + 64]).tolist())
         return out
-
-
-def decision_accuracy(scores: Sequence[float], student_wins: Sequence[bool]) -> dict[str, float]:
-    """How well `score > tau` tells "the judge prefers the student", at the best tau (methods 1, decision accuracy).
-
-    Beside it: the share of the larger class (what always saying the same would give), and the area under the curve
-    (.5 for scores that know nothing).
-    """
-    s, wins = np.asarray(scores), np.asarray(student_wins, dtype=bool)
-    order = np.argsort(s)
-    right = np.concatenate([[0], np.cumsum(~wins[order])]) + np.concatenate([np.cumsum(wins[order][::-1])[::-1], [0]])
-    best = int(right.argmax())
-    tau = float("-inf") if best == 0 else float(s[order][best - 1])
-    a, b = s[wins], s[~wins]
-    auc = float((a[:, None] > b[None]).mean() + 0.5 * (a[:, None] == b[None]).mean()) if len(a) and len(b) else 0.5
-    return {
-        "accuracy": float(right.max() / len(s)),
-        "tau": tau,
-        "student_preferred": float(wins.mean()),
-        "always_the_same": float(max(wins.mean(), 1 - wins.mean())),
-        "auc": auc,
-    }
 
 
 def as_list(i: Interval) -> list[float]:

@@ -89,12 +89,14 @@ def train(
     recipe: Mapping[str, Any],
     on_checkpoint: Callable[[Mapping[str, nn.Module], Progress], None] | None = None,
     stop_after_seconds: float | None = None,
+    stop: Callable[[Mapping[str, nn.Module], int], bool] | None = None,
 ) -> dict[str, nn.Module]:
     """Train `model` in place; returns its EMA copies. Resumes from `folder` when it holds a checkpoint.
 
     Writes `checkpoint.safetensors` every `checkpoint_seconds`, `curve.csv` (step, samples, seconds, loss, lr) every
-    `log_every` steps. Raises `TrainingError` when the loss stops being a number (the last good checkpoint stays), or
-    when the folder belongs to another recipe.
+    `log_every` steps. `stop(emas, steps done)` is asked before each step and once after the last: true ends the training.
+    Raises `TrainingError` when the loss stops being a number (the last good checkpoint stays), or when the folder belongs
+    to another recipe.
     """
     folder.mkdir(parents=True, exist_ok=True)
     emas = {name: copy.deepcopy(model).requires_grad_(False) for name in config.emas}
@@ -126,7 +128,7 @@ def train(
 
     with curve as rows:
         writer = csv.writer(rows)
-        while step < config.max_train_steps:
+        while not (stop is not None and stop(emas, step)) and step < config.max_train_steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
             value = loss(model, emas, step_generator(config.seed, step))
