@@ -12,7 +12,7 @@ import pytest
 
 from allaprima.cli import main
 
-RUN = ["generate", "--batch-size", "4", "--steps", "4", "--threshold", "0.5"]
+RUN = ["generate", "--batch-size", "4", "--steps", "4", "--student-steps", "2", "--threshold", "0.5"]
 
 
 def allaprima(*args, expect=0, monkeypatch=None):
@@ -40,7 +40,7 @@ def test_a_run_leaves_pictures_rows_and_a_sheet(tmp_path):
     for r in rows:
         assert (out / r["image"]).exists()
         assert (r["decision"] == "accept") == (r["score"] >= r["threshold"])
-        assert r["steps"] == (5 if r["decision"] == "accept" else 9)
+        assert r["steps"] == (2 if r["decision"] == "accept" else 6)
     assert (out / "sheet.png").exists()
 
 

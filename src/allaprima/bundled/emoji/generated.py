@@ -50,6 +50,7 @@ def load_generated(path: Path) -> Generated:
 
 PLANS: dict[str, tuple[Decision, CascadeSettings]] = {
     "student-5": (Decision.ACCEPT, CascadeSettings(student_steps=5)),
+    "student-3": (Decision.ACCEPT, CascadeSettings(student_steps=3, student_guidance=3.5)),
     "student-2": (Decision.ACCEPT, CascadeSettings(student_steps=2)),
     "student-1": (Decision.ACCEPT, CascadeSettings(student_steps=1)),
     "teacher-4": (Decision.REGENERATE, CascadeSettings(teacher_steps=4)),
