@@ -58,7 +58,7 @@ def test_a_replay_is_what_a_live_run_does(name, bias):
     # Guided steps count two evaluations.
     steps = [(r.cost.evaluations.get("student", 0) + r.cost.evaluations.get("teacher", 0)) / 2 for r in results]
     assert seen.steps.tolist() == steps
-    assert torch.equal(seen.images, torch.stack([(r.image * 255).round().byte() for r in results]))
+    assert torch.equal(seen.gather(bank.pictures), torch.stack([(r.image * 255).round().byte() for r in results]))
 
 
 def test_a_policy_that_wants_more_than_the_bank_holds_is_told(painted):
@@ -73,7 +73,8 @@ def test_a_bank_survives_its_file(painted, tmp_path):
     save_bank(painted, tmp_path / "bank.safetensors")
     again = load_bank(tmp_path / "bank.safetensors")
     assert (again.prompts, again.seeds, again.costs) == (painted.prompts, painted.seeds, painted.costs)
-    assert torch.equal(replay(POLICIES["band"], again).images, replay(POLICIES["band"], painted).images)
+    assert replay(POLICIES["band"], again).chosen == replay(POLICIES["band"], painted).chosen
+    assert all(torch.equal(again.pictures[k], v) for k, v in painted.pictures.items())
     (tmp_path / "bad.safetensors").write_bytes(b"no")
     with pytest.raises(CalibrationError, match="not a bank"):
         load_bank(tmp_path / "bad.safetensors")
@@ -101,8 +102,8 @@ def synthetic(n, seed, steps=5.0, teacher=20.0):
     )  # fmt: skip
 
 
-def quality(images):
-    return images[:, 0, 0, 0].double() / 255
+def quality(bank):
+    return {k: v[..., 0, 0, 0].double() / 255 for k, v in bank.pictures.items()}
 
 
 def test_the_papers_account_is_exact():
@@ -115,20 +116,20 @@ def test_the_papers_account_is_exact():
 @pytest.mark.parametrize("budget", [8.0, 15.0, 22.0])
 def test_every_policy_spends_its_budget_and_no_more(budget):
     bank, unseen = synthetic(300, 1), synthetic(300, 2)
-    fitted = fit_all(bank, budget, Decision.REGENERATE, quality)
+    fitted = fit_all(bank, budget, Decision.REGENERATE, quality(bank))
     assert set(fitted) == {"threshold", "recheck", "pre_route", "value", "band", "best_of_2"}
     for f in fitted.values():
         # One more escalation would break it: what is left over is less than a request's share.
         assert budget - 30 / 300 <= f.mean_steps <= budget + 1e-9, f.name
         assert replay(f.policy, unseen).mean_steps == pytest.approx(budget, rel=0.1), f.name
-        assert f.quality == pytest.approx(float(quality(replay(f.policy, bank).images).mean()))
+        assert f.quality == pytest.approx(float(replay(f.policy, bank).gather(quality(bank)).mean()))
 
 
 def test_value_knows_which_action_pays():
     """Refining gains most where the draft is middling, regenerating where it is poor: a threshold can't tell them apart."""
     bank, unseen = synthetic(400, 3), synthetic(400, 4)
-    fitted = fit_all(bank, 12.0, Decision.REFINE, quality)
-    gain = {k: float(quality(replay(f.policy, unseen).images).mean()) for k, f in fitted.items()}
+    fitted = fit_all(bank, 12.0, Decision.REFINE, quality(bank))
+    gain = {k: float(replay(f.policy, unseen).gather(quality(unseen)).mean()) for k, f in fitted.items()}
     assert gain["value"] > gain["threshold"] + 0.01
     assert gain["band"] > gain["threshold"] + 0.01
     seen = replay(fitted["value"].policy, unseen)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,16 @@ class Bank:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @property
+    def pictures(self) -> dict[Decision, Tensor]:
+        """Drafts under ACCEPT, and what was made of them."""
+        return {Decision.ACCEPT: self.drafts, **self.made}
+
+    @property
+    def scores(self) -> dict[Decision, Tensor]:
+        """The oracle's, of all pictures."""
+        return {Decision.ACCEPT: self.draft_scores, **self.made_scores}
+
     def rows(self, index: Tensor) -> Bank:
         """The bank of some of its requests, `index: (M,)`."""
         chosen = index.tolist()
@@ -89,10 +99,8 @@ class Replay:
     decisions: tuple[Decision, ...]
     attempts: Tensor
     """`(N,)` drafts painted."""
-    images: Tensor
-    """`(N, 3, H, W)` uint8: the pictures it would have given."""
-    scores: Tensor
-    """`(N,)` the oracle's, of these pictures."""
+    chosen: tuple[tuple[Decision, int], ...]
+    """Which of the bank's pictures it would have given: ACCEPT is a draft, with its attempt, else what the teacher made."""
     steps: Tensor
     """`(N,)` what each cost."""
 
@@ -101,8 +109,12 @@ class Replay:
         """Mean cost."""
         return float(self.steps.mean())
 
+    def gather(self, values: Mapping[Decision, Tensor]) -> Tensor:
+        """`(N, ...)` from what is known of every picture of the bank, `(A, N, ...)` by decision."""
+        return torch.stack([values[d][k, i] for i, (d, k) in enumerate(self.chosen)])
 
-def replay(policy: Policy, bank: Bank, pictures: bool = True) -> Replay:
+
+def replay(policy: Policy, bank: Bank) -> Replay:
     """Run a policy on a bank. Raises `SettingError` when it wants an action or an attempt that the bank doesn't hold."""
     n, most, scores = len(bank), len(bank.drafts), bank.draft_scores.tolist()
     best, attempts = [0] * n, [0] * n
@@ -126,33 +138,25 @@ def replay(policy: Policy, bank: Bank, pictures: bool = True) -> Replay:
         for i, d in zip(waiting, policy.decide([scores[best[i]][i] for i in waiting], context), strict=True):
             decisions[i] = None if d is Decision.REDRAFT else d
         waiting = [i for i in waiting if decisions[i] is None]
-    return _account(policy, bank, [d for d in decisions if d is not None], best, attempts, pictures)
+    return _account(policy, bank, [d for d in decisions if d is not None], best, attempts)
 
 
-def _account(
-    policy: Policy, bank: Bank, decisions: list[Decision], best: list[int], attempts: list[int], pictures: bool
-) -> Replay:
-    images: list[Tensor] = []
-    scores: list[float] = []
+def _account(policy: Policy, bank: Bank, decisions: list[Decision], best: list[int], attempts: list[int]) -> Replay:
+    chosen: list[tuple[Decision, int]] = []
     steps = [n * bank.costs[Decision.REDRAFT] for n in attempts]
     draft_scores, made_scores = bank.draft_scores.tolist(), {k: v.tolist() for k, v in bank.made_scores.items()}
     for i, decision in enumerate(decisions):
-        k, chosen = best[i], bank.drafts
-        score = draft_scores[k][i]
+        given = Decision.ACCEPT, best[i]
         if decision is not Decision.ACCEPT:
             if decision not in bank.made:
                 raise SettingError(f"the policy wants to {decision}, the bank holds {', '.join(bank.made)}: paint that too.")
-            place = k if decision is Decision.REFINE else 0
+            place = best[i] if decision is Decision.REFINE else 0
             steps[i] += bank.costs[decision]
-            final = made_scores[decision][place][i]
-            if not (policy.rechecks and attempts[i] > 0 and score > final):
-                chosen, k, score = bank.made[decision], place, final
-        scores.append(score)
-        if pictures:
-            images.append(chosen[k, i])
-    kept = torch.stack(images) if pictures else torch.empty(0)
-    made = (torch.tensor(v, dtype=torch.float64) for v in (scores, steps))
-    return Replay(tuple(decisions), torch.tensor(attempts), kept, *made)
+            draft_is_better = attempts[i] > 0 and draft_scores[best[i]][i] > made_scores[decision][place][i]
+            if not (policy.rechecks and draft_is_better):
+                given = decision, place
+        chosen.append(given)
+    return Replay(tuple(decisions), torch.tensor(attempts), tuple(chosen), torch.tensor(steps, dtype=torch.float64))
 
 
 def paint_bank(

@@ -8,7 +8,7 @@ it would have given there. All costs are mean steps a picture.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,8 @@ from allaprima.cascade.router import PromptRouter
 from allaprima.cascade.value import GainModel, ValuePolicy, draft_features
 from allaprima.core.errors import SettingError
 
-Quality = Callable[[Tensor], Tensor]
-"""Quality of pictures `(N, 3, H, W)` uint8, in the order of the bank's requests -> `(N,)`."""
+Quality = Mapping[Decision, Tensor]
+"""Quality of every picture of a bank, `(A, N)` by decision as `Bank.pictures` has them; `Bank.scores` is one."""
 ROUNDS = 30
 """Halvings of a threshold's range: a billionth of it is left."""
 
@@ -42,16 +42,16 @@ def spend(family: Callable[[float], Policy], low: float, high: float, bank: Bank
     Raises `SettingError` when even the cheapest costs more.
     """
     cheapest = family(low)
-    floor = replay(cheapest, bank, pictures=False).mean_steps
+    floor = replay(cheapest, bank).mean_steps
     if floor > budget + 1e-9:
         raise SettingError(f"budget={budget!r} mean steps cannot be met: the cheapest setting costs {floor:.2f}.")
-    if replay(family(high), bank, pictures=False).mean_steps <= budget:
+    if replay(family(high), bank).mean_steps <= budget:
         return family(high)
     best = cheapest
     for _ in range(ROUNDS):
         middle = (low + high) / 2
         policy = family(middle)
-        if replay(policy, bank, pictures=False).mean_steps <= budget:
+        if replay(policy, bank).mean_steps <= budget:
             best, low = policy, middle
         else:
             high = middle
@@ -122,8 +122,8 @@ def fit_value(bank: Bank, budget: float, quality: Quality) -> Policy:
     rows = zip(bank.draft_scores[0].tolist(), bank.embeds, bank.drafts[0].double() / 255, strict=True)
     features = np.stack([draft_features(*row) for row in rows])
     seen = np.isfinite(features[:, 0])
-    base = quality(bank.drafts[0])
-    gains = {str(a): (quality(v[0]) - base).double().numpy() for a, v in bank.made.items()}
+    base = quality[Decision.ACCEPT][0]
+    gains = {str(a): (quality[a][0] - base).double().numpy() for a in bank.made}
     model = GainModel.fit(features[seen], {a: g[seen] for a, g in gains.items()})
     costs = {str(a): bank.costs[a] for a in bank.made}
     # Expectations don't change with the price: they are made once, not at every halving.
@@ -153,7 +153,7 @@ def best_by(quality: Quality, bank: Bank, name: str, candidates: Sequence[Policy
     tried: list[Fitted] = []
     for policy in candidates:
         seen = replay(policy, bank)
-        tried.append(Fitted(name, policy, seen.mean_steps, float(quality(seen.images).mean())))
+        tried.append(Fitted(name, policy, seen.mean_steps, float(seen.gather(quality).mean())))
     return max(tried, key=lambda f: f.quality)
 
 

@@ -199,19 +199,7 @@ def fitted_policy(
     if o.unit != "steps":
         raise SettingError(f"--policy {o.policy} is fitted to a budget in steps, not in {o.unit}: leave --unit out.")
     bank = painted_bank(pipe, settings, prompts, o, console)
-    assert pipe.oracle is not None
-    oracle = pipe.oracle
-
-    def quality(images: Any) -> Any:
-        import torch
-
-        size = settings.batch_size
-        parts = [
-            oracle.score(images[i : i + size].float() / 255, bank.prompts[i : i + size]) for i in range(0, len(images), size)
-        ]
-        return torch.cat(parts).double()
-
-    fitted = fit_all(bank, o.budget, Decision(settings.strategy), quality)
+    fitted = fit_all(bank, o.budget, Decision(settings.strategy), bank.scores)
     if o.policy not in fitted:
         raise SettingError(f"policy={o.policy!r} is not known: {', '.join(sorted(fitted))} are (best_of_N with --drafts N).")
     table = Table("policy", "mean steps", "oracle's score", title="on the held-out prompts")
