@@ -107,3 +107,27 @@ def calibrate(
 
     fields = CalibrateOptions.__dataclass_fields__
     calibrate_command(CalibrateOptions(**{k: v for k, v in locals().items() if k in fields}))
+
+
+@app.command(epilog="Example: allaprima frontier --quick --prompts 60 --out out/frontier")
+def frontier(
+    card: Annotated[str, typer.Option(help="Bundled card by name, or path of a card.yaml.")] = "emoji",
+    prompts_file: Annotated[str | None, typer.Option(help="Prompts; default: the card's concepts and styles.")] = None,
+    prompts: Annotated[int, typer.Option(help="How many prompts.")] = 1000,
+    seeds: Annotated[int, typer.Option(help="Pictures a prompt and method.")] = 3,
+    budgets: Annotated[str, typer.Option(help="Mean steps a picture for cascades, comma-separated.")] = "5,8,10,12,15,20",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer methods: a first look.")] = False,
+    reference: Annotated[
+        Path | None, typer.Option(help="Safetensors with `features` of real pictures, for the Frechet distance.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder; a stopped run goes on where it was.")] = Path("out/frontier"),
+) -> None:
+    """Draw quality against cost: student, teacher, refine all, every policy, and what no policy can reach."""
+    from allaprima.cli.frontier import FrontierOptions, frontier_command
+    from allaprima.core.errors import SettingError
+
+    try:
+        numbers = tuple(float(b) for b in budgets.split(","))
+    except ValueError as e:
+        raise SettingError(f"budgets={budgets!r} are not numbers with commas between: 8,10,15 for example.") from e
+    frontier_command(FrontierOptions(card, prompts_file, prompts, seeds, numbers, quick, reference, out))

@@ -1,0 +1,337 @@
+"""`allaprima frontier`: methods, budgets and seeds to quality against cost. Resumable; every picture is painted once.
+
+Cascades are cross-fitted: prompts are split into two halves, whatever a policy learns (its threshold, its settings, its
+regressions) is learnt on one half and its pictures are those of the other, so no policy is measured on prompts that it
+was calibrated on. What a policy learns from is the oracle's score; the judge and the Frechet distance only measure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from allaprima.calibration.bank import Bank, Replay, replay
+from allaprima.calibration.policies import Fitted, fit_all
+from allaprima.cascade.policy import Decision
+from allaprima.cascade.settings import CascadeSettings
+from allaprima.cli.store import Painting, PictureStore
+from allaprima.core.errors import PromptError, SettingError
+from allaprima.data.prompts import read_prompts
+from allaprima.diffusion.rollback import Variance
+from allaprima.evaluation.frechet import frechet_distance
+from allaprima.evaluation.frontier import Measure, Point, markdown, write
+from allaprima.evaluation.intervals import mean_interval, t_interval
+from allaprima.pipeline import AdaptivePipeline
+
+FIRST_SEED = 6_000_000
+"""Far from the seeds that trained and calibrated anything."""
+SEED_STRIDE = 100_000
+BUDGETS = (5.0, 8.0, 10.0, 12.0, 15.0, 20.0)
+
+
+@dataclass(frozen=True)
+class FrontierOptions:
+    """Options of the command, as given."""
+
+    card: str
+    prompts_file: str | None
+    prompts: int
+    seeds: int
+    budgets: tuple[float, ...]
+    quick: bool
+    reference: Path | None
+    out: Path
+
+    def check(self) -> None:
+        """Raise `SettingError` before anything is loaded."""
+        if self.seeds < 1 or self.prompts < 20:
+            raise SettingError(f"seeds={self.seeds!r}, prompts={self.prompts!r}: at least 1 and 20 are due.")
+        if not self.budgets or min(self.budgets) < 1:
+            raise SettingError(f"budgets={self.budgets!r}: mean steps of 1 or more, for example 8,10,15,20.")
+        if self.reference is not None and not self.reference.is_file():
+            raise SettingError(f"reference={str(self.reference)!r} is not a file: give a safetensors with `features`.")
+
+
+def singles(base: CascadeSettings, quick: bool) -> dict[str, list[tuple[float, Painting]]]:
+    """Methods that treat every prompt alike: method -> (mean steps, painting)."""
+
+    def teacher(method: str, solver: str, steps: int, **more: Any) -> tuple[float, Painting]:
+        settings = base.changed(teacher_solver=solver, teacher_steps=steps, **{"teacher_last_time": None, **more})
+        return steps, Painting(f"{method} {steps}", "teacher-only", settings)
+
+    def refined(steps: int) -> tuple[float, Painting]:
+        settings = dataclasses.replace(base, strategy="refine", sigma=Variance(0.7), teacher_steps=steps)
+        return base.student_steps + steps, Painting(f"refine all {steps}", "refine-all", settings)
+
+    student = dataclasses.replace(base)
+    own = base.teacher_last_time
+    rows = {
+        "student": [(float(base.student_steps), Painting("student", "student-only", student))],
+        "teacher, DDIM": [teacher("DDIM", "ddim", n) for n in ((10, 50) if quick else (10, 15, 25, 50))],
+        "teacher, DPM-Solver++": [
+            teacher("DPM-Solver++", "dpm_solver", n) for n in ((10, 25) if quick else (8, 10, 12, 15, 20, 25))
+        ],
+        "refine all": [refined(n) for n in ((5, 12) if quick else (5, 8, 12, 17))],
+    }
+    if own is not None:
+        rows["teacher, card's grid"] = [
+            teacher("card's grid", base.teacher_solver, n, teacher_last_time=own)
+            for n in ((8, 14) if quick else (6, 8, 10, 12, 14, 16, 20))
+        ]
+    if not quick:
+        rows["teacher, UniPC"] = [teacher("UniPC", "unipc", n) for n in (8, 10, 15)]
+        rows["Restart"] = [teacher("Restart", "restart", n) for n in (15, 25)]
+    return rows
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One seed's pictures of one painting with their measures."""
+
+    data: Mapping[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.data[name]
+
+
+class Frontier:
+    """Everything about one run: paints, calibrates, measures, makes points."""
+
+    def __init__(
+        self, store: PictureStore, base: CascadeSettings, seeds: int, reference: Tensor | None,
+        measures: Sequence[Measure], embeds: Tensor, note: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.store, self.base, self.reference, self.measures, self.note = store, base, reference, measures, note
+        self.seeds = [FIRST_SEED + SEED_STRIDE * j for j in range(seeds)]
+        self.embeds = embeds
+        n = len(store.prompts)
+        self.halves = [torch.arange(0, n, 2), torch.arange(1, n, 2)]
+
+    def point(
+        self, method: str, budget: float, steps: float, rows: Sequence[Mapping[str, Tensor]], bound: bool = False
+    ) -> Point:
+        """From one mapping of measures a seed, each `(N, ...)` in the order of the prompts."""
+        groups = list(range(len(self.store.prompts))) * len(rows)
+        values = {
+            m.name: mean_interval(torch.cat([r[m.name] for r in rows]).tolist(), groups)
+            for m in self.measures
+            if m.name != "frechet"
+        }
+        if self.reference is not None:
+            values["frechet"] = t_interval([frechet_distance(r["features"].float(), self.reference) for r in rows])
+        return Point(method, budget, steps, values, bound)
+
+    def single_points(self, rows: Mapping[str, list[tuple[float, Painting]]]) -> list[Point]:
+        """Points of methods that treat every prompt alike."""
+        return [
+            self.point(method, steps, steps, [self.store.get(p, s) for s in self.seeds])
+            for method, paintings in rows.items()
+            for steps, p in paintings
+        ]
+
+    def actions(self, quick: bool) -> dict[str, tuple[Decision, Painting]]:
+        """What may be done with drafts that fall short."""
+        b = self.base
+        steps = ((14, "regenerate"), (12, "refine")) if quick else (
+            *((n, "regenerate") for n in (8, 10, 12, 14, 16, 20)), *((n, "refine") for n in (5, 8, 12, 17)),
+        )  # fmt: skip
+        made: dict[str, tuple[Decision, Painting]] = {}
+        for n, strategy in steps:
+            if strategy == "regenerate":
+                settings = dataclasses.replace(b, teacher_steps=n)
+                made[f"regenerate {n}"] = Decision.REGENERATE, Painting(f"card's grid {n}", "teacher-only", settings)
+            else:
+                settings = dataclasses.replace(b, strategy="refine", sigma=Variance(0.7), teacher_steps=n)
+                made[f"refine {n}"] = Decision.REFINE, Painting(f"refine all {n}", "refine-all", settings)
+        return made
+
+    def bank(self, seed: int, action: tuple[Decision, Painting], attempts: int) -> tuple[Bank, dict[Decision, list[Seen]]]:
+        """The bank of one action, with the measures of its pictures."""
+        decision, painting = action
+        drafts = [
+            self.store.get(Painting(f"draft {k + 1}", "student-only", dataclasses.replace(self.base), k), seed)
+            for k in range(attempts)
+        ]
+        made = self.store.get(painting, seed)
+        bank = Bank(
+            tuple(self.store.prompts), tuple(seed + i for i in range(len(self.store.prompts))), self.embeds,
+            torch.stack([d["images"] for d in drafts]), torch.stack([d["scores"] for d in drafts]),
+            {decision: made["images"][None]}, {decision: made["oracle"].double()[None]},
+            {Decision.REDRAFT: float(self.base.student_steps), decision: float(painting.settings.teacher_steps)},
+        )  # fmt: skip
+        return bank, {Decision.ACCEPT: [Seen(d) for d in drafts], decision: [Seen(made)]}
+
+    def adaptive_points(self, budgets: Sequence[float], quick: bool) -> list[Point]:
+        """Every policy at every budget, its action chosen on the half of the prompts it is not measured on."""
+        points: list[Point] = []
+        for budget in budgets:
+            rows: dict[str, list[dict[str, Tensor]]] = {}
+            steps: dict[str, list[float]] = {}
+            for seed in self.seeds:
+                for method, (row, mean) in self._cross_fitted(budget, seed, quick).items():
+                    rows.setdefault(method, []).append(row)
+                    steps.setdefault(method, []).append(mean)
+            for method, r in rows.items():
+                if len(r) == len(self.seeds):
+                    points.append(self.point(method, budget, float(np.mean(steps[method])), r))
+            self.note(f"policies at {budget:g} mean steps: {len(rows)}")
+        return points
+
+    def _cross_fitted(self, budget: float, seed: int, quick: bool) -> dict[str, tuple[dict[str, Tensor], float]]:
+        halves: list[dict[str, tuple[Replay, dict[Decision, list[Seen]], Tensor]]] = []
+        for fit, use in (self.halves, self.halves[::-1]):
+            best: dict[str, tuple[Fitted, str]] = {}
+            banks: dict[str, tuple[Bank, dict[Decision, list[Seen]]]] = {}
+            for name, action in self.actions(quick).items():
+                attempts = 2 if action[0] is Decision.REGENERATE else 1
+                banks[name] = self.bank(seed, action, attempts)
+                for method, f in self._fitted(banks[name][0].rows(fit), budget, action[0]).items():
+                    if method not in best or f.quality > best[method][0].quality:
+                        best[method] = f, name
+            found = {
+                method: (replay(f.policy, banks[name][0].rows(use)), banks[name][1], use)
+                for method, (f, name) in best.items()
+            }
+            halves.append(found)
+        both = halves[0].keys() & halves[1].keys()
+        return {m: self._joined([h[m] for h in halves]) for m in sorted(both)}
+
+    @staticmethod
+    def _fitted(bank: Bank, budget: float, decision: Decision) -> dict[str, Fitted]:
+        low, high = bank.costs[Decision.REDRAFT], bank.costs[Decision.REDRAFT] + bank.costs[decision]
+        if not low <= budget <= high:
+            return {}
+        fitted = fit_all(bank, budget, decision, bank.scores)
+        names = {"threshold": f"adaptive {decision}"}
+        return {names.get(k, f"adaptive, {k.replace('_', ' ')}"): f for k, f in fitted.items()}
+
+    def _joined(
+        self, halves: Sequence[tuple[Replay, dict[Decision, list[Seen]], Tensor]]
+    ) -> tuple[dict[str, Tensor], float]:
+        """Measures of both halves in the order of the prompts, and the mean steps."""
+        names = [m.name for m in self.measures if m.name != "frechet"] + (["features"] if self.reference is not None else [])
+        out: dict[str, Tensor] = {}
+        for name in names:
+            parts: dict[int, Tensor] = {}
+            for seen, pictures, use in halves:
+                for place, (decision, k) in zip(use.tolist(), seen.chosen, strict=True):
+                    parts[place] = pictures[decision][k][name][place]
+            out[name] = torch.stack([parts[i] for i in range(len(parts))])
+        spent = sum(float(seen.steps.sum()) for seen, _, _ in halves)
+        return out, spent / len(self.store.prompts)
+
+    def bound_points(self, budgets: Sequence[float], measure: str, steps: int) -> list[Point]:
+        """Perfect oracle (largest true gain), full reference (largest distance of features) and chance, regenerating."""
+        name = f"regenerate {steps}"
+        decision, painting = {**self.actions(True), **self.actions(False)}[name]
+        points: list[Point] = []
+        for budget in budgets:
+            share = (budget - self.base.student_steps) / steps
+            if not 0 <= share <= 1:
+                continue
+            kinds: dict[str, list[dict[str, Tensor]]] = {}
+            for seed in self.seeds:
+                _, pictures = self.bank(seed, (decision, painting), 1)
+                draft, made = pictures[Decision.ACCEPT][0].data, pictures[decision][0].data
+                keys = {"perfect oracle": made[measure] - draft[measure]}
+                if "features" in draft:
+                    a, b = draft["features"].float(), made["features"].float()
+                    keys["full reference"] = 1 - torch.nn.functional.cosine_similarity(a, b)
+                g = torch.Generator().manual_seed(seed)
+                keys["chance"] = torch.rand(len(self.store.prompts), generator=g)
+                for kind, key in keys.items():
+                    sent = torch.zeros(len(key), dtype=torch.bool)
+                    sent[key.argsort(descending=True)[: round(share * len(key))]] = True
+                    row = {
+                        k: torch.where(sent.reshape(-1, *[1] * (draft[k].ndim - 1)), made[k], draft[k])
+                        for k in draft
+                        if k in made and k not in ("images", "scores")
+                    }
+                    kinds.setdefault(kind, []).append(row)
+            points += [self.point(kind, budget, budget, rows, bound=kind != "chance") for kind, rows in kinds.items()]
+        return points
+
+
+def prepared(o: FrontierOptions, note: Callable[[str], None]) -> tuple[Frontier, dict[str, Any]]:
+    """Load models, prompts and measures."""
+    pipe = AdaptivePipeline.from_card(o.card)
+    if pipe.oracle is None or pipe.card is None:
+        raise SettingError(f"card {o.card!r} has no oracle: a cascade has nothing to decide by.")
+    if o.prompts_file is None:
+        known = [f"{c}, {s}" for c in pipe.card.known_concepts() for s in pipe.card.styles]
+        prompts = [known[(i * 7919) % len(known)] for i in range(min(o.prompts, len(known)))]
+    else:
+        prompts = list(dict.fromkeys(r.prompt for r in read_prompts(o.prompts_file)))[: o.prompts]
+    if len(prompts) < 20:
+        raise PromptError(f"{len(prompts)} different prompts: a frontier needs 20 or more. Give --prompts-file.")
+    oracle, size = pipe.oracle, pipe.settings.batch_size
+    measures = [Measure("oracle", "oracle's score", True)]
+    looked = {"oracle": oracle.fingerprint}
+    judge = texts = net = reference = None
+    if o.card == "emoji":
+        from allaprima.bundled.emoji import load_judge
+
+        judge = load_judge()
+        parts = [pipe.student.encode(prompts[i : i + 64]) for i in range(0, len(prompts), 64)]
+        texts = dict(zip(prompts, torch.cat([judge.embed_texts(p) for p in parts]), strict=True))
+        measures.insert(0, Measure("judge", "judge's score", True))
+        looked["judge"] = "bundled"
+    if o.reference is not None:
+        from safetensors.torch import load_file
+
+        from allaprima.features.efficientnet_lite import EfficientNetLite0
+
+        net = EfficientNetLite0.pretrained()
+        reference = load_file(o.reference)["features"].float()
+        measures.append(Measure("frechet", "Frechet distance (EfficientNet-Lite0)", False))
+        looked["features"] = net.fingerprint
+
+    @torch.inference_mode()
+    def look(images: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+        x = images.float() / 255
+        found = {
+            "oracle": torch.cat([oracle.score(x[i : i + size], captions[i : i + size]) for i in range(0, len(x), size)])
+        }
+        if judge is not None and texts is not None:
+            found["judge"] = judge.score(x, torch.stack([texts[c] for c in captions]))
+        if net is not None:
+            found["features"] = net.features(images).half()
+        return {k: v.clone() for k, v in found.items()}
+
+    store = PictureStore(o.out / "pictures", pipe, prompts, look, repr(sorted(looked.items())), note)
+    embeds = torch.cat([pipe.student.encode(prompts[i : i + 64]) for i in range(0, len(prompts), 64)])
+    about = {
+        "card": o.card, "prompts": len(prompts), "seeds": o.seeds, "fingerprints": pipe.fingerprints(), "measures": looked,
+        "settings": pipe.settings.to_dict(), "cross_fitted": "two halves of the prompts",
+    }  # fmt: skip
+    return Frontier(store, pipe.settings, o.seeds, reference, measures, embeds, note), about
+
+
+def frontier_command(o: FrontierOptions) -> None:
+    """Paint, calibrate, measure, draw."""
+    o.check()
+    console, begun = Console(stderr=True, highlight=False), time.perf_counter()
+
+    def note(text: str) -> None:
+        console.print(f"[dim]{time.perf_counter() - begun:6.0f} s[/] {text}")
+
+    frontier, about = prepared(o, note)
+    points = frontier.single_points(singles(frontier.base, o.quick))
+    points += frontier.adaptive_points(o.budgets, o.quick)
+    points += frontier.bound_points(o.budgets, frontier.measures[0].name, 14)
+    about["command"] = f"allaprima frontier --card {o.card} --prompts {len(frontier.store.prompts)} --seeds {o.seeds}"
+    title = f"{o.card}: {len(frontier.store.prompts)} prompts, {o.seeds} seeds"
+    write(o.out, points, frontier.measures, title, about)
+    print(markdown(points, frontier.measures))
+    console.print(
+        f"look at {o.out / 'frontier.html'} and {o.out / 'frontier.png'}; pictures are kept in {o.out / 'pictures'}"
+    )
