@@ -52,7 +52,8 @@ def test_files_say_the_same(tmp_path):
     ]
     assert rows[3]["frechet"] == ""
     assert json.loads((tmp_path / "frontier.json").read_text())["points"][1]["frechet_low"] == 19
-    assert Image.open(tmp_path / "frontier.png").width > 800
+    with Image.open(tmp_path / "frontier.png") as picture:
+        assert picture.width > 800
     page = (tmp_path / "frontier.html").read_text()
     assert "perfect &lt;oracle&gt;" in page
     assert "http" not in page.replace("http-equiv", ""), "it fetches nothing"

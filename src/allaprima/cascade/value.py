@@ -33,7 +33,8 @@ def draft_features(score: float, embed: Tensor, image: Tensor) -> np.ndarray:
     dy, dx = np.diff(grey, axis=0)[:, :-1], np.diff(grey, axis=1)[:-1]
     levels = np.bincount((grey * 31.999).clip(0, 31).astype(int).ravel(), minlength=32) / grey.size
     entropy = float(-(levels[levels > 0] * np.log(levels[levels > 0])).sum())
-    smooth = (grey[:-2] + 2 * grey[1:-1] + grey[2:]) / 4
+    tall = np.pad(grey, ((1, 1), (0, 0)), mode="edge")
+    smooth = (tall[:-2] + 2 * grey + tall[2:]) / 4
     return np.array(
         [
             score,
@@ -44,7 +45,7 @@ def draft_features(score: float, embed: Tensor, image: Tensor) -> np.ndarray:
             (x.max(0) - x.min(0)).mean(),
             (grey > 0.97).mean(),
             entropy,
-            np.abs(grey[1:-1] - smooth).mean(),
+            np.abs(grey - smooth).mean(),
         ]
     )
 
