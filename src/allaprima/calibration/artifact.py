@@ -60,7 +60,6 @@ class Calibration:
     ) -> Calibration:  # fmt: skip
         """Calibrate to a budget in the unit of the prices."""
         share = prices.share_for(budget)
-        scores = [round(s, 7) for s in scores]
         around = bootstrap(scores, share, prices)
         written = None if policy is None or isinstance(policy, ThresholdPolicy) else policy_to_dict(policy)
         return cls(

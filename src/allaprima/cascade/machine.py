@@ -219,15 +219,16 @@ class Machine:
         (job.decision,) = self.policy.decide([score], self._context([job]))
 
     def _look(self, jobs: Sequence[Job], images: Tensor) -> list[float | None]:
-        """The oracle's scores; an oracle that raises costs these pictures their score (nan), not the run."""
+        """The oracle's scores; an oracle that raises costs the pictures it raises for their score (nan), not the run."""
         if self.oracle is None:
             return [None] * len(jobs)
         try:
             padded = self.oracle.score(self._pad(images), self._padded([j.request.prompt for j in jobs]))
         except Exception as e:
-            for job in jobs:
-                job.warning = f"the oracle failed: {type(e).__name__}: {e}"
-            return [float("nan")] * len(jobs)
+            if len(jobs) > 1:
+                return [self._look([job], images[i : i + 1])[0] for i, job in enumerate(jobs)]
+            jobs[0].warning = f"the oracle failed: {type(e).__name__}: {e}"
+            return [float("nan")]
         return [float(v) for v in padded[: len(jobs)]]
 
     def _enter_teacher(self, job: Job) -> None:
