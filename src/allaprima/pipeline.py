@@ -110,11 +110,16 @@ class AdaptivePipeline:
         threshold: float | None = None,
         budget: float | None = None,
         mode: str = "adaptive",
+        steer: bool = False,
     ) -> Policy:
         """A policy from a threshold, a budget in the calibration's unit (steps unless it says otherwise), or a mode.
 
-        `mode`: `adaptive`, `student-only`, `teacher-only`, `refine-all`.
+        `mode`: `adaptive`, `student-only`, `teacher-only`, `refine-all`. `steer` corrects the calibrated threshold picture
+        by picture so that the mean cost of a run is the budget (`calibration.steering`): such a policy serves one run.
         """
+        if steer and (mode != "adaptive" or threshold is not None):
+            given = f"threshold={threshold!r}" if mode == "adaptive" else mode
+            raise SettingError(f"steering moves a calibrated threshold to keep a budget, not {given}: leave one out.")
         fixed = {"student-only": Decision.ACCEPT, "teacher-only": Decision.REGENERATE, "refine-all": Decision.REFINE}
         if mode in fixed:
             if threshold is not None or budget is not None:
@@ -128,7 +133,8 @@ class AdaptivePipeline:
             if self.calibration is None:
                 raise CalibrationError("no calibration for this card: run `allaprima calibrate`, or give a threshold.")
             self.calibration.check(self.student_settings(settings), self.fingerprints())
-            return self.calibration.policy_for(budget, self.action_settings(settings))
+            action = self.action_settings(settings)
+            return self.calibration.steered(budget, action) if steer else self.calibration.policy_for(budget, action)
         return ThresholdPolicy(threshold, Decision(settings.strategy))
 
     def machine(self, settings: CascadeSettings, policy: Policy) -> Machine:
@@ -155,6 +161,7 @@ class AdaptivePipeline:
         budget: float | None = None,
         threshold: float | None = None,
         mode: str = "adaptive",
+        steer: bool = False,
         **changes: Any,
     ) -> AdaptiveOutput:
         """Paint; arguments are named as diffusers names them, the rest are fields of `CascadeSettings`.
@@ -191,7 +198,7 @@ class AdaptivePipeline:
         ]
         for r in requests:
             self.student.check_prompt(r.prompt)
-        results = list(self.stream(requests, settings, self.policy(settings, threshold, budget, mode)))
+        results = list(self.stream(requests, settings, self.policy(settings, threshold, budget, mode, steer)))
         results.sort(key=lambda r: r.request.index)
         failed = next((r for r in results if r.image is None), None)
         if failed is not None:

@@ -14,6 +14,8 @@ from typing import Any
 
 from allaprima._version import __version__
 from allaprima.calibration.budget import Prices
+from allaprima.calibration.drift import DriftMonitor
+from allaprima.calibration.steering import SteeredThreshold
 from allaprima.calibration.threshold import threshold_for
 from allaprima.calibration.uncertainty import bootstrap
 from allaprima.cascade.policy import Decision, Policy, ThresholdPolicy, policy_from_dict, policy_to_dict
@@ -58,7 +60,6 @@ class Calibration:
     ) -> Calibration:  # fmt: skip
         """Calibrate to a budget in the unit of the prices."""
         share = prices.share_for(budget)
-        scores = [round(s, 7) for s in scores]
         around = bootstrap(scores, share, prices)
         written = None if policy is None or isinstance(policy, ThresholdPolicy) else policy_to_dict(policy)
         return cls(
@@ -67,17 +68,33 @@ class Calibration:
         )  # fmt: skip
 
     def threshold_for_budget(self, budget: float, action: dict[str, Any]) -> float:
-        """The threshold that spends `budget`, in this calibration's unit, with the teacher's settings at hand.
+        """The threshold that spends `budget`, in this calibration's unit, with the teacher's settings at hand."""
+        return threshold_for(self.scores, self.prices_for(action).share_for(budget))
 
-        Prices in steps follow the settings; what was measured (evaluations, seconds, money) holds for the settings it was
+    def prices_for(self, action: dict[str, Any]) -> Prices:
+        """Prices with the teacher's settings at hand.
+
+        Those in steps follow the settings; what was measured (evaluations, seconds, money) holds for the settings it was
         measured with, others raise `CalibrationError` with the difference named.
         """
-        prices = self.prices
-        if prices.unit == "steps":
-            prices = Prices.from_steps(int(prices.draft), int(action["teacher_steps"]))
-        else:
-            _refuse_differences("action", self.action, action)
-        return threshold_for(self.scores, prices.share_for(budget))
+        if self.prices.unit == "steps":
+            return Prices.from_steps(int(self.prices.draft), int(action["teacher_steps"]))
+        _refuse_differences("action", self.action, action)
+        return self.prices
+
+    def steered(self, budget: float | None, action: dict[str, Any]) -> SteeredThreshold:
+        """A threshold that is corrected during one run so that its mean cost is the budget; make one for every run."""
+        if self.policy is not None:
+            raise CalibrationError(
+                f"this calibration's policy is {self.policy['kind']}, and only a threshold can be steered. Run `allaprima"
+                " calibrate` without --policy, or leave --steer out."
+            )
+        wanted = self.budget if budget is None else budget
+        return SteeredThreshold(self.scores, self.prices_for(action), wanted, otherwise=Decision(action["strategy"]))
+
+    def monitor(self, threshold: float) -> DriftMonitor:
+        """Watches whether drafts fall below this threshold as often as the held-out ones did."""
+        return DriftMonitor(sum(s < threshold for s in self.scores) / len(self.scores), len(self.scores))
 
     def policy_for(self, budget: float | None, action: dict[str, Any]) -> Policy:
         """The calibrated policy; a budget of one's own is possible for thresholds only."""

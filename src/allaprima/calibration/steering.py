@@ -13,8 +13,10 @@ bounded for *any* sequence of scores: shifted, tied, or chosen by an adversary. 
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,8 @@ class SteeredThreshold(DraftsFirst):
     """A policy (`cascade.policy.Policy`) that spends `budget` a picture in the mean over a run.
 
     Decisions follow from the scores and their order alone: the same requests in the same order give the same decisions
-    in any batch size. Unlike under a fixed threshold, a picture's decision depends on the pictures before it.
+    in any batch size, as long as their scores are the same. Unlike under a fixed threshold, a picture's decision depends
+    on the pictures before it. `resume` keeps that so for a run that was stopped.
 
     `horizon`: pictures over which a deviation is paid back. Short: the budget is kept sooner, the threshold trembles more
     (its level by a standard deviation of sqrt(p (1 - p) / (2 horizon)), .05 at 50). With scores outside the held-out
@@ -49,6 +52,7 @@ class SteeredThreshold(DraftsFirst):
         self._scores: list[float] = values.tolist()
         self.pictures = 0
         self.spent = 0.0
+        self._history: deque[Decision | None] = deque()
 
     @property
     def owed(self) -> float:
@@ -57,14 +61,17 @@ class SteeredThreshold(DraftsFirst):
 
     @property
     def threshold(self) -> float:
-        """What the next score will be compared with; infinite where all are accepted (-) or escalated (+)."""
-        return self._threshold_at(self.owed)
+        """What the next score must reach: exactly `score >= threshold` is accepted, so it tells that decision for ever.
 
-    def _threshold_at(self, owed: float) -> float:
+        Infinite where all are accepted (-) or escalated (+). A score equal to tau goes whichever way brings the run back
+        to its budget (ties are split to the picture): while escalations are owed, this is the next number above tau.
+        """
+        owed = self.owed
         level = self.share + owed / self.horizon if 0 < self.share < 1 else self.share
         if not 0 < level < 1:
             return math.inf if level >= 1 else -math.inf
-        return self._scores[math.ceil(level * (len(self._scores) - 1))]
+        tau = self._scores[math.ceil(level * (len(self._scores) - 1))]
+        return math.nextafter(tau, math.inf) if owed > 0 else tau
 
     @property
     def mean_cost(self) -> float:
@@ -82,16 +89,41 @@ class SteeredThreshold(DraftsFirst):
     def decide(self, scores: Sequence[float], context: Context | None = None) -> list[Decision]:
         """One decision a draft, in order. A score that is not a number is escalated, and paid for by later ones."""
         decisions: list[Decision] = []
-        draft, escalation = self.prices.draft, self.prices.escalation
         for score in scores:
-            owed = (self.pictures * self.budget - self.spent) / escalation
-            tau = self._threshold_at(owed)
-            # A score equal to the threshold goes whichever way brings the run back to its budget: ties are split exactly.
-            sent = score < tau or (score == tau and owed > 0) or math.isnan(score)
-            self.pictures += 1
-            self.spent += draft + escalation if sent else draft
-            decisions.append(self.otherwise if sent else Decision.ACCEPT)
+            decision = Decision.ACCEPT if score >= self.threshold else self.otherwise
+            self._count(decision)
+            if self._history:
+                self._history.popleft()
+                self._catch_up()
+            decisions.append(decision)
         return decisions
+
+    def _count(self, decision: Decision) -> None:
+        self.pictures += 1
+        self.spent += self.prices.draft + (0 if decision is Decision.ACCEPT else self.prices.escalation)
+
+    def resume(self, history: Iterable[Decision | None]) -> None:
+        """Go on with a run that was stopped: its pictures' decisions in the order of requests, None where one is due.
+
+        What is finished need not be the first pictures: escalated ones are finished later than they are decided. Each
+        finished one is counted when its turn comes, so those still to be decided (again) meet the very thresholds of a
+        run that was never stopped. Leave out requests that get no decision, such as refused prompts.
+        """
+        self._history = deque(history)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        while self._history and (decision := self._history[0]) is not None:
+            self._count(decision)
+            self._history.popleft()
+
+    def identity(self) -> dict[str, Any]:
+        """JSON-ready: what decisions follow from, beside scores and their order."""
+        digest = hashlib.sha256(repr(self._scores).encode()).hexdigest()
+        return {
+            "budget": self.budget, "unit": self.prices.unit, "draft": self.prices.draft,
+            "escalation": self.prices.escalation, "horizon": self.horizon, "scores_sha256": digest,
+        }  # fmt: skip
 
     def correct(self, difference: float) -> None:
         """Charge what pictures really cost above (or, negative, below) their price, e.g. measured seconds."""

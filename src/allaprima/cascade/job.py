@@ -56,6 +56,8 @@ class Job:
     score: float | None = None
     """The oracle's, of `draft`."""
     decision: Decision | None = None
+    threshold: float | None = None
+    """What `score` was compared with when `decision` was made; None before that, and where nothing is compared."""
     attempts: int = 0
     """Drafts painted so far."""
     best_x: Tensor = field(default_factory=lambda: torch.empty(0))

@@ -198,11 +198,11 @@ class Machine:
             job.attempts += 1
             if job.draft is None or _beats(score, job.score):
                 job.draft, job.score, job.best_x = draft.clone(), score, job.x
-        scores = [float("nan") if j.score is None else j.score for j in jobs]
-        decisions = self.policy.decide(scores, self._context(jobs))
+        for job in jobs:
+            self._decide(job)
         self._charge(jobs, "oracle", 1 if self.oracle is not None else 0, begun)
-        for job, decision in zip(jobs, decisions, strict=True):
-            job.decision = decision
+        for job in jobs:
+            decision = job.decision
             if decision is Decision.ACCEPT:
                 job.image, job.stage = job.draft, Stage.DONE
             elif decision is Decision.REDRAFT:
@@ -212,16 +212,23 @@ class Machine:
             else:
                 self._enter_teacher(job)
 
+    def _decide(self, job: Job) -> None:
+        """One by one and in order: a steered threshold moves with every decision, and each is kept with its own."""
+        job.threshold = self.policy.threshold
+        score = float("nan") if job.score is None else job.score
+        (job.decision,) = self.policy.decide([score], self._context([job]))
+
     def _look(self, jobs: Sequence[Job], images: Tensor) -> list[float | None]:
-        """The oracle's scores; an oracle that raises costs these pictures their score (nan), not the run."""
+        """The oracle's scores; an oracle that raises costs the pictures it raises for their score (nan), not the run."""
         if self.oracle is None:
             return [None] * len(jobs)
         try:
             padded = self.oracle.score(self._pad(images), self._padded([j.request.prompt for j in jobs]))
         except Exception as e:
-            for job in jobs:
-                job.warning = f"the oracle failed: {type(e).__name__}: {e}"
-            return [float("nan")] * len(jobs)
+            if len(jobs) > 1:
+                return [self._look([job], images[i : i + 1])[0] for i, job in enumerate(jobs)]
+            jobs[0].warning = f"the oracle failed: {type(e).__name__}: {e}"
+            return [float("nan")]
         return [float(v) for v in padded[: len(jobs)]]
 
     def _enter_teacher(self, job: Job) -> None:

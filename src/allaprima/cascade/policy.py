@@ -47,11 +47,12 @@ class Context:
 
 @runtime_checkable
 class Policy(Protocol):
-    """Decides for a group of pictures; the answer for one never depends on the others."""
+    """Decides for a group of pictures. The answer for one never depends on the others, or (a steered threshold's) on those
+    before it only."""
 
     @property
     def threshold(self) -> float | None:
-        """The score that a draft must reach, if the policy has one."""
+        """The score that the next draft must reach, if the policy has one."""
         ...
 
     @property

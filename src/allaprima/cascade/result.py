@@ -23,6 +23,7 @@ class Result:
     draft: Tensor | None
     score: float | None
     threshold: float | None
+    """What the score was compared with, at the moment of the decision; None where nothing was."""
     decision: Decision | None
     cost: Cost
     settings: CascadeSettings

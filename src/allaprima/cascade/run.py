@@ -15,6 +15,9 @@ def run(machine: Machine, requests: Iterable[Request]) -> Iterator[Result]:
 
     Drafts run a full batch at a time. What falls short waits until a full batch of it can go to the teacher, or until
     no more drafts are coming. A request that fails gives a result with `error`; the others go on.
+
+    Drafts are decided in the order of the requests, each exactly once unless the policy has it painted again: a policy
+    whose decisions follow from their order (`calibration.steering`) gives the same ones in any batch size.
     """
     source = iter(requests)
     size = machine.settings.batch_size
@@ -71,7 +74,7 @@ def _result(machine: Machine, job: Job, error: str | None = None) -> Result:
         job.image,
         job.draft,
         job.score,
-        machine.policy.threshold,
+        job.threshold,
         job.decision,
         job.cost,
         machine.settings,

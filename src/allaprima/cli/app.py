@@ -40,7 +40,12 @@ def generate(
     strategy: Annotated[
         str | None, typer.Option(help="What the teacher does with a poor draft: refine or regenerate.")
     ] = None,
-    budget: Annotated[float | None, typer.Option(help="Mean steps a picture, from the card's calibration.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Mean cost a picture, in the unit (usually steps) of the card's calibration.")
+    ] = None,
+    steer: Annotated[
+        bool, typer.Option("--steer", help="Correct the threshold as pictures are painted: the mean cost meets the budget.")
+    ] = False,
     threshold: Annotated[float | None, typer.Option(help="Accept drafts that score at least this.")] = None,
     sigma: Annotated[float | None, typer.Option(help="Rollback depth in (0, 1): how much of a draft is repainted.")] = None,
     sigma_is: Annotated[str | None, typer.Option(help="'variance' (the paper's formula) or 'strength' (diffusers).")] = None,

@@ -6,8 +6,10 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from allaprima.calibration.budget import Prices, Unit
 from allaprima.calibration.policies import fit_all
 from allaprima.calibration.uncertainty import convergence_table, warning_for
 from allaprima.cascade.job import Request
-from allaprima.cascade.policy import AlwaysPolicy, Decision, Policy
+from allaprima.cascade.policy import AlwaysPolicy, Decision, Policy, ThresholdPolicy
 from allaprima.cascade.result import Result
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.cost import Cost
@@ -61,6 +63,8 @@ class CalibrateOptions:
             raise SettingError(f"unit={self.unit!r} is not known: {', '.join(UNITS)} are.")
         if (self.unit == "money") != (self.price_per_hour is not None):
             raise SettingError("--unit money needs --price-per-hour, and no other unit takes it.")
+        if self.price_per_hour is not None and not 0 < self.price_per_hour < math.inf:
+            raise SettingError(f"price_per_hour={self.price_per_hour!r} must be a number above 0.")
         if not 10 <= self.samples <= 1_000_000:
             raise SettingError(f"samples={self.samples!r} is out of range: 10..1000000; the paper finds 500 enough.")
         if not 0 < self.tolerance < 1:
@@ -69,6 +73,15 @@ class CalibrateOptions:
             )
         if not 1 <= self.drafts <= 8:
             raise SettingError(f"drafts={self.drafts!r} is out of range: 1..8 attempts are painted for best-of policies.")
+        known = ["threshold", "band", "recheck", "pre_route", "value", *(f"best_of_{n}" for n in range(2, self.drafts + 1))]
+        if self.policy not in known:
+            raise SettingError(f"policy={self.policy!r} is not known: {', '.join(known)} are (best_of_N with --drafts N).")
+        if self.policy != "threshold" and self.unit != "steps":
+            raise SettingError(
+                f"--policy {self.policy} is fitted to a budget in steps, not in {self.unit}: leave --unit out."
+            )
+        if self.out.is_dir():
+            raise SettingError(f"out={str(self.out)!r} is a folder: name the file to write, e.g. calibration.json.")
 
 
 def held_out_prompts(pipe: AdaptivePipeline, o: CalibrateOptions, console: Console) -> list[str]:
@@ -83,7 +96,7 @@ def held_out_prompts(pipe: AdaptivePipeline, o: CalibrateOptions, console: Conso
     asked = [row.prompt for row in read_prompts(o.prompts_file)]
     prompts = list(dict.fromkeys(asked))
     if len(prompts) < len(asked):
-        twice = next(p for p in asked if asked.count(p) > 1)
+        twice = next(p for p, times in Counter(asked).items() if times > 1)
         console.print(
             f"[yellow]note:[/] {len(asked) - len(prompts)} of {len(asked)} prompts are repeated, {twice!r} first; each"
             " counts once, or the threshold would lean on them"
@@ -111,13 +124,16 @@ class ScoreBook:
                     except ValueError:
                         continue
                     self.rows[row["index"]] = row
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = "".join(json.dumps(r) + "\n" for r in self.rows.values())
-        write_bytes_atomically(path, f"{head}\n{kept}".encode())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes_atomically(path, f"{head}\n{kept}".encode())
+        except OSError as e:
+            raise SettingError(f"{path} cannot be written: {e.strerror}. Choose another --out.") from e
 
     def add(self, result: Result) -> None:
-        """A finished draft; one without a score is not kept, so that it is tried again next time."""
-        if result.score is None or math.isnan(result.score):
+        """A finished draft; one whose score is no finite number is not kept, so that it is tried again next time."""
+        if result.score is None or not math.isfinite(result.score):
             return
         row = {"index": result.request.index, "score": result.score, "cost": result.cost.to_dict()}
         self.rows[result.request.index] = row
@@ -160,24 +176,38 @@ def measured_prices(
     if o.unit == "steps":
         return Prices.from_steps(settings.student_steps, settings.teacher_steps)
     drafts = [Cost.from_dict(r["cost"]) for r in book.rows.values()]
-    requests = [Request(p, o.seed + i, "", i) for i, p in enumerate(prompts[:MEASURED])]
-    always = AlwaysPolicy(Decision(settings.strategy))
-    if settings.strategy == "regenerate":
-        # Without drafts: what they cost is known, and a regenerated picture doesn't depend on them.
-        extra = [r.cost for r in pipe.stream(requests, settings, always)]
-        escalated = [c + drafts[i % len(drafts)] for i, c in enumerate(extra)]
-    else:
-        escalated = [r.cost for r in pipe.stream(requests, settings, always)]
+    # Whole batches: a padded one takes as long as a full one, and would overcharge its pictures.
+    count = math.ceil(MEASURED / settings.batch_size) * settings.batch_size
+    requests = [Request(p, o.seed + i, "", i) for i, p in enumerate(prompts[:count])]
+    # Nothing reaches infinity: every draft is painted, scored and escalated, as in a run (text is read once).
+    escalated = [r.cost for r in pipe.stream(requests, settings, ThresholdPolicy(math.inf, Decision(settings.strategy)))]
     unit = "evaluations" if o.unit == "evaluations" else "seconds"
     prices = Prices.from_costs(drafts, escalated, unit)
     return prices.in_money(o.price_per_hour) if o.price_per_hour is not None else prices
+
+
+def trusted_score(pipe: AdaptivePipeline, images: Any, prompts: Sequence[str]) -> Any:
+    """The oracle's scores `(B,)`; raises `CalibrationError` where it fails, for no policy can be fitted around that."""
+    import torch
+
+    assert pipe.oracle is not None
+    try:
+        scores = pipe.oracle.score(images, prompts)
+    except Exception as e:
+        first = f"{len(prompts)} pictures, {prompts[0]!r} first: {type(e).__name__}: {e}"
+        raise CalibrationError(f"the oracle failed on {first}. The drafts' scores are kept: mend it and run again.") from e
+    for prompt, score in zip(prompts, scores.tolist(), strict=True):
+        if not math.isfinite(score):
+            raise CalibrationError(
+                f"the oracle gave {score} for {prompt!r}. The drafts' scores are kept: mend it and run this again."
+            )
+    return torch.as_tensor(scores)
 
 
 def painted_bank(
     pipe: AdaptivePipeline, settings: CascadeSettings, prompts: Sequence[str], o: CalibrateOptions, console: Console
 ) -> Bank:
     """What a policy beyond the threshold is fitted on: drafts, refinements and repaintings of the held-out prompts."""
-    assert pipe.oracle is not None
     with Progress(console=console) as progress:
 
         def paint(requests: Sequence[Request], settings: CascadeSettings, policy: Policy) -> list[Result]:
@@ -187,7 +217,8 @@ def painted_bank(
             return sorted(results, key=lambda r: r.request.index)
 
         seeds = [o.seed + i for i in range(len(prompts))]
-        return paint_bank(paint, pipe.oracle.score, pipe.student.encode, prompts, seeds, settings, o.drafts)
+        score = partial(trusted_score, pipe)
+        return paint_bank(paint, score, pipe.student.encode, prompts, seeds, settings, o.drafts)
 
 
 def fitted_policy(
@@ -196,12 +227,8 @@ def fitted_policy(
     """None for the threshold; else the policy of that name, fitted to the budget by the oracle's score of what it gives."""
     if o.policy == "threshold":
         return None
-    if o.unit != "steps":
-        raise SettingError(f"--policy {o.policy} is fitted to a budget in steps, not in {o.unit}: leave --unit out.")
     bank = painted_bank(pipe, settings, prompts, o, console)
     fitted = fit_all(bank, o.budget, Decision(settings.strategy), bank.scores)
-    if o.policy not in fitted:
-        raise SettingError(f"policy={o.policy!r} is not known: {', '.join(sorted(fitted))} are (best_of_N with --drafts N).")
     table = Table("policy", "mean steps", "oracle's score", title="on the held-out prompts")
     for f in sorted(fitted.values(), key=lambda f: -f.quality):
         table.add_row(f.name, f"{f.mean_steps:.2f}", f"{f.quality:.4f}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from allaprima.calibration.steering import SteeredThreshold
 from allaprima.cascade.job import Request
-from allaprima.cascade.policy import Policy
+from allaprima.cascade.policy import Decision, Policy
 from allaprima.cascade.result import Result
 from allaprima.cascade.settings import CascadeSettings, make_sigma
 from allaprima.cli.folder import RunFolder
 from allaprima.cli.record import chunks, record
-from allaprima.core.errors import PromptError, SettingError
+from allaprima.cli.watch import DriftWatch
+from allaprima.core.errors import AllaprimaError, PromptError, SettingError
 from allaprima.data.images import png_bytes, save_png, to_pil, write_bytes_atomically
 from allaprima.data.prompts import PromptRow, read_prompts
 from allaprima.data.sheet import SheetRow, contact_sheet
@@ -44,6 +47,7 @@ class GenerateOptions:
     teacher_only: bool
     strategy: str | None
     budget: float | None
+    steer: bool
     threshold: float | None
     sigma: float | None
     sigma_is: str | None
@@ -123,7 +127,7 @@ def prepare(o: GenerateOptions, console: Console) -> _Plan:
     with console.status("loading models"):
         pipe = AdaptivePipeline.from_card(o.card)
     settings = cascade_settings(pipe.settings, o)
-    policy = pipe.policy(settings, o.threshold, o.budget, mode)
+    policy = pipe.policy(settings, o.threshold, o.budget, mode, o.steer)
     pipe.machine(settings, policy)  # Settings that these models can't meet are refused before a folder is claimed.
     assert pipe.card is not None
     card = pipe.card
@@ -145,31 +149,63 @@ def prepare(o: GenerateOptions, console: Console) -> _Plan:
     return _Plan(pipe, policy, settings, requests, [w for w in words for _ in range(o.images_per_prompt)])
 
 
+def identity(plan: _Plan, o: GenerateOptions) -> dict[str, Any]:
+    """What a folder belongs to: everything that its pictures follow from."""
+    asked = json.dumps(
+        [[w.asked, r.prompt, r.negative_prompt, r.seed] for w, r in zip(plan.wordings, plan.requests, strict=True)]
+    )
+    policy = plan.policy
+    how = {"steered": policy.identity()} if isinstance(policy, SteeredThreshold) else {"threshold": policy.threshold}
+    return {
+        "card": o.card,
+        "mode": o.mode,
+        **how,
+        "settings": plan.settings.to_dict(),
+        "fingerprints": plan.pipe.fingerprints(),
+        "pictures": len(plan.requests),
+        "prompts_sha256": hashlib.sha256(asked.encode()).hexdigest(),
+    }
+
+
+def history(plan: _Plan, accounts: Mapping[int, dict[str, Any]]) -> Iterator[Decision | None]:
+    """Decisions of the pictures that are there, None for each that is to be painted; refused prompts get no decision."""
+    machine = plan.pipe.machine(plan.settings, plan.policy)
+    for request in plan.requests:
+        if request.index in accounts:
+            yield Decision(accounts[request.index]["decision"])
+            continue
+        try:
+            machine.check(request)
+        except AllaprimaError:
+            continue
+        yield None
+
+
+def drift_watch(plan: _Plan, o: GenerateOptions, console: Console) -> DriftWatch | None:
+    """For calibrated thresholds, steered or not; under steering the threshold it begins with is the calibrated one."""
+    made, threshold = plan.pipe.calibration, plan.policy.threshold
+    if o.threshold is not None or made is None or made.policy is not None or threshold is None or math.isinf(threshold):
+        return None
+    return DriftWatch(made.monitor(threshold), threshold, console)
+
+
 def generate_command(o: GenerateOptions) -> None:
     """Paint, resume, and write tables and the contact sheet at the end."""
     console = Console(stderr=True, highlight=False)
     plan = prepare(o, console)
     folder = RunFolder(o.out)
-    asked = json.dumps(
-        [[w.asked, r.prompt, r.negative_prompt, r.seed] for w, r in zip(plan.wordings, plan.requests, strict=True)]
-    )
     prints = plan.pipe.fingerprints()
-    folder.claim(
-        {
-            "card": o.card,
-            "mode": o.mode,
-            "threshold": plan.policy.threshold,
-            "settings": plan.settings.to_dict(),
-            "fingerprints": prints,
-            "pictures": len(plan.requests),
-            "prompts_sha256": hashlib.sha256(asked.encode()).hexdigest(),
-        },
-        o.resume,
-    )
+    folder.claim(identity(plan, o), o.resume)
+    watch = drift_watch(plan, o, console)
     accounts: dict[int, dict[str, Any]] = {r.index: a for r in plan.requests if (a := folder.done(r.index)) is not None}
     todo = [r for r in plan.requests if r.index not in accounts]
     if o.resume and accounts:
         console.print(f"{len(accounts)} of {len(plan.requests)} pictures are there already")
+    for index, account in accounts.items():
+        if watch is not None:
+            watch.see(index, account["score"])
+    if isinstance(plan.policy, SteeredThreshold):
+        plan.policy.resume(history(plan, accounts))
     seconds = 0.0
     columns = (
         TextColumn("{task.description}"),
@@ -185,12 +221,19 @@ def generate_command(o: GenerateOptions) -> None:
             account = record(result, o.card, o.mode, plan.wordings[result.request.index].asked, prints, plan.policy)
             save_result(folder, result, account)
             accounts[result.request.index] = account
+            if watch is not None:
+                watch.see(result.request.index, result.score)
             seen, accepted = seen + 1, accepted + (account["decision"] == "accept")
             seconds += sum(result.cost.seconds.values())
             progress.update(task, advance=1, description=f"painting, {accepted / seen:.0%} accepted at once")
     ordered = [accounts[r.index] for r in plan.requests]
     write_tables(folder, ordered, plan.settings)
     summary(console, o, ordered, plan.settings, seconds, len(todo))
+    if isinstance(plan.policy, SteeredThreshold):
+        unit = plan.policy.prices.unit
+        console.print(f"steered to {plan.policy.mean_cost:.4g} mean {unit} a picture; {plan.policy.budget:g} were asked for")
+    if watch is not None:
+        watch.say()
     failed = sum(a["error"] is not None for a in ordered)
     if failed:
         import typer
@@ -229,7 +272,10 @@ def write_tables(folder: RunFolder, accounts: Sequence[dict[str, Any]], settings
             "evaluations",
             "error",
         )
-        lines.append(json.dumps({**{k: a[k] for k in keep if k in a}, **there, "steps": steps_of(a, settings)}))
+        row = {**{k: a[k] for k in keep if k in a}, **there, "steps": steps_of(a, settings)}
+        # JSON has no infinity (a steered threshold that lets all or nothing pass) and no nan (an oracle that failed).
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        lines.append(json.dumps(row))
         if a["error"] is None and len(cells) < SHEET_CELLS:
             draft = Image.open(folder.drafts / name) if "draft" in there else None
             final = Image.open(folder.images / name)

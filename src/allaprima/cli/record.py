@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from allaprima._version import __version__
+from allaprima.calibration.steering import SteeredThreshold
 from allaprima.cascade.policy import AlwaysPolicy, Policy, ThresholdPolicy, policy_to_dict
 from allaprima.cascade.result import Result
 from allaprima.cli.folder import CHUNK
@@ -16,8 +17,8 @@ def record(result: Result, card: str, mode: str, asked: str, fingerprints: dict[
     """Everything that made a picture; no times of day and no seconds, so equal runs give equal bytes."""
     row = result.row()
     extra: dict[str, Any] = {} if asked == result.request.prompt else {"asked": asked}
-    if not isinstance(policy, ThresholdPolicy | AlwaysPolicy):
-        # Threshold and mode tell those two; any other must come along, or the picture can't be painted again.
+    if not isinstance(policy, ThresholdPolicy | AlwaysPolicy | SteeredThreshold):
+        # Mode and this picture's own threshold tell those; any other must come along, or it can't be painted again.
         extra["policy"] = policy_to_dict(policy)
     return {
         **row,
