@@ -136,3 +136,54 @@ def frontier(
     except ValueError as e:
         raise SettingError(f"budgets={budgets!r} are not numbers with commas between: 8,10,15 for example.") from e
     frontier_command(FrontierOptions(card, prompts_file, prompts, seeds, numbers, quick, reference, out))
+
+
+@app.command(
+    epilog="Example: allaprima evaluate out/first --metrics judge,oracle_score --against out/teacher",
+)
+def evaluate(
+    pictures: Annotated[
+        Path | None, typer.Argument(help="Folder of PNG, JPEG or WebP; run folder of generate; or its results.jsonl.")
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma list: frechet, kernel, precision_recall (need --reference); clip_score (--clip), judge, retrieval,"
+            " oracle_score (--card), diversity (prompts); preservation, dreamsim, lpips (--reference, pair by pair)."
+        ),
+    ] = None,
+    which: Annotated[str, typer.Option(help="Of a run: final, draft, or both (and finals against drafts).")] = "final",
+    reference: Annotated[
+        Path | None, typer.Option(help="Folder or run of real pictures, or .safetensors with their 'features'.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another folder or run: differences and win rate, pair by pair.")
+    ] = None,
+    features: Annotated[
+        str, typer.Option(help="efficientnet-lite0, a transformers vision folder, or Inception .safetensors.")
+    ] = "efficientnet-lite0",
+    clip: Annotated[Path | None, typer.Option(help="Folder of a CLIP model, for clip_score.")] = None,
+    card: Annotated[str | None, typer.Option(help="Card of the pictures; default: what the run says.")] = None,
+    prompts_file: Annotated[
+        str | None,
+        typer.Option(help="A prompt a picture, in the order of sorted names; without PICTURES: paint these into --out."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Painting: seed of the first picture.")] = None,
+    images_per_prompt: Annotated[int | None, typer.Option(help="Painting: pictures a prompt.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Painting: mean steps a picture.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Painting: accept drafts that score at least this.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures that are measured at a time.")] = 32,
+    subset_size: Annotated[
+        int | None, typer.Option(help="Kernel distance: pictures a subset; default 1000, or as many as there are.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where features are kept; default $XDG_CACHE_HOME/allaprima.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The report; default evaluation.json. Painting: the run folder that gets it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report on stdout as well.")] = False,
+) -> None:
+    """Measure pictures: quality, fit to prompts, diversity, with intervals; alone or against others."""
+    from allaprima.cli.evaluate import EvaluateOptions, evaluate_command
+
+    fields = EvaluateOptions.__dataclass_fields__
+    evaluate_command(EvaluateOptions(**{k: v for k, v in locals().items() if k in fields}))
