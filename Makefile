@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench reproduce docs clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -27,6 +27,9 @@ check: $(READY)
 bench: $(READY)  ## both sides in one run, ratios printed
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.quality
+
+reproduce: $(READY)  ## the paper's frontier on the bundled pair: resumable, hours; docs/results/README.md says what was run
+	$(BIN)/allaprima frontier --prompts 1000 --seeds 3 --reference benchmarks/data/emoji_reference.safetensors --out runs/frontier
 
 docs: $(READY)  ## the pages under docs/ are plain Markdown; this checks that their local links lead somewhere
 	$(BIN)/python docs/check_links.py
