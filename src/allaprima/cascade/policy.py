@@ -139,18 +139,10 @@ class BandPolicy(DraftsFirst):
 
 
 @dataclass(frozen=True)
-class BestOf:
-    """The student gets up to `drafts` attempts before the inner policy may send its best one to the teacher.
-
-    It stops at the first draft that the inner policy accepts, so easy prompts pay for one draft only.
-    """
+class Around:
+    """What wrappers share: whatever they don't change is the inner policy's."""
 
     inner: Policy
-    drafts: int = 2
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.drafts <= 64:
-            raise SettingError(f"drafts={self.drafts!r} is out of range: 1..64 attempts; 2 to 4 are useful.")
 
     @property
     def threshold(self) -> float | None:
@@ -163,6 +155,23 @@ class BestOf:
 
     def route(self, context: Context) -> list[Decision | None]:
         return self.inner.route(context)
+
+    def decide(self, scores: Sequence[float], context: Context | None = None) -> list[Decision]:
+        return self.inner.decide(scores, context)
+
+
+@dataclass(frozen=True)
+class BestOf(Around):
+    """The student gets up to `drafts` attempts before the inner policy may send its best one to the teacher.
+
+    It stops at the first draft that the inner policy accepts, so easy prompts pay for one draft only.
+    """
+
+    drafts: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.drafts <= 64:
+            raise SettingError(f"drafts={self.drafts!r} is out of range: 1..64 attempts; 2 to 4 are useful.")
 
     def decide(self, scores: Sequence[float], context: Context | None = None) -> list[Decision]:
         """REDRAFT while attempts are left and the inner policy would not accept."""
@@ -173,52 +182,26 @@ class BestOf:
 
 
 @dataclass(frozen=True)
-class Recheck:
+class Recheck(Around):
     """The inner policy, and what the teacher made is scored too: the better of the two by the oracle is kept."""
-
-    inner: Policy
-
-    @property
-    def threshold(self) -> float | None:
-        """The inner policy's."""
-        return self.inner.threshold
 
     @property
     def rechecks(self) -> bool:
         return True
 
-    def route(self, context: Context) -> list[Decision | None]:
-        return self.inner.route(context)
-
-    def decide(self, scores: Sequence[float], context: Context | None = None) -> list[Decision]:
-        return self.inner.decide(scores, context)
-
 
 @dataclass(frozen=True)
-class PreRoute:
+class PreRoute(Around):
     """Prompts whose drafts are expected to score below `below` go straight to the teacher; the rest to the inner policy."""
 
-    inner: Policy
     router: PromptRouter
     below: float
-
-    @property
-    def threshold(self) -> float | None:
-        """The inner policy's."""
-        return self.inner.threshold
-
-    @property
-    def rechecks(self) -> bool:
-        return self.inner.rechecks
 
     def route(self, context: Context) -> list[Decision | None]:
         """By the router's expectation, from the prompt alone."""
         expected = [self.router.expect(embed) for embed in context.embeds]
         inner = self.inner.route(context)
         return [Decision.REGENERATE if e < self.below else d for e, d in zip(expected, inner, strict=True)]
-
-    def decide(self, scores: Sequence[float], context: Context | None = None) -> list[Decision]:
-        return self.inner.decide(scores, context)
 
 
 POLICIES = {
