@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections import Counter
@@ -18,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from allaprima.calibration.artifact import Calibration
-from allaprima.calibration.bank import Bank, paint_bank
+from allaprima.calibration.bank import Bank, paint_bank, prompts_digest
 from allaprima.calibration.budget import Prices, Unit
 from allaprima.calibration.policies import fit_all
 from allaprima.calibration.uncertainty import convergence_table, warning_for
@@ -145,7 +144,7 @@ def score_drafts(
     pipe: AdaptivePipeline, settings: CascadeSettings, prompts: Sequence[str], o: CalibrateOptions, console: Console
 ) -> ScoreBook:
     """Paint and score what is not in the book yet. Raises `CalibrationError` when drafts have no score."""
-    digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+    digest = prompts_digest(prompts)
     belongs = {
         "settings": pipe.student_settings(settings), "fingerprints": pipe.fingerprints(), "prompts": digest, "seed": o.seed
     }  # fmt: skip
@@ -256,7 +255,7 @@ def calibrate_command(o: CalibrateOptions) -> None:
     seconds = sum(sum(r["cost"]["seconds"].values()) for r in book.rows.values()) / len(book.rows)
     made = Calibration.make(
         scores, o.budget, prices, pipe.student_settings(settings), pipe.action_settings(settings), pipe.fingerprints(),
-        hashlib.sha256("\n".join(prompts).encode()).hexdigest(), seconds, policy,
+        prompts_digest(prompts), seconds, policy,
     )  # fmt: skip
     made.save(o.out)
     book.path.unlink()
