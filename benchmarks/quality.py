@@ -69,6 +69,7 @@ class Way:
     changes: dict[str, Any]
 
 
+_USUAL = {"teacher_last_time": None, "teacher_guidance_interval": None, "teacher_guidance": 3.0}
 _REFINE = {"student_steps": 5, "strategy": "refine", "sigma": Variance(0.7), "teacher_solver": "dpm_solver"}
 WAYS: dict[str, Way] = {
     # The card's own drafts with their scores, and what its strategy makes of every one of them.
@@ -78,12 +79,17 @@ WAYS: dict[str, Way] = {
     "refine-10": Way("refine-all", {**_REFINE, "teacher_steps": 10}),
     "refine-5": Way("refine-all", {**_REFINE, "teacher_steps": 5}),
     # The baselines on their solvers' usual grids, as diffusers has them; then the teacher as the card uses it.
-    "dpm-10": Way("teacher-only", {"teacher_steps": 10, "teacher_solver": "dpm_solver", "teacher_last_time": None}),
-    "dpm-25": Way("teacher-only", {"teacher_steps": 25, "teacher_solver": "dpm_solver", "teacher_last_time": None}),
-    "ddim-50": Way("teacher-only", {"teacher_steps": 50, "teacher_solver": "ddim", "teacher_last_time": None}),
+    "dpm-10": Way("teacher-only", {"teacher_steps": 10, "teacher_solver": "dpm_solver", **_USUAL}),
+    "dpm-25": Way("teacher-only", {"teacher_steps": 25, "teacher_solver": "dpm_solver", **_USUAL}),
+    "ddim-50": Way("teacher-only", {"teacher_steps": 50, "teacher_solver": "ddim", **_USUAL}),
+    # What the card's guidance gives the baseline: the rest of the difference is the cascade's.
+    "ddim-50-card": Way("teacher-only", {"teacher_steps": 50, "teacher_solver": "ddim", "teacher_last_time": None}),
     "teacher": Way("teacher-only", {}),
 }
-_TEACHER = ("teacher_steps", "teacher_solver", "teacher_guidance", "teacher_last_time", "height", "width", "batch_size")
+_TEACHER = (
+    "teacher_steps", "teacher_solver", "teacher_guidance", "teacher_guidance_interval", "teacher_last_time", "height", "width",
+    "batch_size",
+)  # fmt: skip
 """The settings that a teacher-only picture depends on; the rest may change without painting it again."""
 
 
@@ -161,6 +167,7 @@ def rows_of(painted: dict[str, list[Painted]], s: CascadeSettings, budgets: Sequ
         "teacher DPM++ 10": Row(stack("dpm-10"), 10),
         "teacher DPM++ 25": Row(stack("dpm-25"), 25),
         "teacher DDIM 50": Row(stack("ddim-50"), 50),
+        "teacher DDIM 50, card's guidance": Row(stack("ddim-50-card"), 50),
         f"teacher, card's {s.teacher_steps}": Row(stack("teacher"), s.teacher_steps),
     }
     for budget in budgets:

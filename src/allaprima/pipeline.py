@@ -21,6 +21,7 @@ from allaprima.cascade.settings import CascadeSettings, make_sigma
 from allaprima.core.cost import Cost
 from allaprima.core.errors import CalibrationError, PromptError, SettingError
 from allaprima.data.images import to_pil
+from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.models.card import Card, load_card
 from allaprima.models.pair import load_pair
 from allaprima.oracles.load import load_oracle
@@ -66,6 +67,7 @@ class AdaptivePipeline:
         card = card if isinstance(card, Card) else load_card(card)
         pair = load_pair(card)
         oracle = load_oracle(card.oracle.kind, card.path(card.oracle.source), pair.student.encode)
+        between = card.teacher.guidance_interval
         settings = CascadeSettings(
             student_steps=card.student.steps,
             student_solver=card.student.solver,
@@ -74,6 +76,7 @@ class AdaptivePipeline:
             teacher_solver=card.teacher.solver,
             teacher_guidance=card.teacher.guidance_scale,
             teacher_last_time=card.teacher.last_time,
+            teacher_guidance_interval=None if between is None else GuidanceInterval(*between, card.teacher.guidance_outside),
             strategy=card.cascade.strategy,
             sigma=make_sigma(card.cascade.sigma_is, card.cascade.sigma),
             height=card.height,
@@ -101,8 +104,7 @@ class AdaptivePipeline:
     @staticmethod
     def action_settings(settings: CascadeSettings) -> dict[str, Any]:
         """The settings that change what an escalation makes and costs."""
-        names = ("teacher_steps", "teacher_solver", "teacher_guidance", "teacher_last_time", "strategy", "sigma")
-        return {k: v for k, v in settings.to_dict().items() if k in names}
+        return {k: v for k, v in settings.to_dict().items() if k.startswith("teacher_") or k in ("strategy", "sigma")}
 
     def policy(
         self,

@@ -1,5 +1,8 @@
 """The cascade on a toy pair with known answers: decisions, accounting, grouping, independence of batch mates."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
 
@@ -10,7 +13,7 @@ from allaprima.cascade.run import run
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import PromptError, SettingError
 from allaprima.core.types import Condition
-from allaprima.diffusion.guidance import ClassifierFreeGuidance
+from allaprima.diffusion.guidance import ClassifierFreeGuidance, GuidanceInterval
 from allaprima.diffusion.rollback import Variance
 from allaprima.diffusion.schedule import DiscreteVP
 
@@ -30,7 +33,8 @@ class Toy:
         def x0(x_t, t, cond: Condition):
             self.batches.append(len(x_t))
             # A pinch of x_t, so that noise (and with it the seed) shows in the result.
-            return cond.tensors["prompt_embeds"][:, :, None, None].expand_as(x_t) + self.bias + 0.01 * x_t
+            # Half of the prompt: the tests guide with scale 2, away from the empty prompt's 0.
+            return cond.tensors["prompt_embeds"][:, :, None, None].expand_as(x_t) / 2 + self.bias + 0.01 * x_t
 
         x0.evaluations_per_call = 1
         return ClassifierFreeGuidance(x0)
@@ -63,8 +67,8 @@ class Grey:
 SETTINGS = CascadeSettings(
     student_steps=2,
     teacher_steps=3,
-    student_guidance=1,
-    teacher_guidance=1,
+    student_guidance=2,
+    teacher_guidance=2,
     batch_size=4,
     height=2,
     width=2,
@@ -157,4 +161,28 @@ def test_a_last_time_belongs_to_its_solver():
 
 
 def test_settings_survive_json():
-    assert CascadeSettings.from_dict(SETTINGS.to_dict()) == SETTINGS
+    guided = dataclasses.replace(SETTINGS, teacher_guidance_interval=GuidanceInterval(100, 800, 2.0))
+    for settings in (SETTINGS, guided):
+        assert CascadeSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+
+
+def test_guidance_is_full_inside_its_interval_and_none_costs_one_evaluation():
+    """The toy's prompt is .5 and its negative 0, half of which it paints unguided: about .25 w at scale w."""
+    teacher = Toy()
+    settings = dataclasses.replace(
+        SETTINGS, strategy="regenerate", teacher_guidance=3, teacher_solver="ddim", teacher_steps=4
+    )
+
+    def painted(interval):
+        teacher.batches.clear()
+        changed = dataclasses.replace(settings, teacher_guidance_interval=interval)
+        machine = Machine(Toy(), teacher, None, AlwaysPolicy(Decision.REGENERATE), changed)
+        results = list(run(machine, [Request("0.5", seed) for seed in range(3)]))
+        return float(results[0].image.mean()), results[0].cost.evaluations["teacher"], list(teacher.batches)
+
+    size = SETTINGS.batch_size
+    assert painted(None) == (pytest.approx(0.75, abs=0.02), 8, [2 * size] * 4)
+    # DDIM's four times are 751, 501, 251 and 1: the last is what the picture is.
+    assert painted(GuidanceInterval(100, 1000)) == (pytest.approx(0.25, abs=0.02), 7, [2 * size] * 3 + [size])
+    assert painted(GuidanceInterval(100, 1000, 1.2)) == (pytest.approx(0.3, abs=0.02), 8, [2 * size] * 4)
+    assert painted(GuidanceInterval(0, 600)) == (pytest.approx(0.75, abs=0.02), 7, [size] + [2 * size] * 3)

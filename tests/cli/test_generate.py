@@ -109,6 +109,8 @@ def test_an_unknown_word_is_painted_as_the_nearest_concept_and_said(tmp_path, ca
         (["--sigma", "1.5"], "out of range"),
         (["--last-time", "999"], "last_time=999.0"),
         (["--solver", "heun", "--last-time", "20"], "means nothing to 'heun'"),
+        (["--guidance-interval", "800", "100"], "guidance interval 800.0..100.0 is empty"),
+        (["--guidance-outside", "-1"], "guidance outside the interval, -1.0"),
         (["--budget", "99"], "99.0"),
         (["--threshold", ".5", "--budget", "10"], "contradict"),
         (["--student-only", "--teacher-only"], "contradict"),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition
 from allaprima.diffusion.denoiser import NetworkDenoiser
-from allaprima.diffusion.guidance import ClassifierFreeGuidance
+from allaprima.diffusion.guidance import ClassifierFreeGuidance, GuidanceInterval
 from allaprima.diffusion.prediction import PREDICTIONS, from_x0, to_x0
 from allaprima.diffusion.schedule import DiscreteVP
 
@@ -79,3 +79,32 @@ def test_every_prediction_comes_back(kind, t, seed):
     tt = torch.full((2,), t, dtype=torch.float64)
     a, s = VP.alpha(tt), VP.sigma(tt)
     assert torch.allclose(to_x0(kind, from_x0(kind, x0, x_t, a, s), x_t, a, s), x0, atol=1e-9)
+
+
+def test_an_interval_guides_inside_both_ends_included():
+    scale = GuidanceInterval(100, 800, outside=1.5).scale(
+        4.0, torch.tensor([99.9, 100, 500, 800, 800.1], dtype=torch.float64)
+    )
+    assert scale.tolist() == [1.5, 4.0, 4.0, 4.0, 1.5]
+    assert scale.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "bad", [(800, 100), (5, 5), (-1, 10), (0, float("inf")), (float("nan"), 9), (0, 9, -1), (0, 9, 101)]
+)
+def test_an_interval_that_makes_no_sense_is_refused(bad):
+    with pytest.raises(SettingError, match=r"guidance (interval|outside)"):
+        GuidanceInterval(*bad)
+
+
+def test_unguided_is_guidance_of_scale_one_in_one_evaluation():
+    rows = []
+
+    def inner(x_t, t, cond):
+        rows.append(len(x_t))
+        return cond.tensors["prompt_embeds"].expand_as(x_t)
+
+    guide, c = ClassifierFreeGuidance(inner), condition([1.0, 1.0])
+    args = torch.zeros(2, 1), torch.tensor([5.0, 6.0]), c
+    assert guide.unguided(*args).tolist() == guide(*args).tolist() == [[2.0], [2.0]]
+    assert rows == [2, 4]

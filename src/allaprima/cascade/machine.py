@@ -22,7 +22,7 @@ from allaprima.cascade.settings import MAX_STEPS, CascadeSettings
 from allaprima.core.errors import SettingError
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
-from allaprima.diffusion.guidance import ClassifierFreeGuidance
+from allaprima.diffusion.guidance import ClassifierFreeGuidance, GuidanceInterval
 from allaprima.diffusion.rollback import rollback, start_time
 from allaprima.diffusion.schedule import Schedule
 from allaprima.diffusion.solvers import make_solver
@@ -77,6 +77,13 @@ class _Hand:
     solver: Solver
     plan: Sequence[Step]
     guidance: float
+    interval: GuidanceInterval | None
+
+    def scale(self, t: Tensor) -> Tensor:
+        """Guidance scales `(B,)` at times `t: (B,)`."""
+        return (
+            torch.full((len(t),), float(self.guidance)) if self.interval is None else self.interval.scale(self.guidance, t)
+        )
 
 
 class Machine:
@@ -93,17 +100,17 @@ class Machine:
         self._clock = time.perf_counter
         self._student = self._hand("student", student, s.student_solver, s.student_steps, s.student_guidance)
         start = start_time(teacher.schedule, s.sigma)
-        args = ("teacher", teacher, s.teacher_solver, s.teacher_steps, s.teacher_guidance)
+        args = ("teacher", teacher, s.teacher_solver, s.teacher_steps, s.teacher_guidance, s.teacher_guidance_interval)
         self._refine = self._hand(*args, start, s.teacher_last_time)
         self._regenerate = self._hand(*args, None, s.teacher_last_time)
 
     @staticmethod
     def _hand(
-        name: str, painter: Painter, solver: str, steps: int, guidance: float,
+        name: str, painter: Painter, solver: str, steps: int, guidance: float, interval: GuidanceInterval | None = None,
         start: float | None = None, last_time: float | None = None,
     ) -> _Hand:  # fmt: skip
         made = make_solver(solver, painter.schedule, **({} if last_time is None else {"last_time": last_time}))
-        return _Hand(name, painter, painter.denoiser, made, made.plan(steps, start), guidance)
+        return _Hand(name, painter, painter.denoiser, made, made.plan(steps, start), guidance, interval)
 
     def check(self, request: Request) -> None:
         """Raise `PromptError` for a request that can't be painted."""
@@ -157,7 +164,7 @@ class Machine:
         steps = [self._hand_of(j).plan[j.position] for j in jobs]
         t = torch.tensor([p.t for p in steps], dtype=torch.float64)
         x_t = torch.stack([j.x for j in jobs])
-        x0 = self._denoise(hand, jobs, x_t, t)
+        x0, evaluations = self._denoise(hand, jobs, x_t, t)
         s = torch.tensor([p.s for p in steps], dtype=torch.float64)
         noise = None
         if hand.solver.needs_noise:
@@ -174,18 +181,30 @@ class Machine:
             job.position += 1
             if job.position == len(self._hand_of(job).plan):
                 job.stage = Stage.SCORE if job.stage is Stage.STUDENT else Stage.DECODE
-        self._charge(jobs, hand.name, hand.denoiser.evaluations_per_call, begun)
+        self._charge(jobs, hand.name, evaluations, begun)
 
-    def _denoise(self, hand: _Hand, jobs: Sequence[Job], x_t: Tensor, t: Tensor) -> Tensor:
-        n = len(jobs)
+    def _denoise(self, hand: _Hand, jobs: Sequence[Job], x_t: Tensor, t: Tensor) -> tuple[Tensor, list[int]]:
+        """Clean predictions and each job's network evaluations. Jobs at scale 1 need no guidance, and half the work.
+
+        They go in a batch of their own, so that what a picture goes through never depends on its mates.
+        """
+        scale = hand.scale(t)
         cond = Condition(
             {
-                "prompt_embeds": self._pad(torch.stack([j.prompt_embeds for j in jobs])),
-                "negative_prompt_embeds": self._pad(torch.stack([j.negative_prompt_embeds for j in jobs])),
-                "guidance_scale": torch.full((self.settings.batch_size,), float(hand.guidance)),
+                "prompt_embeds": torch.stack([j.prompt_embeds for j in jobs]),
+                "negative_prompt_embeds": torch.stack([j.negative_prompt_embeds for j in jobs]),
+                "guidance_scale": scale,
             }
         )
-        return hand.denoiser(self._pad(x_t), self._pad(t), cond)[:n]
+        x0 = torch.empty_like(x_t)
+        for rows, denoise in (
+            ((scale != 1).nonzero()[:, 0], hand.denoiser),
+            ((scale == 1).nonzero()[:, 0], hand.denoiser.unguided),
+        ):
+            if len(rows):
+                here = Condition({k: self._pad(v) for k, v in cond.rows(rows).tensors.items()})
+                x0[rows] = denoise(self._pad(x_t[rows]), self._pad(t[rows]), here)[: len(rows)]
+        return x0, [1 if w == 1 else hand.denoiser.evaluations_per_call for w in scale.tolist()]
 
     @torch.inference_mode()
     def score(self, jobs: Sequence[Job]) -> None:
@@ -274,10 +293,11 @@ class Machine:
     def _padded(self, texts: list[str]) -> list[str]:
         return texts + texts[:1] * (self.settings.batch_size - len(texts))
 
-    def _charge(self, jobs: Sequence[Job], name: str, evaluations: int, begun: float) -> None:
+    def _charge(self, jobs: Sequence[Job], name: str, evaluations: int | Sequence[int], begun: float) -> None:
         seconds = (self._clock() - begun) / len(jobs)
-        for job in jobs:
-            job.cost.add(name, evaluations, seconds)
+        each = [evaluations] * len(jobs) if isinstance(evaluations, int) else evaluations
+        for job, n in zip(jobs, each, strict=True):
+            job.cost.add(name, n, seconds)
 
 
 def _beats(score: float | None, best: float | None) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from allaprima.core.errors import SettingError
+from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.diffusion.rollback import Sigma, Strength, Variance
 from allaprima.diffusion.solvers import SOLVERS, TAKE_LAST_TIME
 
@@ -26,6 +27,8 @@ class CascadeSettings:
     teacher_guidance: float = 3.0
     teacher_last_time: float | None = None
     """Where the teacher's last evaluation falls, in the schedule's times; None is the solver's usual grid."""
+    teacher_guidance_interval: GuidanceInterval | None = None
+    """Times at which the teacher's guidance is full; None is all of them."""
     strategy: Strategy = "refine"
     sigma: Sigma = Variance(0.7)
     batch_size: int = 16
@@ -71,7 +74,12 @@ class CascadeSettings:
     def from_dict(cls, raw: dict[str, Any]) -> CascadeSettings:
         """Inverse of `to_dict`."""
         ((kind, value),) = raw["sigma"].items()
-        fields: dict[str, Any] = {**raw, "sigma": make_sigma(kind, value)}
+        interval = raw.get("teacher_guidance_interval")
+        fields: dict[str, Any] = {
+            **raw,
+            "sigma": make_sigma(kind, value),
+            "teacher_guidance_interval": None if interval is None else GuidanceInterval(**interval),
+        }
         return cls(**fields)
 
 

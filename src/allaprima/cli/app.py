@@ -56,6 +56,13 @@ def generate(
     ] = None,
     student_steps: Annotated[int | None, typer.Option(help="Student steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of both models.")] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Times LOW HIGH between which the teacher's guidance is full; 0 1000 is always."),
+    ] = None,
+    guidance_outside: Annotated[
+        float | None, typer.Option(help="The teacher's guidance scale outside that interval; 1 is none, and half the work.")
+    ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What not to paint.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
     images_per_prompt: Annotated[int, typer.Option(help="Pictures a prompt.")] = 1,

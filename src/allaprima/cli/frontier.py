@@ -61,11 +61,15 @@ class FrontierOptions:
             raise SettingError(f"reference={str(self.reference)!r} is not a file: give a safetensors with `features`.")
 
 
+USUAL: Mapping[str, None] = {"teacher_last_time": None, "teacher_guidance_interval": None}
+"""A solver's own grid and guidance at every step: how a teacher is used before anything is tuned."""
+
+
 def singles(base: CascadeSettings, quick: bool) -> dict[str, list[tuple[float, Painting]]]:
     """Methods that treat every prompt alike: method -> (mean steps, painting)."""
 
     def teacher(method: str, solver: str, steps: int, **more: Any) -> tuple[float, Painting]:
-        settings = base.changed(teacher_solver=solver, teacher_steps=steps, **{"teacher_last_time": None, **more})
+        settings = base.changed(teacher_solver=solver, teacher_steps=steps, **{**USUAL, **more})
         return steps, Painting(f"{method} {steps}", "teacher-only", settings)
 
     def refined(steps: int) -> tuple[float, Painting]:
@@ -73,7 +77,7 @@ def singles(base: CascadeSettings, quick: bool) -> dict[str, list[tuple[float, P
         return base.student_steps + steps, Painting(f"refine all {steps}", "refine-all", settings)
 
     student = dataclasses.replace(base)
-    own = base.teacher_last_time
+    own = {"teacher_last_time": base.teacher_last_time, "teacher_guidance_interval": base.teacher_guidance_interval}
     rows = {
         "student": [(float(base.student_steps), Painting("student", "student-only", student))],
         "teacher, DDIM": [teacher("DDIM", "ddim", n) for n in ((10, 50) if quick else (10, 15, 25, 50))],
@@ -82,10 +86,9 @@ def singles(base: CascadeSettings, quick: bool) -> dict[str, list[tuple[float, P
         ],
         "refine all": [refined(n) for n in ((5, 12) if quick else (5, 8, 12, 17))],
     }
-    if own is not None:
-        rows["teacher, card's grid"] = [
-            teacher("card's grid", base.teacher_solver, n, teacher_last_time=own)
-            for n in ((8, 14) if quick else (6, 8, 10, 12, 14, 16, 20))
+    if own != USUAL:
+        rows["teacher, card's settings"] = [
+            teacher("card's", base.teacher_solver, n, **own) for n in ((8, 14) if quick else (6, 8, 10, 12, 14, 16, 20))
         ]
     if not quick:
         rows["teacher, UniPC"] = [teacher("UniPC", "unipc", n) for n in (8, 10, 15)]

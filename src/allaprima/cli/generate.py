@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -26,6 +27,7 @@ from allaprima.core.errors import AllaprimaError, PromptError, SettingError
 from allaprima.data.images import png_bytes, save_png, to_pil, write_bytes_atomically
 from allaprima.data.prompts import PromptRow, read_prompts
 from allaprima.data.sheet import SheetRow, contact_sheet
+from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.diffusion.rollback import Variance
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.tasks.text_to_image import Vocabulary, Wording
@@ -56,6 +58,8 @@ class GenerateOptions:
     last_time: float | None
     student_steps: int | None
     guidance: float | None
+    guidance_interval: tuple[float, float] | None
+    guidance_outside: float | None
     negative_prompt: str
     seed: int
     images_per_prompt: int
@@ -83,10 +87,25 @@ def cascade_settings(defaults: CascadeSettings, o: GenerateOptions) -> CascadeSe
         "teacher_guidance": o.guidance,
         "student_guidance": o.guidance,
     }
+    if o.guidance_interval is not None or o.guidance_outside is not None:
+        changes["teacher_guidance_interval"] = _interval(defaults.teacher_guidance_interval, o)
     if o.sigma is not None or o.sigma_is is not None:
         kind = o.sigma_is or ("variance" if isinstance(defaults.sigma, Variance) else "strength")
         changes["sigma"] = make_sigma(kind, defaults.sigma.value if o.sigma is None else o.sigma)
     return defaults.changed(**{k: v for k, v in changes.items() if v is not None})
+
+
+def _interval(default: GuidanceInterval | None, o: GenerateOptions) -> GuidanceInterval:
+    """The card's interval with the caller's changes."""
+    if o.guidance_interval is not None:
+        made = GuidanceInterval(*o.guidance_interval, 1.0 if default is None else default.outside)
+    elif default is not None:
+        made = default
+    else:
+        raise SettingError(
+            f"guidance_outside={o.guidance_outside!r} is outside of no interval: give --guidance-interval too."
+        )
+    return made if o.guidance_outside is None else dataclasses.replace(made, outside=o.guidance_outside)
 
 
 def collect_prompts(o: GenerateOptions, console: Console) -> list[PromptRow]:

@@ -1,12 +1,42 @@
-"""Classifier-free guidance, per sample, in one doubled forward pass (arXiv 2207.12598)."""
+"""Classifier-free guidance, per sample, in one doubled forward pass (arXiv 2207.12598), and where it is applied."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import torch
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition, Denoiser, Samples, Times
 from allaprima.diffusion.schedule import expand
+
+
+@dataclass(frozen=True)
+class GuidanceInterval:
+    """Times at which the full scale is used (arXiv 2404.07724); elsewhere it is `outside`, 1 being no guidance.
+
+    Departures: the paper's interval is in noise levels, this one in the schedule's own times, like `last_time`; the paper
+    has no guidance outside, here some may be left.
+    """
+
+    low: float
+    high: float
+    outside: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.low < self.high and math.isfinite(self.high)):
+            raise SettingError(
+                f"guidance interval {self.low!r}..{self.high!r} is empty: times 0 <= low < high are due, for example 100 1000"
+                " to leave the last, nearly clean steps out."
+            )
+        if not 0 <= self.outside <= 100:
+            raise SettingError(f"guidance outside the interval, {self.outside!r}, is out of range: 0..100; 1 is none.")
+
+    def scale(self, guidance: float, t: Times) -> Times:
+        """`(B,)` scales at times `t: (B,)`."""
+        inside = (t >= self.low) & (t <= self.high)
+        return torch.where(inside, guidance, self.outside).float()
 
 
 class ClassifierFreeGuidance:
@@ -33,3 +63,8 @@ class ClassifierFreeGuidance:
         double = Condition({k: torch.cat([negative[k], cond.tensors[k]]) for k in names})
         x0_u, x0_c = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), double).chunk(2)
         return x0_u + expand(w, x_t) * (x0_c - x0_u)
+
+    def unguided(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
+        """What `__call__` gives at scale 1, up to rounding, in one evaluation: the conditional half alone."""
+        names = [k for k in cond.tensors if not k.startswith("negative_") and k != "guidance_scale"]
+        return self.denoiser(x_t, t, Condition({k: cond.tensors[k] for k in names}))

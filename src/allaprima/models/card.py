@@ -32,6 +32,10 @@ class ModelSource(_Strict):
     license: str
     last_time: float | None = None
     """Where the teacher's last evaluation falls (`CascadeSettings.teacher_last_time`)."""
+    guidance_interval: tuple[float, float] | None = None
+    """Times between which the teacher's guidance is full (`CascadeSettings.teacher_guidance_interval`)."""
+    guidance_outside: float = Field(default=1.0, ge=0)
+    """Guidance scale outside that interval; 1 is none."""
     share: tuple[str, ...] = ()
     """Components taken from the other model instead of loaded again (`text_encoder`, `tokenizer`, `vae`)."""
 

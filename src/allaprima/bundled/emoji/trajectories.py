@@ -1,7 +1,7 @@
 """Trajectories of the bundled teacher, for the student's second stage: where a point of a trajectory ends.
 
-One guided DPM-Solver++(2M) solve a training caption, with its own seed and its own real-valued guidance scale; every point
-that was evaluated is kept with the trajectory's end. Test captions are left out. Trajectories start from fresh noise, or,
+One guided DPM-Solver++(2M) solve a training caption, with its own seed and its own real-valued guidance scale, which is used
+in the card's guidance interval; every point that was evaluated is kept with the trajectory's end. Test captions are left out. Trajectories start from fresh noise, or,
 with `--drafts`, where a draft of the bundled student meets noise again: after its first, second, third or fourth step. Those
 are the points that multistep sampling visits and that no trajectory of the teacher's from pure noise passes through.
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from allaprima.bundled.emoji.dataset import known_concepts, load_tar
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
+from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.diffusion.solvers import make_solver
 from allaprima.models.card import load_card
 from allaprima.models.families.sd import SDModel
@@ -31,7 +32,9 @@ DRAFT_STEPS = 10
 """Evaluations from a draft's time on, the first of which is 781, 581, 381 or 181."""
 LAST_TIME = 20.0
 """The card's: even times to here leave 12 steps as exact as 25 of the solver's usual grid."""
-GUIDANCE = (2.0, 4.0)
+GUIDANCE = (3.0, 4.5)
+INTERVAL = GuidanceInterval(100, 1000, outside=2.0)
+"""The card's: the nearly clean end of a trajectory is guided less, which the pictures gain from (docs/log.md)."""
 
 
 @torch.inference_mode()
@@ -43,7 +46,9 @@ def solve(teacher: SDModel, x: Tensor, cond: Condition, steps: int, start: float
         t, s = (torch.full((len(x),), v, dtype=torch.float64) for v in (p.t, p.s))
         points.append(x)
         times.append(t)
-        x, state = solver.step(x, teacher.denoiser(x, t, cond), t, s, state)
+        w = cond.tensors["guidance_scale"] if INTERVAL.low <= p.t else torch.full((len(x),), INTERVAL.outside)
+        here = Condition({**cond.tensors, "guidance_scale": w})
+        x, state = solver.step(x, teacher.denoiser(x, t, here), t, s, state)
     return torch.stack(points, 1), torch.stack(times, 1), x
 
 
