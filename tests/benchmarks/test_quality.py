@@ -42,6 +42,7 @@ def test_rows_take_the_draft_or_the_teachers_picture_by_the_other_seeds_threshol
         return [Painted(images, drafts, scores + 10 * j) for j in range(2)]
 
     names = {"refine-10": 10, "refine-5": 5, "dpm-10": 1, "dpm-25": 2, "ddim-50": 3, "teacher": 4, "action": 20, "draft": 0}
+    names["ddim-50-card"] = 5
     painted = {k: both(v) for k, v in names.items()}
     rows = rows_of(painted, CascadeSettings(student_steps=5, teacher_steps=20), (10.0, 15.0))
     assert rows["adaptive 15"].images[0].eq(20).all(), "the first seed's drafts fall below the second's threshold"
@@ -49,6 +50,12 @@ def test_rows_take_the_draft_or_the_teachers_picture_by_the_other_seeds_threshol
     assert rows["refine all 15"].images.eq(10).all()
     assert rows["refine all 10"].steps == 10
     assert rows["student 5"].images.eq(0).all()
+    assert "adaptive 15, rechecked" not in rows
+    # The first seed's drafts lead by .1 to 4, the second's by 10.1 to 14: only the second's beat the other's median.
+    looks = torch.stack([scores - torch.linspace(0.1, 4, n), scores - torch.linspace(0.1, 4, n)])
+    again = rows_of(painted, CascadeSettings(student_steps=5, teacher_steps=20), (15.0,), looks)["adaptive 15, rechecked"]
+    assert again.images[0].eq(20).all()
+    assert again.images[1].eq(0).all()
     painted["draft"] = [Painted(drafts, None, scores), Painted(drafts, None, scores)]
     half = rows_of(painted, CascadeSettings(student_steps=5, teacher_steps=20), (15.0,))["adaptive 15"]
     assert half.steps == pytest.approx(15, abs=0.5)

@@ -37,6 +37,7 @@ POLICIES = {
     "band": BandPolicy(0.7, 0.3),
     "best of 3": BestOf(ThresholdPolicy(0.5), 3),
     "recheck": Recheck(ThresholdPolicy(0.5)),
+    "clear recheck": Recheck(ThresholdPolicy(0.5), lead=0.05),
     "pre-route": PreRoute(BestOf(ThresholdPolicy(0.5), 2), ROUTER, 0.2),
     "teacher": AlwaysPolicy(Decision.REGENERATE),
 }
@@ -117,7 +118,7 @@ def test_the_papers_account_is_exact():
 def test_every_policy_spends_its_budget_and_no_more(budget):
     bank, unseen = synthetic(300, 1), synthetic(300, 2)
     fitted = fit_all(bank, budget, Decision.REGENERATE, quality(bank))
-    assert set(fitted) == {"threshold", "recheck", "pre_route", "value", "band", "best_of_2"}
+    assert set(fitted) == {"threshold", "recheck", "clear_recheck", "pre_route", "value", "band", "best_of_2"}
     for f in fitted.values():
         # One more escalation would break it: what is left over is less than a request's share.
         assert budget - 30 / 300 <= f.mean_steps <= budget + 1e-9, f.name

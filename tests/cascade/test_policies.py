@@ -95,6 +95,10 @@ def test_a_second_look_keeps_the_better_of_draft_and_picture():
     (worse,) = paint(["0.1"], Recheck(ThresholdPolicy(0.5)), bias=-0.3)
     assert worse.kept == "draft"
     assert torch.equal(worse.image, worse.draft)
+    lead = worse.score - worse.final_score
+    for margin, gets in ((0.9 * lead, "draft"), (1.1 * lead, "final")):
+        (again,) = paint(["0.1"], Recheck(ThresholdPolicy(0.5), margin), bias=-0.3)
+        assert again.kept == gets
     (accepted,) = paint(["0.9"], Recheck(ThresholdPolicy(0.5)))
     assert (accepted.kept, accepted.final_score) == (None, None)
 
@@ -212,3 +216,8 @@ def test_policies_survive_json(policy):
 def test_an_unknown_kind_is_named():
     with pytest.raises(SettingError, match=r"'dice' is not known.*threshold"):
         policy_from_dict({"kind": "dice"})
+
+
+def test_a_lead_below_nothing_is_refused():
+    with pytest.raises(SettingError, match=r"lead=-0.1 is below 0"):
+        Recheck(ThresholdPolicy(0.5), -0.1)

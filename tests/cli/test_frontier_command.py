@@ -36,7 +36,7 @@ def options(tmp_path, **changes):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"{i / 50:.3f}" for i in range(40)))
     fields = {"card": "toy", "prompts_file": str(prompts), "prompts": 40, "seeds": 2, "budgets": (4.0, 8.0), "quick": True,
-              "reference": None, "out": tmp_path / "out"}  # fmt: skip
+              "reference": None, "usual_guidance": None, "out": tmp_path / "out"}  # fmt: skip
     return FrontierOptions(**{**fields, **changes})
 
 
@@ -59,6 +59,13 @@ def test_every_policy_keeps_its_budget_and_none_beats_the_perfect_oracle(toy, tm
         assert best >= chance
         assert best >= float(rows["adaptive regenerate", budget]["oracle"]) - 1e-6
     assert float(rows["student", 2.0]["oracle"]) < float(rows["teacher, DDIM", 10.0]["oracle"])
+    base = rows["teacher, DDIM", 50.0]
+    assert [float(base[f"oracle_over_baseline{end}"]) for end in ("", "_low", "_high")] == [0, 0, 0]
+    for r in rows.values():
+        assert float(r["oracle_over_baseline"]) == pytest.approx(float(r["oracle"]) - float(base["oracle"]), abs=1e-6)
+    student = rows["student", 2.0]
+    wide, narrow = (float(student[f"{m}_high"]) - float(student[f"{m}_low"]) for m in ("oracle", "oracle_over_baseline"))
+    assert narrow < wide / 2, "the prompt drops out of a difference"
     assert "| adaptive regenerate |" in capsys.readouterr().out
     assert (tmp_path / "out" / "frontier.html").stat().st_size > 10_000
 

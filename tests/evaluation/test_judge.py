@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from allaprima.core.errors import ModelError
-from allaprima.evaluation.judge import Judge, pool_text
+from allaprima.evaluation.judge import Judge
+from allaprima.oracles.dual_encoder import pool_text
 
 
 def small():
@@ -38,5 +39,5 @@ def test_a_folder_comes_back_and_a_broken_one_is_named(tmp_path):
     with torch.no_grad():
         assert torch.allclose(judge.embed_images(x), again.embed_images(x), atol=1e-6)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="cannot be loaded as a judge"):
+    with pytest.raises(ModelError, match="cannot be loaded as a Judge"):
         Judge.from_pretrained(tmp_path)

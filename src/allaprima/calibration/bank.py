@@ -152,7 +152,7 @@ def _account(policy: Policy, bank: Bank, decisions: list[Decision], best: list[i
                 raise SettingError(f"the policy wants to {decision}, the bank holds {', '.join(bank.made)}: paint that too.")
             place = best[i] if decision is Decision.REFINE else 0
             steps[i] += bank.costs[decision]
-            draft_is_better = attempts[i] > 0 and draft_scores[best[i]][i] > made_scores[decision][place][i]
+            draft_is_better = attempts[i] > 0 and draft_scores[best[i]][i] > made_scores[decision][place][i] + policy.margin
             if not (policy.rechecks and draft_is_better):
                 given = decision, place
         chosen.append(given)

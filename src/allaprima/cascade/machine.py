@@ -278,7 +278,7 @@ class Machine:
         images = torch.stack([j.image for j in jobs if j.image is not None])
         for job, score in zip(jobs, self._look(jobs, images), strict=True):
             job.final_score, job.kept, job.stage = score, "final", Stage.DONE
-            if _beats(job.score, score):
+            if _beats(job.score, score, self.policy.margin):
                 job.image, job.kept = job.draft, "draft"
         self._charge(jobs, "oracle", 1, begun)
 
@@ -300,11 +300,11 @@ class Machine:
             job.cost.add(name, n, seconds)
 
 
-def _beats(score: float | None, best: float | None) -> bool:
+def _beats(score: float | None, best: float | None, margin: float = 0.0) -> bool:
     """Whether a score is better; no number never beats one, and any number beats none."""
     if score is None or math.isnan(score):
         return False
-    return best is None or math.isnan(best) or score > best
+    return best is None or math.isnan(best) or score > best + margin
 
 
 ACTIONS: dict[Stage, Callable[[Machine, Sequence[Job]], None]] = {

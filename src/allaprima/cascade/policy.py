@@ -60,6 +60,11 @@ class Policy(Protocol):
         """Whether the teacher's picture is scored too, and the better of draft and picture kept."""
         ...
 
+    @property
+    def margin(self) -> float:
+        """By how much a draft's score must be above the teacher's picture's to be kept after all."""
+        ...
+
     def route(self, context: Context) -> list[Decision | None]:
         """Before drafts: REGENERATE goes straight to the teacher, None paints a draft."""
         ...
@@ -73,6 +78,7 @@ class DraftsFirst:
     """What most policies share: every prompt gets a draft, and the teacher's word is the last."""
 
     rechecks = False
+    margin = 0.0
 
     def route(self, context: Context) -> list[Decision | None]:
         """A draft for everyone."""
@@ -153,6 +159,10 @@ class Around:
     def rechecks(self) -> bool:
         return self.inner.rechecks
 
+    @property
+    def margin(self) -> float:
+        return self.inner.margin
+
     def route(self, context: Context) -> list[Decision | None]:
         return self.inner.route(context)
 
@@ -183,11 +193,25 @@ class BestOf(Around):
 
 @dataclass(frozen=True)
 class Recheck(Around):
-    """The inner policy, and what the teacher made is scored too: the better of the two by the oracle is kept."""
+    """The inner policy, and what the teacher made is scored too: the draft is kept when it leads by more than `lead`.
+
+    Comparing two pictures of one prompt is easier for an oracle than judging one: how high a prompt's scores are at all
+    drops out. The second look costs no steps. With a lead asked for, doubtful drafts lose.
+    """
+
+    lead: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.lead >= 0:
+            raise SettingError(f"lead={self.lead!r} is below 0: drafts that are worse would be kept. Use 0 or more.")
 
     @property
     def rechecks(self) -> bool:
         return True
+
+    @property
+    def margin(self) -> float:
+        return self.lead
 
 
 @dataclass(frozen=True)

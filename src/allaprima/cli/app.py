@@ -105,7 +105,7 @@ def calibrate(
     steps: Annotated[int | None, typer.Option(help="Teacher steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a network call.")] = None,
     policy: Annotated[
-        str, typer.Option(help="threshold, band, recheck, pre_route, value or best_of_N (with --drafts N).")
+        str, typer.Option(help="threshold, band, recheck, clear_recheck, pre_route, value or best_of_N (with --drafts N).")
     ] = "threshold",
     drafts: Annotated[int, typer.Option(help="Attempts of the student to paint, for best_of_N.")] = 1,
     tolerance: Annotated[float, typer.Option(help="Warn when the mean cost may miss the budget by more than this.")] = 0.03,
@@ -132,6 +132,9 @@ def frontier(
     reference: Annotated[
         Path | None, typer.Option(help="Safetensors with `features` of real pictures, for the Frechet distance.")
     ] = None,
+    usual_guidance: Annotated[
+        float | None, typer.Option(help="The teacher's guidance scale in the baselines; default: the card's.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder; a stopped run goes on where it was.")] = Path("out/frontier"),
 ) -> None:
     """Draw quality against cost: student, teacher, refine all, every policy, and what no policy can reach."""
@@ -142,7 +145,7 @@ def frontier(
         numbers = tuple(float(b) for b in budgets.split(","))
     except ValueError as e:
         raise SettingError(f"budgets={budgets!r} are not numbers with commas between: 8,10,15 for example.") from e
-    frontier_command(FrontierOptions(card, prompts_file, prompts, seeds, numbers, quick, reference, out))
+    frontier_command(FrontierOptions(card, prompts_file, prompts, seeds, numbers, quick, reference, usual_guidance, out))
 
 
 @app.command(

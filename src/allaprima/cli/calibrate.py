@@ -72,7 +72,15 @@ class CalibrateOptions:
             )
         if not 1 <= self.drafts <= 8:
             raise SettingError(f"drafts={self.drafts!r} is out of range: 1..8 attempts are painted for best-of policies.")
-        known = ["threshold", "band", "recheck", "pre_route", "value", *(f"best_of_{n}" for n in range(2, self.drafts + 1))]
+        known = [
+            "threshold",
+            "band",
+            "recheck",
+            "clear_recheck",
+            "pre_route",
+            "value",
+            *(f"best_of_{n}" for n in range(2, self.drafts + 1)),
+        ]
         if self.policy not in known:
             raise SettingError(f"policy={self.policy!r} is not known: {', '.join(known)} are (best_of_N with --drafts N).")
         if self.policy != "threshold" and self.unit != "steps":

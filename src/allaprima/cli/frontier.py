@@ -49,6 +49,7 @@ class FrontierOptions:
     budgets: tuple[float, ...]
     quick: bool
     reference: Path | None
+    usual_guidance: float | None
     out: Path
 
     def check(self) -> None:
@@ -61,15 +62,28 @@ class FrontierOptions:
             raise SettingError(f"reference={str(self.reference)!r} is not a file: give a safetensors with `features`.")
 
 
+OVER = "_over_baseline"
+"""Ends the names of differences from the baseline."""
 USUAL: Mapping[str, None] = {"teacher_last_time": None, "teacher_guidance_interval": None}
 """A solver's own grid and guidance at every step: how a teacher is used before anything is tuned."""
 
 
-def singles(base: CascadeSettings, quick: bool) -> dict[str, list[tuple[float, Painting]]]:
+def usual(base: CascadeSettings, guidance: float | None, solver: str, steps: int) -> CascadeSettings:
+    """The teacher before anything was tuned for the cascade; `guidance` None is the card's scale."""
+    scale = {} if guidance is None else {"teacher_guidance": guidance}
+    return base.changed(teacher_solver=solver, teacher_steps=steps, **USUAL, **scale)
+
+
+def baseline(base: CascadeSettings, guidance: float | None) -> Painting:
+    """What every method is compared with, picture by picture: the paper's DDIM 50."""
+    return Painting("DDIM 50", "teacher-only", usual(base, guidance, "ddim", 50))
+
+
+def singles(base: CascadeSettings, quick: bool, guidance: float | None) -> dict[str, list[tuple[float, Painting]]]:
     """Methods that treat every prompt alike: method -> (mean steps, painting)."""
 
     def teacher(method: str, solver: str, steps: int, **more: Any) -> tuple[float, Painting]:
-        settings = base.changed(teacher_solver=solver, teacher_steps=steps, **{**USUAL, **more})
+        settings = usual(base, guidance, solver, steps).changed(**more)
         return steps, Painting(f"{method} {steps}", "teacher-only", settings)
 
     def refined(steps: int) -> tuple[float, Painting]:
@@ -77,7 +91,7 @@ def singles(base: CascadeSettings, quick: bool) -> dict[str, list[tuple[float, P
         return base.student_steps + steps, Painting(f"refine all {steps}", "refine-all", settings)
 
     student = dataclasses.replace(base)
-    own = {"teacher_last_time": base.teacher_last_time, "teacher_guidance_interval": base.teacher_guidance_interval}
+    own: dict[str, Any] = {k: getattr(base, k) for k in USUAL}
     rows = {
         "student": [(float(base.student_steps), Painting("student", "student-only", student))],
         "teacher, DDIM": [teacher("DDIM", "ddim", n) for n in ((10, 50) if quick else (10, 15, 25, 50))],
@@ -88,7 +102,8 @@ def singles(base: CascadeSettings, quick: bool) -> dict[str, list[tuple[float, P
     }
     if own != USUAL:
         rows["teacher, card's settings"] = [
-            teacher("card's", base.teacher_solver, n, **own) for n in ((8, 14) if quick else (6, 8, 10, 12, 14, 16, 20))
+            teacher("card's", base.teacher_solver, n, teacher_guidance=base.teacher_guidance, **own)
+            for n in ((8, 14) if quick else (6, 8, 10, 12, 14, 16, 20))
         ]
     if not quick:
         rows["teacher, UniPC"] = [teacher("UniPC", "unipc", n) for n in (8, 10, 15)]
@@ -118,6 +133,14 @@ class Frontier:
         self.embeds = embeds
         n = len(store.prompts)
         self.halves = [torch.arange(0, n, 2), torch.arange(1, n, 2)]
+        self.against: list[Mapping[str, Tensor]] = []
+        """Measures of the baseline, one mapping a seed; empty until `compare_with`."""
+        self.against_distances: list[float] = []
+
+    def compare_with(self, painting: Painting) -> None:
+        """From now on, points say by how much they are better than this, picture by picture."""
+        self.against = [self.store.get(painting, s) for s in self.seeds]
+        self.against_distances = self._distances(self.against) if self.reference is not None else []
 
     def point(
         self, method: str, budget: float, steps: float, rows: Sequence[Mapping[str, Tensor]], bound: bool = False
@@ -130,8 +153,25 @@ class Frontier:
             if m.name != "frechet"
         }
         if self.reference is not None:
-            values["frechet"] = t_interval([frechet_distance(r["features"].float(), self.reference) for r in rows])
+            values["frechet"] = t_interval(self._distances(rows))
+        # The same prompts and seeds on both sides: what a prompt is worth drops out, and the intervals shrink.
+        for m in self.measures if self.against else []:
+            if m.name == "frechet":
+                pairs = zip(self._distances(rows), self.against_distances, strict=True)
+                values[f"{m.name}{OVER}"] = t_interval([a - b for a, b in pairs])
+            else:
+                differences = [r[m.name].double() - b[m.name].double() for r, b in zip(rows, self.against, strict=True)]
+                values[f"{m.name}{OVER}"] = mean_interval(torch.cat(differences).tolist(), groups)
         return Point(method, budget, steps, values, bound)
+
+    def _distances(self, rows: Sequence[Mapping[str, Tensor]]) -> list[float]:
+        assert self.reference is not None
+        return [frechet_distance(r["features"].float(), self.reference) for r in rows]
+
+    def shown(self) -> list[Measure]:
+        """The measures and, where there is a baseline, the differences from it."""
+        over = [Measure(f"{m.name}{OVER}", f"{m.title}, minus DDIM 50's", m.higher_is_better) for m in self.measures]
+        return [*self.measures, *(over if self.against else [])]
 
     def single_points(self, rows: Mapping[str, list[tuple[float, Painting]]]) -> list[Point]:
         """Points of methods that treat every prompt alike."""
@@ -328,13 +368,16 @@ def frontier_command(o: FrontierOptions) -> None:
         console.print(f"[dim]{time.perf_counter() - begun:6.0f} s[/] {text}")
 
     frontier, about = prepared(o, note)
-    points = frontier.single_points(singles(frontier.base, o.quick))
+    frontier.compare_with(baseline(frontier.base, o.usual_guidance))
+    points = frontier.single_points(singles(frontier.base, o.quick, o.usual_guidance))
     points += frontier.adaptive_points(o.budgets, o.quick)
     points += frontier.bound_points(o.budgets, frontier.measures[0].name, 14)
     about["command"] = f"allaprima frontier --card {o.card} --prompts {len(frontier.store.prompts)} --seeds {o.seeds}"
     title = f"{o.card}: {len(frontier.store.prompts)} prompts, {o.seeds} seeds"
-    write(o.out, points, frontier.measures, title, about)
-    print(markdown(points, frontier.measures))
+    measures = frontier.shown()
+    drawn = [m for m in measures if m.name in (f"judge{OVER}", f"oracle{OVER}", f"frechet{OVER}")][:3]
+    write(o.out, points, measures, title, about, drawn)
+    print(markdown(points, measures))
     console.print(
         f"look at {o.out / 'frontier.html'} and {o.out / 'frontier.png'}; pictures are kept in {o.out / 'pictures'}"
     )

@@ -21,7 +21,8 @@ from allaprima.pipeline import AdaptivePipeline
 Look = Callable[[Tensor, Sequence[str]], dict[str, Tensor]]
 """Pictures `(B, 3, H, W)` uint8 with prompts -> named values `(B, ...)`."""
 _TEACHER_ONLY = (
-    "teacher_steps", "teacher_solver", "teacher_guidance", "teacher_guidance_interval", "teacher_last_time", "height", "width", "batch_size"
+    "teacher_steps", "teacher_solver", "teacher_guidance", "teacher_guidance_interval", "teacher_last_time",
+    "height", "width", "batch_size",
 )  # fmt: skip
 _STUDENT_ONLY = ("student_steps", "student_solver", "student_guidance", "height", "width", "batch_size")
 

@@ -27,7 +27,7 @@ class GuidanceInterval:
     def __post_init__(self) -> None:
         if not (0 <= self.low < self.high and math.isfinite(self.high)):
             raise SettingError(
-                f"guidance interval {self.low!r}..{self.high!r} is empty: times 0 <= low < high are due, for example 100 1000"
+                f"guidance interval {self.low!r}..{self.high!r} is empty: 0 <= low < high are due, for example 100 1000"
                 " to leave the last, nearly clean steps out."
             )
         if not 0 <= self.outside <= 100:

@@ -167,11 +167,14 @@ _SORT = (
 )
 
 
-def write(folder: Path, points: Sequence[Point], measures: Sequence[Measure], title: str, about: Mapping[str, Any]) -> None:
-    """`frontier.{json,csv,png,html,md}` in a folder."""
+def write(
+    folder: Path, points: Sequence[Point], measures: Sequence[Measure], title: str, about: Mapping[str, Any],
+    drawn: Sequence[Measure] | None = None,
+) -> None:  # fmt: skip
+    """`frontier.{json,csv,png,html,md}` in a folder; `drawn` are the measures of the picture (default: all)."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows_of(points)
-    png = draw(points, measures, title)
+    png = draw(points, drawn or measures, title)
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = io.StringIO()
     writer = csv.DictWriter(table, names, lineterminator="\n")

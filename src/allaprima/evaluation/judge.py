@@ -1,98 +1,15 @@
 """The judge: a dual encoder that says how well a picture fits a caption. It evaluates and never decides.
 
-Another network than the oracle on purpose: depthwise convolutions on 4-pixel patches instead of text-modulated residual
-blocks, two towers instead of one, other initialisation, trained on real pictures alone with contrast instead of
-regression. A cascade steered by one and measured by the other can't flatter itself.
+The bundled oracle is a dual encoder too, but another one: narrower, with its own initialisation and its own order of the
+training pictures. What the oracle has learnt by chance the judge has not, so that a cascade steered by one and measured by
+the other can't flatter itself with it. What both have learnt alike, from the same real pictures, it can: that is why the
+Frechet distance, on features of another network again, is always reported beside the judge.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-
-from allaprima.core.errors import ModelError
-
-Encode = Callable[[Sequence[str]], Tensor]
-"""`prompts -> (B, L, D)` hidden states, zero where padded."""
+from allaprima.oracles.dual_encoder import DualEncoder
 
 
-def pool_text(hidden: Tensor) -> Tensor:
-    """The mean of the live hidden states: `(B, L, D)`, zero where padded -> `(B, D)`."""
-    live = (hidden.abs().sum(-1, keepdim=True) > 0).to(hidden.dtype)
-    return (hidden * live).sum(1) / live.sum(1).clamp(min=1)
-
-
-class _Block(nn.Module):
-    """Depthwise 5x5, channel norm, two pointwise layers, residual (ConvNeXt, arXiv 2201.03545)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.depth = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
-        self.norm = nn.GroupNorm(1, channels)
-        self.wide = nn.Conv2d(channels, 3 * channels, 1)
-        self.back = nn.Conv2d(3 * channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.back(F.gelu(self.wide(self.norm(self.depth(x)))))
-
-
-class Judge(nn.Module):
-    """`(images, text hidden states) -> unit embeddings`; a logit is their product times `exp(log_scale)`."""
-
-    def __init__(self, text_dim: int = 384, widths: Sequence[int] = (64, 128, 224), dim: int = 128) -> None:
-        super().__init__()
-        self.config = {"text_dim": text_dim, "widths": list(widths), "dim": dim}
-        a, b, c = widths
-        self.image = nn.Sequential(
-            nn.Conv2d(3, a, 4, stride=4), nn.GroupNorm(1, a), _Block(a), _Block(a),
-            nn.Conv2d(a, b, 2, stride=2), nn.GroupNorm(1, b), _Block(b), _Block(b), _Block(b),
-            nn.Conv2d(b, c, 2, stride=2), nn.GroupNorm(1, c), _Block(c), _Block(c),
-        )  # fmt: skip
-        # Four quadrants keep a little of where things are.
-        self.image_head = nn.Sequential(nn.LayerNorm(4 * c), nn.Linear(4 * c, dim))
-        self.text = nn.Sequential(nn.LayerNorm(text_dim), nn.Linear(text_dim, 256), nn.GELU(), nn.Linear(256, dim))
-        self.log_scale = nn.Parameter(torch.tensor(2.5))
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        """`(B, 3, 64, 64)` in [0, 1] -> `(B, dim)`, unit length."""
-        x = self.image((images * 2 - 1).contiguous(memory_format=torch.channels_last))
-        return F.normalize(self.image_head(F.adaptive_avg_pool2d(x, 2).flatten(1)), dim=1)
-
-    def embed_texts(self, hidden: Tensor) -> Tensor:
-        """`(B, L, D)` zero where padded, or `(B, D)` already pooled by `pool_text` -> `(B, dim)`, unit length."""
-        return F.normalize(self.text(pool_text(hidden) if hidden.ndim == 3 else hidden), dim=1)
-
-    def logits(self, images: Tensor, texts: Tensor) -> Tensor:
-        """`(B, dim), (N, dim) -> (B, N)` scaled similarities."""
-        return self.log_scale.exp() * images @ texts.T
-
-    @torch.inference_mode()
-    def score(self, images: Tensor, texts: Tensor, batch: int = 128) -> Tensor:
-        """Scaled similarity of each picture to its own text embedding: `(B, 3, 64, 64), (B, dim) -> (B,)`."""
-        parts = [self.embed_images(x) for x in images.split(batch)]
-        return self.log_scale.exp() * (torch.cat(parts) * texts).sum(1)
-
-    def save_pretrained(self, folder: Path) -> None:
-        """config.json and safetensors."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps({"_class_name": "Judge", **self.config}, indent=2) + "\n")
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
-
-    @classmethod
-    def from_pretrained(cls, folder: Path) -> Judge:
-        """Inverse of `save_pretrained`; float32, frozen. Raises `ModelError` for a broken folder."""
-        try:
-            config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-            config.pop("_class_name", None)
-            net = cls(**config)
-            net.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
-        except Exception as e:
-            raise ModelError(f"{folder} cannot be loaded as a judge: {e}. Copy or download it again.") from e
-        return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # pyright: ignore[reportCallIssue]
+class Judge(DualEncoder):
+    """A dual encoder by its office; bundled by `allaprima.bundled.emoji.judge`."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from allaprima.core.errors import SettingError
-from allaprima.evaluation.judge import Encode, Judge
+from allaprima.evaluation.judge import Judge
 from allaprima.features.module import weights_hash
+from allaprima.oracles.dual_encoder import Encode
 
 
 class DualEncoder(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,17 +14,27 @@ from allaprima.oracles.oracle import Oracle
 Encode = Callable[[Sequence[str]], Tensor]
 
 
-def _image_text(folder: Path, encode: Encode) -> Oracle:
-    import hashlib
+def _digest(folder: Path) -> str:
+    """Config and weights: either can change a score."""
+    parts = [(folder / name).read_bytes() for name in ("config.json", "model.safetensors")]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
+
+def _image_text(folder: Path, encode: Encode) -> Oracle:
     from allaprima.oracles.image_text import ImageTextOracle, ImageTextScorer
 
     scorer = ImageTextScorer.from_pretrained(folder)
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
-    return ImageTextOracle(scorer, encode, "image_text", digest)
+    return ImageTextOracle(scorer, encode, "image_text", _digest(folder))
 
 
-ORACLES: dict[str, Callable[[Path, Encode], Oracle]] = {"image_text": _image_text}
+def _dual_encoder(folder: Path, encode: Encode) -> Oracle:
+    from allaprima.oracles.dual_encoder import DualEncoder, DualEncoderOracle
+
+    encoder = DualEncoder.from_pretrained(folder)
+    return DualEncoderOracle(encoder, encode, "dual_encoder", _digest(folder))
+
+
+ORACLES: dict[str, Callable[[Path, Encode], Oracle]] = {"image_text": _image_text, "dual_encoder": _dual_encoder}
 """`kind` -> loader(folder, the pair's text encoder)."""
 
 

@@ -24,7 +24,7 @@ from allaprima.bundled.emoji.teacher import SCHEDULER_CONFIG
 from allaprima.bundled.emoji.text import load_text_encoder
 from allaprima.evaluation.judge import Judge
 from allaprima.models.autoencoder import PixelShuffleAutoencoder
-from allaprima.oracles.image_text import ImageTextScorer
+from allaprima.oracles.dual_encoder import DualEncoder
 
 FREQUENT = 22_000
 
@@ -72,7 +72,7 @@ def export_unet(source: Path, out: Path, run: Path) -> None:
     shutil.copy(run / "curve.csv", out / "curve.csv")
 
 
-def export_scorer(run: Path, out: Path, kind: type[ImageTextScorer] | type[Judge]) -> None:
+def export_scorer(run: Path, out: Path, kind: type[DualEncoder]) -> None:
     """Write the oracle's or the judge's network in float16 with its provenance and curve."""
     account = provenance(run, out, "a fresh network")
     kind.from_pretrained(run / "model").half().save_pretrained(out)
@@ -139,7 +139,7 @@ def main() -> None:
             write_provenance(out, account)
             model_index(out)
     if args.oracle:
-        export_scorer(args.oracle, args.out / "oracle", ImageTextScorer)
+        export_scorer(args.oracle, args.out / "oracle", DualEncoder)
     if args.judge:
         export_scorer(args.judge, args.out / "judge", Judge)
 

@@ -1,6 +1,6 @@
-"""Recipe of the judge that evaluates the bundled pair: contrast on real pictures only.
+"""Recipe of the judge that evaluates the bundled pair, and, run apart, of the oracle: contrast on real pictures only.
 
-It never sees a painted picture. Trained on the training split of all 1,807 concepts (the pair knows 281 of them), half of
+Neither sees a painted picture. Trained on the training split of all 1,807 concepts (the pair knows 281 of them), half of
 the pictures through the autoencoder, as painted ones are, all of them shifted, scaled and lightly recoloured.
 
 Loss: cross-entropy of each picture over every caption of the training split (image to text), plus, for each caption, a
@@ -8,6 +8,7 @@ logistic loss of the picture against a damaged twin of it (melted by a smooth wa
 with another picture): the score is to fall when the picture does.
 
     python -m allaprima.bundled.emoji.judge --data emoji64.tar --out runs/judge
+    python -m allaprima.bundled.emoji.judge --office oracle --data emoji64.tar --out runs/oracle
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,8 @@ from allaprima.bundled.emoji.dataset import known_concepts, load_tar
 from allaprima.bundled.emoji.start import load_autoencoder
 from allaprima.bundled.emoji.text import embed, load_text_encoder
 from allaprima.distill.loop import LoopConfig, Loss, Progress, train
-from allaprima.evaluation.judge import Judge, pool_text
+from allaprima.evaluation.judge import Judge
+from allaprima.oracles.dual_encoder import DualEncoder, pool_text
 
 LOOP = LoopConfig(
     max_train_steps=1200,
@@ -37,6 +40,25 @@ LOOP = LoopConfig(
     seed=77,
     checkpoint_seconds=120,
 )
+
+
+@dataclass(frozen=True)
+class Office:
+    """What the encoder is for, and what sets it apart."""
+
+    kind: type[DualEncoder]
+    loop: LoopConfig
+    shape: Mapping[str, Any]
+
+
+OFFICES = {
+    "judge": Office(Judge, LOOP, {}),
+    "oracle": Office(
+        DualEncoder,
+        replace(LOOP, max_train_steps=1400, train_batch_size=64, seed=4242),
+        {"widths": (48, 112, 192), "dim": 96},
+    ),
+}
 
 
 def _grid(n: int, g: torch.Generator, bend: Tensor | float = 0.0) -> Tensor:
@@ -82,7 +104,7 @@ def judge_loss(images: Tensor, rebuilt: Tensor, texts: Tensor, n: int) -> Loss:
     """A `Loss` for the loop. `images, rebuilt: (N,3,64,64)` uint8, `texts: (N,D)` pooled."""
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
-        assert isinstance(model, Judge)
+        assert isinstance(model, DualEncoder)
         pick = torch.randint(len(images), (n,), generator=g)
         through = torch.rand(n, 1, 1, 1, generator=g) < 0.5
         x = torch.where(through, rebuilt[pick], images[pick]).float() / 255
@@ -98,7 +120,7 @@ def judge_loss(images: Tensor, rebuilt: Tensor, texts: Tensor, n: int) -> Loss:
 
 
 @torch.no_grad()
-def held_out(model: Judge, images: Tensor, targets: Tensor, pool: Tensor, g: torch.Generator) -> dict[str, float]:
+def held_out(model: DualEncoder, images: Tensor, targets: Tensor, pool: Tensor, g: torch.Generator) -> dict[str, float]:
     """On real held-out pictures: top-1 caption of the pool, and how often a damaged twin scores lower."""
     x = images.float() / 255
     every = model.embed_texts(pool)
@@ -115,8 +137,10 @@ def main() -> None:
     p.add_argument("--vae", type=Path, help="folder of the autoencoder; default: the bundled one")
     p.add_argument("--text", type=Path, help="folder of a text encoder; default: the bundled one")
     p.add_argument("--out", type=Path, required=True, help="run folder; run again to resume")
-    p.add_argument("--steps", type=int, default=LOOP.max_train_steps)
+    p.add_argument("--office", default="judge", choices=list(OFFICES), help="what to train")
+    p.add_argument("--steps", type=int, help="default: the office's own number")
     args = p.parse_args()
+    office = OFFICES[args.office]
     whole = load_tar(args.data)
     autoencoder = load_autoencoder(args.vae)
     tokenizer, encoder = load_text_encoder(args.text)
@@ -127,19 +151,25 @@ def main() -> None:
     texts = pool_text(embed(tokenizer, encoder, [r.caption for r in data.rows]))
     both = [r.caption for r in (*whole.pick(known_concepts()).rows,)]
     pool, targets = embed(tokenizer, encoder, both), torch.tensor([both.index(r.caption) for r in test.rows])
-    config = replace(LOOP, max_train_steps=args.steps)
-    recipe = {"name": "emoji-judge", "data_sha256": whole.sha256, "pictures": len(data.rows), "pool": len(both)}
+    config = replace(office.loop, max_train_steps=args.steps or office.loop.max_train_steps)
+    recipe = {
+        "name": f"emoji-{args.office}",
+        "method": "contrast",
+        "data_sha256": whole.sha256,
+        "pictures": len(data.rows),
+        "pool": len(both),
+    }
     torch.manual_seed(config.seed)
 
     def on_checkpoint(emas: Mapping[str, nn.Module], progress: Progress) -> None:
         use = emas["use"]
-        assert isinstance(use, Judge)
+        assert isinstance(use, DualEncoder)
         found = held_out(use, test.images, targets, pool, torch.Generator().manual_seed(1))
         use.save_pretrained(args.out / "model")
         (args.out / "progress.json").write_text(json.dumps({"recipe": recipe, **progress.__dict__, **found}, indent=1))
         print(f"step {progress.step}  {progress.seconds:.0f} s  loss {progress.loss:.4f}  {found}", flush=True)
 
-    model = Judge().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model = office.kind(**office.shape).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     train(model, judge_loss(data.images, rebuilt, texts, config.train_batch_size), config, args.out, recipe, on_checkpoint)
 
 

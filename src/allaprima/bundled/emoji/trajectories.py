@@ -1,9 +1,10 @@
 """Trajectories of the bundled teacher, for the student's second stage: where a point of a trajectory ends.
 
 One guided DPM-Solver++(2M) solve a training caption, with its own seed and its own real-valued guidance scale, which is used
-in the card's guidance interval; every point that was evaluated is kept with the trajectory's end. Test captions are left out. Trajectories start from fresh noise, or,
-with `--drafts`, where a draft of the bundled student meets noise again: after its first, second, third or fourth step. Those
-are the points that multistep sampling visits and that no trajectory of the teacher's from pure noise passes through.
+in the card's guidance interval; every point that was evaluated is kept with the trajectory's end. Test captions are left
+out. Trajectories start from fresh noise, or, with `--drafts`, where a draft of the bundled student meets noise again: after
+its first, second, third or fourth step. Those are the points that multistep sampling visits and that no trajectory of the
+teacher's from pure noise passes through.
 
     python -m allaprima.bundled.emoji.trajectories --data emoji64.tar --out runs/trajectories.safetensors
     python -m allaprima.bundled.emoji.trajectories --data emoji64.tar --drafts --out runs/from_drafts.safetensors
