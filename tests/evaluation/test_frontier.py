@@ -6,6 +6,7 @@ import math
 
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from allaprima.core.errors import SettingError
 from allaprima.evaluation.frontier import Measure, Point, at_cost, by_method, draw, markdown, steps_to_reach, write
@@ -47,6 +48,8 @@ def test_files_say_the_same(tmp_path):
     points = [*TEACHER, point("perfect <oracle>", 15, 3.0, bound=True)]
     write(tmp_path, points, [JUDGE, FRECHET], "a & b", {"card": "x"})
     rows = list(csv.DictReader((tmp_path / "frontier.csv").read_text().splitlines()))
+    columns = parquet.read_table(tmp_path / "frontier.parquet").to_pylist()
+    assert [{k: "" if v is None else str(v) for k, v in r.items()} for r in columns] == rows
     assert [(r["method"], float(r["steps"]), float(r["judge"])) for r in rows] == [
         (p.method, p.steps, p.values["judge"].mean) for p in points
     ]

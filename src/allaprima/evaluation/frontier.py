@@ -171,7 +171,10 @@ def write(
     folder: Path, points: Sequence[Point], measures: Sequence[Measure], title: str, about: Mapping[str, Any],
     drawn: Sequence[Measure] | None = None,
 ) -> None:  # fmt: skip
-    """`frontier.{json,csv,png,html,md}` in a folder; `drawn` are the measures of the picture (default: all)."""
+    """`frontier.{json,csv,parquet,png,html,md}` in a folder; `drawn` are the measures of the picture (default: all)."""
+    import pyarrow
+    from pyarrow import parquet
+
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows_of(points)
     png = draw(points, drawn or measures, title)
@@ -181,6 +184,8 @@ def write(
     writer.writeheader()
     writer.writerows(rows)
     (folder / "frontier.csv").write_text(table.getvalue(), encoding="utf-8")
+    full = [{name: row.get(name) for name in names} for row in rows]
+    parquet.write_table(pyarrow.Table.from_pylist(full), folder / "frontier.parquet")
     (folder / "frontier.json").write_text(json.dumps({"about": about, "points": rows}, indent=1, default=str) + "\n")
     (folder / "frontier.png").write_bytes(png)
     (folder / "frontier.html").write_text(page(points, measures, title, png, about), encoding="utf-8")
