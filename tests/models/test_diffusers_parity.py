@@ -18,7 +18,17 @@ def test_diffusers_own_pipeline_paints_the_teachers_picture(pipe):
     theirs = StableDiffusionPipeline.from_pretrained(WEIGHTS / "teacher", torch_dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
     prompts, seeds = ["red apple, noto", "owl, fluent 3d"], [11, 12]
-    ours = pipe(prompts, seed=seeds, mode="teacher-only", teacher_solver="ddim", teacher_steps=6, batch_size=2)
+    ours = pipe(
+        prompts,
+        seed=seeds,
+        mode="teacher-only",
+        teacher_solver="ddim",
+        teacher_steps=6,
+        batch_size=2,
+        teacher_guidance=3.0,
+        teacher_guidance_interval=None,
+        teacher_last_time=None,  # what diffusers' pipeline knows
+    )
     out = theirs(
         prompt_embeds=pipe.teacher.encode(prompts),
         negative_prompt_embeds=pipe.teacher.encode(["", ""]),
