@@ -62,8 +62,12 @@ class AdaptivePipeline:
         self.calibration = calibration
 
     @classmethod
-    def from_card(cls, card: str | Path | Card = "emoji") -> AdaptivePipeline:
-        """Load everything a card names; `allaprima.models.card.load_card` says how it is found."""
+    def from_card(cls, card: str | Path | Card = "emoji", calibration: str | Path | None = None) -> AdaptivePipeline:
+        """Load everything a card names; `allaprima.models.card.load_card` says how it is found.
+
+        `calibration`: an artifact of `allaprima calibrate` in place of the card's own; its settings (steps, solver,
+        strategy, ...) become the pipeline's. Raises `CalibrationError` when it belongs to other models.
+        """
         card = card if isinstance(card, Card) else load_card(card)
         pair = load_pair(card)
         oracle = load_oracle(card.oracle.kind, card.path(card.oracle.source), pair.student.encode)
@@ -83,8 +87,17 @@ class AdaptivePipeline:
             width=card.width,
         )
         path = None if card.calibration is None else card.path(card.calibration)
-        calibration = Calibration.load(path) if path is not None and path.exists() else None
-        return cls(pair.student, pair.teacher, oracle, settings, calibration, card)
+        own = Calibration.load(path) if path is not None and path.exists() and calibration is None else None
+        pipe = cls(pair.student, pair.teacher, oracle, settings, own, card)
+        if calibration is not None:
+            pipe.use(Calibration.load(Path(calibration)))
+        return pipe
+
+    def use(self, calibration: Calibration) -> None:
+        """Take a calibration with the settings it was made for; `CalibrationError` when it belongs to other models."""
+        calibration.check(calibration.settings, self.fingerprints())
+        self.settings = calibration.applied(self.settings)
+        self.calibration = calibration
 
     def fingerprints(self) -> dict[str, str]:
         """What a calibration is tied to."""

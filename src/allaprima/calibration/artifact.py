@@ -19,6 +19,7 @@ from allaprima.calibration.steering import SteeredThreshold
 from allaprima.calibration.threshold import threshold_for
 from allaprima.calibration.uncertainty import bootstrap
 from allaprima.cascade.policy import Decision, Policy, ThresholdPolicy, policy_from_dict, policy_to_dict
+from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import CalibrationError
 
 SCHEMA = 2
@@ -66,6 +67,10 @@ class Calibration:
             budget, prices, threshold_for(scores, share), around.threshold_interval, around.cost_interval, 100 * share,
             tuple(sorted(scores)), settings, action, fingerprints, prompts_sha256, seconds_per_draft, written,
         )  # fmt: skip
+
+    def applied(self, settings: CascadeSettings) -> CascadeSettings:
+        """These settings with those this was made for in their place."""
+        return CascadeSettings.from_dict({**settings.to_dict(), **self.settings, **self.action})
 
     def threshold_for_budget(self, budget: float, action: dict[str, Any]) -> float:
         """The threshold that spends `budget`, in this calibration's unit, with the teacher's settings at hand."""

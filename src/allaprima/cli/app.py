@@ -47,6 +47,9 @@ def generate(
         bool, typer.Option("--steer", help="Correct the threshold as pictures are painted: the mean cost meets the budget.")
     ] = False,
     threshold: Annotated[float | None, typer.Option(help="Accept drafts that score at least this.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Artifact of calibrate, with its settings, in place of the card's own.")
+    ] = None,
     sigma: Annotated[float | None, typer.Option(help="Rollback depth in (0, 1): how much of a draft is repainted.")] = None,
     sigma_is: Annotated[str | None, typer.Option(help="'variance' (the paper's formula) or 'strength' (diffusers).")] = None,
     solver: Annotated[str | None, typer.Option(help="The teacher's solver: ddim, dpm_solver, ...")] = None,
@@ -90,7 +93,15 @@ def show(
 
 @app.command(epilog="Example: allaprima calibrate --budget 15 --table")
 def calibrate(
-    budget: Annotated[float, typer.Option(help="Mean cost a picture, in --unit.")] = 15.0,
+    budget: Annotated[float | None, typer.Option(help="Mean cost a picture, in --unit; default 15 steps.")] = None,
+    target: Annotated[
+        float | None, typer.Option(help="Instead of a budget: the mean --metric that finished pictures must reach.")
+    ] = None,
+    metric: Annotated[str, typer.Option(help="What --search and --target look at: oracle, or judge for emoji.")] = "oracle",
+    search: Annotated[
+        bool,
+        typer.Option("--search", help="Tune student steps, strategy, sigma, teacher steps and solver for the budget too."),
+    ] = False,
     unit: Annotated[str, typer.Option(help="steps, evaluations (a guided step is 2), seconds or money.")] = "steps",
     price_per_hour: Annotated[float | None, typer.Option(help="What this machine costs an hour; for --unit money.")] = None,
     card: Annotated[str, typer.Option(help="Bundled card by name, or path of a card.yaml.")] = "emoji",

@@ -25,6 +25,7 @@ from allaprima.cascade.job import Request
 from allaprima.cascade.policy import AlwaysPolicy, Decision, Policy, ThresholdPolicy
 from allaprima.cascade.result import Result
 from allaprima.cascade.settings import CascadeSettings
+from allaprima.cli.tune import Pictures, budget_for, searched
 from allaprima.core.cost import Cost
 from allaprima.core.errors import CalibrationError, PromptError, SettingError
 from allaprima.data.images import write_bytes_atomically
@@ -40,7 +41,10 @@ MEASURED = 32
 class CalibrateOptions:
     """Options of the command, as given."""
 
-    budget: float
+    budget: float | None
+    target: float | None
+    metric: str
+    search: bool
     unit: str
     price_per_hour: float | None
     card: str
@@ -87,8 +91,19 @@ class CalibrateOptions:
             raise SettingError(
                 f"--policy {self.policy} is fitted to a budget in steps, not in {self.unit}: leave --unit out."
             )
+        if (self.search or self.target is not None) and self.unit != "steps":
+            raise SettingError(f"--search and --target count in steps, not in {self.unit}: leave --unit out.")
+        if self.target is not None and (self.budget is not None or self.search):
+            raise SettingError(
+                f"target={self.target!r} finds the budget for the settings at hand: leave --budget and --search out."
+            )
         if self.out.is_dir():
             raise SettingError(f"out={str(self.out)!r} is a folder: name the file to write, e.g. calibration.json.")
+
+    @property
+    def wanted(self) -> float:
+        """The budget; 15 mean steps when nothing is said."""
+        return 15.0 if self.budget is None else self.budget
 
 
 def held_out_prompts(pipe: AdaptivePipeline, o: CalibrateOptions, console: Console) -> list[str]:
@@ -235,7 +250,7 @@ def fitted_policy(
     if o.policy == "threshold":
         return None
     bank = painted_bank(pipe, settings, prompts, o, console)
-    fitted = fit_all(bank, o.budget, Decision(settings.strategy), bank.scores)
+    fitted = fit_all(bank, o.wanted, Decision(settings.strategy), bank.scores)
     table = Table("policy", "mean steps", "oracle's score", title="on the held-out prompts")
     for f in sorted(fitted.values(), key=lambda f: -f.quality):
         table.add_row(f.name, f"{f.mean_steps:.2f}", f"{f.quality:.4f}")
@@ -253,16 +268,28 @@ def calibrate_command(o: CalibrateOptions) -> None:
     changes = {"student_steps": o.student_steps, "teacher_steps": o.steps, "batch_size": o.batch_size}
     settings = dataclasses.replace(pipe.settings, **{k: v for k, v in changes.items() if v is not None})
     prompts = held_out_prompts(pipe, o, console)
+    if o.search or o.target is not None:
+        folder = o.out.with_name(o.out.name + ".pictures")
+        pictures = Pictures(pipe, settings, prompts, o.seed, o.metric, folder, console)
+        if o.target is not None:
+            o = dataclasses.replace(o, budget=budget_for(pictures, o.target))
+        else:
+            settings = searched(pictures, o.wanted)
+        console.print(f"what was painted is kept in {folder}, for other budgets; delete it when you are done")
     if o.unit == "steps":
-        Prices.from_steps(settings.student_steps, settings.teacher_steps).share_for(o.budget)
+        prices = Prices.from_steps(settings.student_steps, settings.teacher_steps)
+        if o.search and o.wanted > prices.draft + prices.escalation:
+            # The best setting sends everything to the teacher and has steps left: nothing is gained by spending them.
+            o = dataclasses.replace(o, budget=prices.draft + prices.escalation)
+        prices.share_for(o.wanted)
     book = score_drafts(pipe, settings, prompts, o, console)
     scores = [book.rows[i]["score"] for i in range(len(prompts))]
     prices = measured_prices(pipe, settings, prompts, book, o)
-    share = prices.share_for(o.budget)
+    share = prices.share_for(o.wanted)
     policy = fitted_policy(pipe, settings, prompts, o, console)
     seconds = sum(sum(r["cost"]["seconds"].values()) for r in book.rows.values()) / len(book.rows)
     made = Calibration.make(
-        scores, o.budget, prices, pipe.student_settings(settings), pipe.action_settings(settings), pipe.fingerprints(),
+        scores, o.wanted, prices, pipe.student_settings(settings), pipe.action_settings(settings), pipe.fingerprints(),
         prompts_digest(prompts), seconds, policy,
     )  # fmt: skip
     made.save(o.out)
@@ -276,7 +303,7 @@ def report(console: Console, made: Calibration, o: CalibrateOptions, scores: Seq
     (low, high), (least, most) = made.interval, made.cost_interval
     console.print(
         f"threshold {made.threshold:.4f} (95 % interval {low:.4f}..{high:.4f}) sends {made.percentile:.0f} % to the teacher:"
-        f" {o.budget:g} mean {unit} a picture, {least:.4g}..{most:.4g} on unseen prompts. Written to {o.out}"
+        f" {o.wanted:g} mean {unit} a picture, {least:.4g}..{most:.4g} on unseen prompts. Written to {o.out}"
     )
     warning = warning_for(scores, share, made.prices, o.tolerance)
     if warning is not None:

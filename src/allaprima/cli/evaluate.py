@@ -170,7 +170,7 @@ def paint(o: EvaluateOptions) -> Path:
             prompts=None, prompts_file=o.prompts_file, demo=False, card=o.card or "emoji", out=o.out, student_only=False,
             teacher_only=False, strategy=None, budget=o.budget, threshold=o.threshold, sigma=None, sigma_is=None,
             solver=None, steps=None, last_time=None, student_steps=None, guidance=None, guidance_interval=None,
-            guidance_outside=None, negative_prompt="", seed=o.seed or 0,
+            guidance_outside=None, calibration=None, negative_prompt="", seed=o.seed or 0,
             images_per_prompt=1 if o.images_per_prompt is None else o.images_per_prompt, batch_size=None,
             nearest=True, resume=True, steer=False,
         )

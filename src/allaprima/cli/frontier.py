@@ -23,6 +23,7 @@ from allaprima.calibration.bank import Bank, Replay, replay
 from allaprima.calibration.policies import Fitted, fit_all
 from allaprima.cascade.policy import Decision
 from allaprima.cascade.settings import CascadeSettings
+from allaprima.cli.looks import looks_for
 from allaprima.cli.store import Painting, PictureStore
 from allaprima.core.errors import PromptError, SettingError
 from allaprima.data.prompts import read_prompts
@@ -30,6 +31,18 @@ from allaprima.diffusion.rollback import Variance
 from allaprima.evaluation.frechet import frechet_distance
 from allaprima.evaluation.frontier import Measure, Point, markdown, write
 from allaprima.evaluation.intervals import mean_interval, t_interval
+from allaprima.evaluation.study import (
+    Pair,
+    by_oracle,
+    decisions,
+    draw_decisions,
+    draw_preference,
+    draw_simulated,
+    over_threshold_table,
+    reached,
+    reached_table,
+    simulated,
+)  # fmt: skip
 from allaprima.pipeline import AdaptivePipeline
 
 FIRST_SEED = 6_000_000
@@ -64,6 +77,14 @@ class FrontierOptions:
 
 OVER = "_over_baseline"
 """Ends the names of differences from the baseline."""
+OVER_THRESHOLD = "_over_threshold"
+"""Ends the names of differences of a policy from the paper's threshold at the same budget, the better of its two."""
+WINS = "_wins"
+"""Ends the names of shares of pictures that are preferred to the baseline's, ties one half."""
+COSTS = ("evaluations", "seconds")
+CARD_STEPS = 14
+"""The action that bounds and decisions are shown for, painted in every run."""
+THRESHOLDS = ("adaptive refine", "adaptive regenerate")
 USUAL: Mapping[str, None] = {"teacher_last_time": None, "teacher_guidance_interval": None}
 """A solver's own grid and guidance at every step: how a teacher is used before anything is tuned."""
 
@@ -94,31 +115,28 @@ def singles(base: CascadeSettings, quick: bool, guidance: float | None) -> dict[
     own: dict[str, Any] = {k: getattr(base, k) for k in USUAL}
     rows = {
         "student": [(float(base.student_steps), Painting("student", "student-only", student))],
-        "teacher, DDIM": [teacher("DDIM", "ddim", n) for n in ((10, 50) if quick else (10, 15, 25, 50))],
-        "teacher, DPM-Solver++": [
-            teacher("DPM-Solver++", "dpm_solver", n) for n in ((10, 25) if quick else (8, 10, 12, 15, 20, 25))
-        ],
-        "refine all": [refined(n) for n in ((5, 12) if quick else (5, 8, 12, 17))],
+        "teacher, DDIM": [teacher("DDIM", "ddim", n) for n in (10, 50)],
+        "teacher, DPM-Solver++": [teacher("DPM-Solver++", "dpm_solver", n) for n in ((10, 25) if quick else (8, 15, 25))],
+        "refine all": [refined(n) for n in ((5, 12) if quick else (5, 9, 17))],
     }
     if own != USUAL:
         rows["teacher, card's settings"] = [
             teacher("card's", base.teacher_solver, n, teacher_guidance=base.teacher_guidance, **own)
-            for n in ((8, 14) if quick else (6, 8, 10, 12, 14, 16, 20))
+            for n in ((8, 14) if quick else (8, 14, 20))
         ]
     if not quick:
-        rows["teacher, UniPC"] = [teacher("UniPC", "unipc", n) for n in (8, 10, 15)]
-        rows["Restart"] = [teacher("Restart", "restart", n) for n in (15, 25)]
+        rows["teacher, UniPC"] = [teacher("UniPC", "unipc", 10)]
+        rows["Restart"] = [teacher("Restart", "restart", n) for n in (8, 25)]
     return rows
 
 
-@dataclass(frozen=True)
-class Seen:
-    """One seed's pictures of one painting with their measures."""
+Seen = Mapping[str, Tensor]
+"""One seed's pictures of one painting with their measures and costs, `(N, ...)` each."""
 
-    data: Mapping[str, Tensor]
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self.data[name]
+def whole_costs(seen: Seen) -> dict[str, Tensor]:
+    """With what each picture cost in all, draft and teacher."""
+    return {**seen, **{c: seen[f"draft.{c}"] + seen[f"teacher.{c}"] for c in COSTS}}
 
 
 class Frontier:
@@ -162,7 +180,10 @@ class Frontier:
             else:
                 differences = [r[m.name].double() - b[m.name].double() for r, b in zip(rows, self.against, strict=True)]
                 values[f"{m.name}{OVER}"] = mean_interval(torch.cat(differences).tolist(), groups)
-        return Point(method, budget, steps, values, bound)
+                wins = [(d > 0).double() + (d == 0).double() / 2 for d in differences]
+                values[f"{m.name}{WINS}"] = mean_interval(torch.cat(wins).tolist(), groups)
+        evaluations, seconds = (float(torch.cat([r[c] for r in rows]).mean()) for c in COSTS)
+        return Point(method, budget, steps, values, bound, evaluations, seconds)
 
     def _distances(self, rows: Sequence[Mapping[str, Tensor]]) -> list[float]:
         assert self.reference is not None
@@ -176,7 +197,7 @@ class Frontier:
     def single_points(self, rows: Mapping[str, list[tuple[float, Painting]]]) -> list[Point]:
         """Points of methods that treat every prompt alike."""
         return [
-            self.point(method, steps, steps, [self.store.get(p, s) for s in self.seeds])
+            self.point(method, steps, steps, [whole_costs(self.store.get(p, s)) for s in self.seeds])
             for method, paintings in rows.items()
             for steps, p in paintings
         ]
@@ -185,7 +206,7 @@ class Frontier:
         """What may be done with drafts that fall short."""
         b = self.base
         steps = ((14, "regenerate"), (12, "refine")) if quick else (
-            *((n, "regenerate") for n in (8, 10, 12, 14, 16, 20)), *((n, "refine") for n in (5, 8, 12, 17)),
+            *((n, "regenerate") for n in (8, 14, 20)), *((n, "refine") for n in (5, 9, 17)),
         )  # fmt: skip
         made: dict[str, tuple[Decision, Painting]] = {}
         for n, strategy in steps:
@@ -211,7 +232,7 @@ class Frontier:
             {decision: made["images"][None]}, {decision: made["oracle"].double()[None]},
             {Decision.REDRAFT: float(self.base.student_steps), decision: float(painting.settings.teacher_steps)},
         )  # fmt: skip
-        return bank, {Decision.ACCEPT: [Seen(d) for d in drafts], decision: [Seen(made)]}
+        return bank, {Decision.ACCEPT: list(drafts), decision: [made]}
 
     def adaptive_points(self, budgets: Sequence[float], quick: bool) -> list[Point]:
         """Every policy at every budget, its action chosen on the half of the prompts it is not measured on."""
@@ -223,11 +244,35 @@ class Frontier:
                 for method, (row, mean) in self._cross_fitted(budget, seed, quick).items():
                     rows.setdefault(method, []).append(row)
                     steps.setdefault(method, []).append(mean)
-            for method, r in rows.items():
-                if len(r) == len(self.seeds):
-                    points.append(self.point(method, budget, float(np.mean(steps[method])), r))
+            made = {
+                method: self.point(method, budget, float(np.mean(steps[method])), r)
+                for method, r in rows.items()
+                if len(r) == len(self.seeds)
+            }
+            points += [self._over_threshold(method, made, rows) for method in made]
             self.note(f"policies at {budget:g} mean steps: {len(rows)}")
         return points
+
+    def _over_threshold(
+        self, method: str, made: Mapping[str, Point], rows: Mapping[str, Sequence[Mapping[str, Tensor]]]
+    ) -> Point:
+        """The point with its differences, by every measure, from the better of the paper's two thresholds."""
+        point, papers = made[method], [t for t in THRESHOLDS if t in made]
+        if method in THRESHOLDS or not papers:
+            return point
+        values = dict(point.values)
+        groups = list(range(len(self.store.prompts))) * len(self.seeds)
+        for m in self.measures:
+            sign = 1 if m.higher_is_better else -1
+            best = rows[max(papers, key=lambda t, m=m, sign=sign: sign * made[t].values[m.name].mean)]
+            if m.name == "frechet":
+                pairs = zip(self._distances(rows[method]), self._distances(best), strict=True)
+                values[f"{m.name}{OVER_THRESHOLD}"] = t_interval([a - b for a, b in pairs])
+            else:
+                pairs = zip(rows[method], best, strict=True)
+                gaps = torch.cat([a[m.name].double() - b[m.name].double() for a, b in pairs])
+                values[f"{m.name}{OVER_THRESHOLD}"] = mean_interval(gaps.tolist(), groups)
+        return dataclasses.replace(point, values=values)
 
     def _cross_fitted(self, budget: float, seed: int, quick: bool) -> dict[str, tuple[dict[str, Tensor], float]]:
         halves: list[dict[str, tuple[Replay, dict[Decision, list[Seen]], Tensor]]] = []
@@ -251,9 +296,10 @@ class Frontier:
     @staticmethod
     def _fitted(bank: Bank, budget: float, decision: Decision) -> dict[str, Fitted]:
         low, high = bank.costs[Decision.REDRAFT], bank.costs[Decision.REDRAFT] + bank.costs[decision]
-        if not low <= budget <= high:
+        if budget < low:
             return {}
-        fitted = fit_all(bank, budget, decision, bank.scores)
+        # A budget is a limit: what sends every draft to the teacher for less is a way of keeping it.
+        fitted = fit_all(bank, min(budget, high), decision, bank.scores)
         names = {"threshold": f"adaptive {decision}"}
         return {names.get(k, f"adaptive, {k.replace('_', ' ')}"): f for k, f in fitted.items()}
 
@@ -269,6 +315,14 @@ class Frontier:
                 for place, (decision, k) in zip(use.tolist(), seen.chosen, strict=True):
                     parts[place] = pictures[decision][k][name][place]
             out[name] = torch.stack([parts[i] for i in range(len(parts))])
+        for c in COSTS:
+            out[c] = torch.zeros(len(self.store.prompts), dtype=torch.float64)
+            for seen, pictures, use in halves:
+                draft = pictures[Decision.ACCEPT][0][f"draft.{c}"][use] * seen.attempts
+                sent = [d for d in seen.decisions]
+                teacher = {d: pictures[d][0][f"teacher.{c}"][use] for d in set(sent) if d is not Decision.ACCEPT}
+                extra = [0.0 if d is Decision.ACCEPT else float(teacher[d][i]) for i, d in enumerate(sent)]
+                out[c][use] = draft + torch.tensor(extra, dtype=torch.float64)
         spent = sum(float(seen.steps.sum()) for seen, _, _ in halves)
         return out, spent / len(self.store.prompts)
 
@@ -284,7 +338,7 @@ class Frontier:
             kinds: dict[str, list[dict[str, Tensor]]] = {}
             for seed in self.seeds:
                 _, pictures = self.bank(seed, (decision, painting), 1)
-                draft, made = pictures[Decision.ACCEPT][0].data, pictures[decision][0].data
+                draft, made = pictures[Decision.ACCEPT][0], pictures[decision][0]
                 keys = {"perfect oracle": made[measure] - draft[measure]}
                 if "features" in draft:
                     a, b = draft["features"].float(), made["features"].float()
@@ -294,11 +348,12 @@ class Frontier:
                 for kind, key in keys.items():
                     sent = torch.zeros(len(key), dtype=torch.bool)
                     sent[key.argsort(descending=True)[: round(share * len(key))]] = True
-                    row = {
+                    row: dict[str, Tensor] = {
                         k: torch.where(sent.reshape(-1, *[1] * (draft[k].ndim - 1)), made[k], draft[k])
                         for k in draft
-                        if k in made and k not in ("images", "scores")
+                        if k in made and k not in ("images", "scores") and "." not in k
                     }
+                    row |= {c: draft[f"draft.{c}"] + sent * made[f"teacher.{c}"] for c in COSTS}
                     kinds.setdefault(kind, []).append(row)
             points += [self.point(kind, budget, budget, rows, bound=kind != "chance") for kind, rows in kinds.items()]
         return points
@@ -316,47 +371,92 @@ def prepared(o: FrontierOptions, note: Callable[[str], None]) -> tuple[Frontier,
         prompts = list(dict.fromkeys(r.prompt for r in read_prompts(o.prompts_file)))[: o.prompts]
     if len(prompts) < 20:
         raise PromptError(f"{len(prompts)} different prompts: a frontier needs 20 or more. Give --prompts-file.")
-    oracle, size = pipe.oracle, pipe.settings.batch_size
-    measures = [Measure("oracle", "oracle's score", True)]
-    looked = {"oracle": oracle.fingerprint}
-    judge = texts = net = reference = None
-    if o.card == "emoji":
-        from allaprima.bundled.emoji import load_judge
-
-        judge = load_judge()
-        parts = [pipe.student.encode(prompts[i : i + 64]) for i in range(0, len(prompts), 64)]
-        texts = dict(zip(prompts, torch.cat([judge.embed_texts(p) for p in parts]), strict=True))
-        measures.insert(0, Measure("judge", "judge's score", True))
-        looked["judge"] = "bundled"
-    if o.reference is not None:
-        from safetensors.torch import load_file
-
-        from allaprima.features.efficientnet_lite import EfficientNetLite0
-
-        net = EfficientNetLite0.pretrained()
-        reference = load_file(o.reference)["features"].float()
-        measures.append(Measure("frechet", "Frechet distance (EfficientNet-Lite0)", False))
-        looked["features"] = net.fingerprint
-
-    @torch.inference_mode()
-    def look(images: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
-        x = images.float() / 255
-        found = {
-            "oracle": torch.cat([oracle.score(x[i : i + size], captions[i : i + size]) for i in range(0, len(x), size)])
-        }
-        if judge is not None and texts is not None:
-            found["judge"] = judge.score(x, torch.stack([texts[c] for c in captions]))
-        if net is not None:
-            found["features"] = net.features(images).half()
-        return {k: v.clone() for k, v in found.items()}
-
-    store = PictureStore(o.out / "pictures", pipe, prompts, look, repr(sorted(looked.items())), note)
+    looks = looks_for(pipe, prompts, o.reference)
+    store = PictureStore(o.out / "pictures", pipe, prompts, looks.look, looks.looked, note)
     embeds = torch.cat([pipe.student.encode(prompts[i : i + 64]) for i in range(0, len(prompts), 64)])
     about = {
-        "card": o.card, "prompts": len(prompts), "seeds": o.seeds, "fingerprints": pipe.fingerprints(), "measures": looked,
-        "settings": pipe.settings.to_dict(), "cross_fitted": "two halves of the prompts",
+        "card": o.card, "prompts": len(prompts), "seeds": o.seeds, "fingerprints": pipe.fingerprints(),
+        "measures": looks.identity, "settings": pipe.settings.to_dict(), "cross_fitted": "two halves of the prompts",
     }  # fmt: skip
-    return Frontier(store, pipe.settings, o.seeds, reference, measures, embeds, note), about
+    return Frontier(store, pipe.settings, o.seeds, looks.reference, looks.measures, embeds, note), about
+
+
+def paired_looks(frontier: Frontier, steps: int) -> Pair:
+    """Every draft beside the teacher's picture of the same prompt and seed, as the first measure and the oracle see them."""
+    measure, action = frontier.measures[0].name, frontier.actions(True)[f"regenerate {steps}"]
+    drafts, made = [], []
+    for seed in frontier.seeds:
+        _, pictures = frontier.bank(seed, action, 1)
+        drafts.append(pictures[Decision.ACCEPT][0])
+        made.append(pictures[action[0]][0])
+
+    def column(rows: Sequence[Seen], name: str) -> np.ndarray:
+        return torch.cat([r[name] for r in rows]).double().numpy()
+
+    prompt = np.tile(np.arange(len(frontier.store.prompts)), len(frontier.seeds))
+    return Pair(prompt, column(drafts, measure), column(made, measure), column(drafts, "oracle"), column(made, "oracle"))
+
+
+def write_study(frontier: Frontier, points: Sequence[Point], out: Path, title: str) -> str:
+    """`reproduction.md` and its pictures: the paper's questions, answered for this pair. Returns the page."""
+    pair, measure = paired_looks(frontier, CARD_STEPS), frontier.measures[0]
+    found, curves = decisions(pair), simulated(pair)
+    baselines = {"DDIM 50": ("teacher, DDIM", 50), "DPM-Solver++ 25": ("teacher, DPM-Solver++", 25)}
+    rows = reached(points, frontier.measures, baselines)
+    pictures = {
+        "preference.png": draw_preference(points, f"{measure.name}{WINS}", "DDIM 50's"),
+        "decisions.png": draw_decisions(found),
+        "simulated.png": draw_simulated(pair, curves),
+    }
+    for name, png in pictures.items():
+        (out / name).write_bytes(png)
+    shares = "\n".join(
+        f"| {share:.0%} | {points[0].quality.mean:.3f} | {by_oracle(pair, share):.3f} |"
+        f" {points[len(points) // 2].quality.mean:.3f} | {points[-1].quality.mean:.3f} |"
+        for share, points in curves.items()
+    )
+    page = f"""# {title}: the paper's questions
+
+Measures are automatic: where the paper asks people, this asks "{measure.title}". Brackets are 95 % intervals over prompts.
+
+## Whose picture is preferred, and can it be told (paper, section 3)
+
+Drafts against the teacher's {CARD_STEPS} steps, {len(pair.prompt)} pairs.
+
+| | paper, SD1.5 | here |
+|---|---|---|
+| share of drafts preferred to the teacher's picture | "a noticeable part" | {found.student_preferred} |
+| accuracy from the draft alone (threshold from the other half of the prompts) | .56 to .61, best k | {found.no_reference} |
+| accuracy from both pictures | | {found.full_reference} |
+| accuracy of always saying the same | | {found.always_the_same:.3f} |
+| area under the curve, draft alone (.5 is chance) | | {found.auc:.3f} |
+
+![decisions](decisions.png)
+
+## Who is preferred at which cost (figure 7, with a judge for people)
+
+![preference](preference.png)
+
+## How many steps fewer (figures 9 and 10)
+
+The paper: as good as DDIM 50 at 5 times fewer steps, as DPM-Solver++ 25 at 2.5 times fewer.
+
+{reached_table(rows)}
+
+## Policies against the paper's threshold at the same budget
+
+{over_threshold_table(points, frontier.measures, OVER_THRESHOLD)}
+
+## What an oracle of any accuracy would buy (figure 16)
+
+| share escalated | a coin | this card's oracle | right 75 % | always right |
+|---|---|---|---|---|
+{shares}
+
+![simulated oracles](simulated.png)
+"""
+    (out / "reproduction.md").write_text(page, encoding="utf-8")
+    return page
 
 
 def frontier_command(o: FrontierOptions) -> None:
@@ -371,13 +471,14 @@ def frontier_command(o: FrontierOptions) -> None:
     frontier.compare_with(baseline(frontier.base, o.usual_guidance))
     points = frontier.single_points(singles(frontier.base, o.quick, o.usual_guidance))
     points += frontier.adaptive_points(o.budgets, o.quick)
-    points += frontier.bound_points(o.budgets, frontier.measures[0].name, 14)
+    points += frontier.bound_points(o.budgets, frontier.measures[0].name, CARD_STEPS)
     about["command"] = f"allaprima frontier --card {o.card} --prompts {len(frontier.store.prompts)} --seeds {o.seeds}"
     title = f"{o.card}: {len(frontier.store.prompts)} prompts, {o.seeds} seeds"
     measures = frontier.shown()
     drawn = [m for m in measures if m.name in (f"judge{OVER}", f"oracle{OVER}", f"frechet{OVER}")][:3]
     write(o.out, points, measures, title, about, drawn)
+    write_study(frontier, points, o.out, title)
     print(markdown(points, measures))
     console.print(
-        f"look at {o.out / 'frontier.html'} and {o.out / 'frontier.png'}; pictures are kept in {o.out / 'pictures'}"
+        f"look at {o.out / 'frontier.html'} and {o.out / 'reproduction.md'}; pictures are kept in {o.out / 'pictures'}"
     )

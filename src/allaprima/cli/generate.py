@@ -15,9 +15,10 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from allaprima.calibration.artifact import Calibration
 from allaprima.calibration.steering import SteeredThreshold
 from allaprima.cascade.job import Request
-from allaprima.cascade.policy import Decision, Policy
+from allaprima.cascade.policy import AlwaysPolicy, Decision, Policy, ThresholdPolicy, policy_to_dict
 from allaprima.cascade.result import Result
 from allaprima.cascade.settings import CascadeSettings, make_sigma
 from allaprima.cli.folder import RunFolder
@@ -51,6 +52,7 @@ class GenerateOptions:
     budget: float | None
     steer: bool
     threshold: float | None
+    calibration: Path | None
     sigma: float | None
     sigma_is: str | None
     solver: str | None
@@ -145,6 +147,8 @@ def prepare(o: GenerateOptions, console: Console) -> _Plan:
     mode = o.mode
     with console.status("loading models"):
         pipe = AdaptivePipeline.from_card(o.card)
+    if o.calibration is not None:
+        pipe.use(Calibration.load(o.calibration))
     settings = cascade_settings(pipe.settings, o)
     policy = pipe.policy(settings, o.threshold, o.budget, mode, o.steer)
     pipe.machine(settings, policy)  # Settings that these models can't meet are refused before a folder is claimed.
@@ -174,7 +178,14 @@ def identity(plan: _Plan, o: GenerateOptions) -> dict[str, Any]:
         [[w.asked, r.prompt, r.negative_prompt, r.seed] for w, r in zip(plan.wordings, plan.requests, strict=True)]
     )
     policy = plan.policy
-    how = {"steered": policy.identity()} if isinstance(policy, SteeredThreshold) else {"threshold": policy.threshold}
+    how: dict[str, Any]
+    if isinstance(policy, SteeredThreshold):
+        how = {"steered": policy.identity()}
+    elif isinstance(policy, (ThresholdPolicy, AlwaysPolicy)):
+        how = {"threshold": policy.threshold}
+    else:
+        # A fitted policy is more than its threshold: without it the folder could not be gone on with, or explained.
+        how = {"threshold": policy.threshold, "policy": policy_to_dict(policy)}
     return {
         "card": o.card,
         "mode": o.mode,

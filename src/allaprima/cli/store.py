@@ -49,7 +49,10 @@ class PictureStore:
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, painting: Painting, seed: int) -> dict[str, Tensor]:
-        """`images (N, 3, H, W)` uint8, `scores (N,)` of drafts if any, and everything `look` says, `(N, ...)` each."""
+        """`images (N, 3, H, W)` uint8, `scores (N,)` of drafts if any, costs, and everything `look` says, `(N, ...)` each.
+
+        Costs: `draft.evaluations`, `draft.seconds` (all but the teacher's), `teacher.evaluations`, `teacher.seconds`.
+        """
         key = self._key(painting, seed)
         file = self.folder / f"{key}.safetensors"
         if not file.exists():
@@ -86,6 +89,11 @@ class PictureStore:
                 raise PromptError(f"{r.request.prompt!r} could not be painted: {r.error}. Take it out of the prompts.")
             images.append((r.image * 255).round().byte())
         made = {"images": torch.stack(images)}
+        for unit in ("evaluations", "seconds"):
+            spent = [getattr(r.cost, unit) for r in results]
+            teacher = torch.tensor([c.get("teacher", 0.0) for c in spent]).double()
+            made[f"teacher.{unit}"] = teacher
+            made[f"draft.{unit}"] = torch.tensor([sum(c.values()) for c in spent]).double() - teacher
         if painting.mode != "teacher-only":
             made["scores"] = torch.tensor([float("nan") if r.score is None else r.score for r in results]).double()
         return made

@@ -31,6 +31,10 @@ class Point:
     """By measure, with 95 % intervals."""
     bound: bool = False
     """Whether it knows what no method can know (perfect oracle, full reference)."""
+    evaluations: float = float("nan")
+    """Mean network evaluations spent; a guided step is two."""
+    seconds: float = float("nan")
+    """Mean seconds spent where it was painted, oracle, text and decoding included."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,14 @@ def rows_of(points: Sequence[Point]) -> list[dict[str, Any]]:
     """Flat rows, one a point."""
     rows: list[dict[str, Any]] = []
     for p in points:
-        row: dict[str, Any] = {"method": p.method, "budget": p.budget, "steps": p.steps, "bound": p.bound}
+        row: dict[str, Any] = {
+            "method": p.method,
+            "budget": p.budget,
+            "steps": p.steps,
+            "evaluations": p.evaluations,
+            "seconds": p.seconds,
+            "bound": p.bound,
+        }
         for name, i in p.values.items():
             row |= {name: i.mean, f"{name}_low": i.low, f"{name}_high": i.high}
         rows.append(row)
@@ -97,8 +108,18 @@ def _cell(i: Interval | None) -> str:
     return "" if i is None else f"{i.mean:.3f} ({i.low:.3f}..{i.high:.3f})"
 
 
-def draw(points: Sequence[Point], measures: Sequence[Measure], title: str) -> bytes:
-    """One panel a measure, steps on a logarithmic axis, bands for intervals, bounds dashed. PNG."""
+COST_AXES = {
+    "steps": "mean steps a picture",
+    "evaluations": "mean network evaluations a picture",
+    "seconds": "mean seconds a picture, all included",
+}
+
+
+def draw(points: Sequence[Point], measures: Sequence[Measure], title: str, cost: str = "steps") -> bytes:
+    """One panel a measure, the cost on a logarithmic axis, bands for intervals, bounds dashed. PNG.
+
+    `cost`: steps, evaluations or seconds.
+    """
     if not points:
         raise SettingError("no points: a frontier needs at least one method at one budget.")
     import matplotlib as mpl
@@ -110,19 +131,20 @@ def draw(points: Sequence[Point], measures: Sequence[Measure], title: str) -> by
     colours = plt.get_cmap("tab20")
     for axis, m in zip(axes[0], measures, strict=True):
         for k, (name, group) in enumerate(by_method(points).items()):
-            known = sorted((p for p in group if m.name in p.values), key=lambda p: p.steps)
+            known = sorted((p for p in group if m.name in p.values), key=lambda p: getattr(p, cost))
             if not known:
                 continue
-            x = [p.steps for p in known]
+            x = [getattr(p, cost) for p in known]
             y, low, high = ([getattr(p.values[m.name], f) for p in known] for f in ("mean", "low", "high"))
             style = "--" if known[0].bound else "-"
             axis.plot(x, y, style, marker="o", ms=4, color=colours(k % 20), label=name)
             axis.fill_between(x, low, high, color=colours(k % 20), alpha=0.12, lw=0)
         axis.set_xscale("log")
-        ticks = [2, 3, 5, 8, 10, 15, 20, 25, 32, 50]
-        axis.set_xticks(ticks, [str(t) for t in ticks])
-        axis.minorticks_off()
-        axis.set_xlabel("mean steps a picture")
+        if cost == "steps":
+            ticks = [2, 3, 5, 8, 10, 15, 20, 25, 32, 50]
+            axis.set_xticks(ticks, [str(t) for t in ticks])
+            axis.minorticks_off()
+        axis.set_xlabel(COST_AXES[cost])
         axis.set_ylabel(m.title + (" (higher is better)" if m.higher_is_better else " (lower is better)"))
         axis.grid(alpha=0.3)
     axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
@@ -171,7 +193,10 @@ def write(
     folder: Path, points: Sequence[Point], measures: Sequence[Measure], title: str, about: Mapping[str, Any],
     drawn: Sequence[Measure] | None = None,
 ) -> None:  # fmt: skip
-    """`frontier.{json,csv,parquet,png,html,md}` in a folder; `drawn` are the measures of the picture (default: all)."""
+    """`frontier.{json,csv,parquet,png,html,md}` in a folder; `drawn` are the measures of the picture (default: all).
+
+    Where seconds are known, `frontier_seconds.png` is the same picture against seconds.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -188,5 +213,7 @@ def write(
     parquet.write_table(pyarrow.Table.from_pylist(full), folder / "frontier.parquet")
     (folder / "frontier.json").write_text(json.dumps({"about": about, "points": rows}, indent=1, default=str) + "\n")
     (folder / "frontier.png").write_bytes(png)
+    if timed := [p for p in points if p.seconds > 0]:
+        (folder / "frontier_seconds.png").write_bytes(draw(timed, drawn or measures, title, "seconds"))
     (folder / "frontier.html").write_text(page(points, measures, title, png, about), encoding="utf-8")
     (folder / "frontier.md").write_text(f"# {title}\n\n{markdown(points, measures)}\n", encoding="utf-8")
