@@ -132,6 +132,25 @@ def calibrate(
     calibrate_command(CalibrateOptions(**{k: v for k, v in locals().items() if k in fields}))
 
 
+@app.command(epilog="Example: allaprima risk judged.csv --alpha 0.3 --delta 0.1")
+def risk(
+    judged: Annotated[
+        Path, typer.Argument(help="CSV or JSONL of drafts: score, and loss in [0, bound] or student_preferred (0 or 1).")
+    ],
+    alpha: Annotated[float, typer.Option(help="The loss that must not be exceeded.")] = 0.1,
+    delta: Annotated[float, typer.Option(help="Share of calibrations that may break the promise.")] = 0.1,
+    promise: Annotated[
+        str, typer.Option(help="About: accepted (drafts), sure (all drafts), expected (all, mean over calibrations).")
+    ] = "accepted",
+    bound: Annotated[float, typer.Option(help="The largest loss there is.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Find a threshold that promises how much accepted drafts lose, from drafts that were judged."""
+    from allaprima.cli.risk import risk_command
+
+    risk_command(judged, alpha, delta, promise, bound, as_json)
+
+
 @app.command(epilog="Example: allaprima frontier --quick --prompts 60 --out out/frontier")
 def frontier(
     card: Annotated[str, typer.Option(help="Bundled card by name, or path of a card.yaml.")] = "emoji",
