@@ -1,0 +1,176 @@
+"""What students are trained on: latents with captions, encoded once and kept, then read at random.
+
+Encoding first and training from what is kept costs disk, and buys three things: the autoencoder and the text encoder leave
+memory and time to the networks in training, any row can be read at any step (so a resumed training draws what an
+uninterrupted one would), and a stopped encoding goes on at its last whole shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from allaprima.core.errors import TrainingError
+from allaprima.data.captioned import Captioned, squared
+from allaprima.data.images import write_bytes_atomically
+
+SHARD = 1024
+"""Pictures a file."""
+INDEX = "index.json"
+Encode = Callable[[Tensor], Tensor]
+"""Pictures `(B, 3, H, W)` in [-1, 1] -> latents `(B, C, h, w)`, scaled as the UNet knows them."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """`latents: (N, C, h, w)`, `embeds: (M, L, D)` of the M different captions, `caption_of: (N,)` into them."""
+
+    latents: Tensor
+    embeds: Tensor
+    caption_of: Tensor
+    captions: tuple[str, ...]
+    identity: str
+    """Hash of latents and captions: part of a training's recipe."""
+
+    def __post_init__(self) -> None:
+        n, m = len(self.latents), len(self.captions)
+        if not n or len(self.caption_of) != n or len(self.embeds) != m or int(self.caption_of.max()) >= m:
+            raise TrainingError(
+                f"{n} latents, {len(self.caption_of)} captions named, {m} captions, {len(self.embeds)} embeddings: one or"
+                " more pictures, a caption each and an embedding a caption are due. Encode the data again."
+            )
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents and embeddings `(B, L, D)` of rows `index: (B,)`, float32."""
+        return self.latents[index].float(), self.embeds[self.caption_of[index]].float()
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows drawn with replacement."""
+        return self.rows(torch.randint(len(self), (count,), generator=generator))
+
+    def keep(self, mask: Tensor) -> TrainingData:
+        """The rows of a mask `(N,)` bool, with the captions they name. Raises `TrainingError` when none is left."""
+        if not bool(mask.any()):
+            raise TrainingError("no picture is left: this part of the data is empty. Choose fewer parts, or more data.")
+        of = self.caption_of[mask]
+        used, place = of.unique(return_inverse=True)
+        captions = tuple(self.captions[i] for i in used.tolist())
+        latents = self.latents[mask]
+        return TrainingData(latents, self.embeds[used], place, captions, identity_of(latents, captions, place))
+
+
+def identity_of(latents: Tensor, captions: Sequence[str], caption_of: Tensor) -> str:
+    """A hash of what is trained on; embeddings follow from captions and are left out."""
+    h = hashlib.sha256(latents.contiguous().numpy().tobytes())
+    h.update(json.dumps([list(captions), caption_of.tolist()]).encode())
+    return h.hexdigest()[:16]
+
+
+def vae_encode(vae: Any) -> Encode:
+    """The encoding side of a diffusers autoencoder, in its mean, scaled (and shifted) as its config says."""
+    config = vae.config
+    scale = float(getattr(config, "scaling_factor", 1.0) or 1.0)
+    shift = float(getattr(config, "shift_factor", 0.0) or 0.0)
+
+    @torch.inference_mode()
+    def encode(images: Tensor) -> Tensor:
+        found = vae.encode(images)
+        latent = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent
+        return (latent - shift) * scale
+
+    return encode
+
+
+def encode_data(
+    pictures: Iterator[Captioned], encode: Encode, width: int, height: int, folder: Path, belongs: str,
+    batch_size: int = 16, note: Callable[[int], None] | None = None,
+) -> None:  # fmt: skip
+    """Encode pictures into `folder`: `latents-00000.safetensors`, ..., and `index.json` when all are there.
+
+    `belongs` names source, size and autoencoder; a folder of something else raises `TrainingError`. What is there already
+    is passed over. `note` is told how many pictures are done.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / "belongs.txt"
+    if owner.exists() and owner.read_text(encoding="utf-8") != belongs:
+        raise TrainingError(
+            f"{folder} holds other data: {owner.read_text(encoding='utf-8')!r}, now {belongs!r}. Choose another folder."
+        )
+    write_bytes_atomically(owner, belongs.encode())
+    if (folder / INDEX).exists():
+        return
+    captions: list[str] = []
+    number = 0
+    while rows := list(islice(pictures, SHARD)):
+        captions += [r.caption for r in rows]
+        path = folder / f"latents-{number:05d}.safetensors"
+        if not path.exists():
+            parts = [
+                encode(torch.stack([_tensor(r, width, height) for r in rows[i : i + batch_size]]))
+                for i in range(0, len(rows), batch_size)
+            ]
+            beside = path.with_name(path.name + ".part")
+            save_file({"latents": torch.cat(parts).contiguous().clone()}, beside)
+            beside.replace(path)
+        number += 1
+        if note is not None:
+            note(len(captions))
+    if not captions:
+        raise TrainingError(f"no captioned picture was found for {folder}: nothing can be trained on nothing.")
+    write_bytes_atomically(folder / INDEX, json.dumps({"captions": captions, "shards": number}).encode())
+
+
+def _tensor(row: Captioned, width: int, height: int) -> Tensor:
+    pixels = np.asarray(squared(row.image, width, height), dtype=np.float32)
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
+
+
+def read_data(folder: Path, embed: Callable[[Sequence[str]], Tensor], batch_size: int = 64) -> TrainingData:
+    """What `encode_data` wrote, with captions embedded by `embed` (prompts -> `(B, L, D)`).
+
+    Raises `TrainingError` for a folder that is not whole.
+    """
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        shards = [load_file(folder / f"latents-{i:05d}.safetensors")["latents"] for i in range(index["shards"])]
+    except Exception as e:
+        raise TrainingError(f"{folder} holds no whole set of latents: {e}. Encode the data again.") from e
+    captions = list(dict.fromkeys(index["captions"]))
+    place = {c: i for i, c in enumerate(captions)}
+    of = torch.tensor([place[c] for c in index["captions"]])
+    embeds = torch.cat([embed(captions[i : i + batch_size]) for i in range(0, len(captions), batch_size)])
+    latents = torch.cat(shards)
+    return TrainingData(latents, embeds.clone(), of, tuple(captions), identity_of(latents, captions, of))
+
+
+def read_latents(path: Path) -> TrainingData:
+    """Latents and embeddings made elsewhere: a safetensors with `latents (N, C, h, w)` and `prompt_embeds (N, L, D)`.
+
+    Metadata `captions`, a JSON list of N strings, is optional. Raises `TrainingError` for anything else.
+    """
+    try:
+        with safe_open(path, "pt") as f:
+            meta = f.metadata() or {}
+        tensors = load_file(path)
+        latents, embeds = tensors["latents"], tensors["prompt_embeds"]
+        captions = tuple(json.loads(meta["captions"])) if "captions" in meta else tuple(map(str, range(len(latents))))
+    except Exception as e:
+        raise TrainingError(
+            f"{path} cannot be read: {e}. A safetensors with latents (N, C, h, w) and prompt_embeds (N, L, D) is due."
+        ) from e
+    of = torch.arange(len(latents))
+    return TrainingData(latents, embeds, of, captions, identity_of(latents, captions, of))
