@@ -1,0 +1,150 @@
+"""Recipes: what a training is, as a small YAML with `key=value` overrides, checked before anything is loaded.
+
+```yaml
+method: consistency
+teacher: emoji          # a card: its teacher is distilled, its text encoder and autoencoder are used
+data: pictures/         # see `data.captioned`; a safetensors of latents; or nothing: the teacher paints what is trained on
+options: {w: [1, 8]}    # the method's own
+loop: {max_train_steps: 2000, train_batch_size: 32, learning_rate: 1e-5}
+```
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from allaprima.core.errors import SettingError
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """Fields that are not known are refused, values don't change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoopSettings(Strict):
+    """How long and how fast; names follow diffusers' training scripts."""
+
+    max_train_steps: int = Field(default=1000, ge=1)
+    train_batch_size: int = Field(default=16, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-5, gt=0)
+    lr_scheduler: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(default=100, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_beta2: float = Field(default=0.99, gt=0, lt=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    use_ema: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the copy that is exported."""
+    gradient_checkpointing: bool = False
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    seed: int = 0
+    checkpoint_seconds: float = Field(default=300.0, gt=0)
+    sample_every: int = Field(default=0, ge=0)
+    """Steps between sample grids; 0 draws one at the end only."""
+    log_every: int = Field(default=20, ge=1)
+
+
+class Recipe(Strict):
+    """One training."""
+
+    method: str
+    teacher: str = "emoji"
+    data: str | None = None
+    painted: int = Field(default=512, ge=1)
+    """Without data: how many pictures the teacher paints to train on."""
+    prompts: str | None = None
+    """Without data: a file of prompts; default: what the card knows."""
+    start: str | None = None
+    """Folder of the UNet the student starts from; default: the teacher's."""
+    options: dict[str, Any] = {}
+    loop: LoopSettings = LoopSettings()
+
+
+def override(raw: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """A copy with `key=value` changes; dots reach inside (`loop.learning_rate=1e-4`), values are read as YAML.
+
+    Raises `SettingError` for a change without `=`.
+    """
+    made: dict[str, Any] = yaml.safe_load(yaml.safe_dump(raw))
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or not key.strip():
+            raise SettingError(f"{change!r} is no change: key=value is due, for example loop.max_train_steps=500.")
+        *path, last = key.strip().split(".")
+        where = made
+        for part in path:
+            where = where.setdefault(part, {})
+            if not isinstance(where, dict):
+                raise SettingError(f"{change!r}: {part!r} is a value, not a group: nothing can be set inside it.")
+        where[last] = number_or(yaml.safe_load(value))
+    return made
+
+
+def number_or(value: Any) -> Any:
+    """YAML reads `1e-5` as text (it wants `1.0e-5`); people mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    if isinstance(value, list):
+        return [number_or(v) for v in value]
+    return value
+
+
+def read_recipe(path: Path | None, method: str | None, changes: Sequence[str]) -> Recipe:
+    """A recipe file (or none) with a method and changes on top. Raises `SettingError` that names the field."""
+    raw: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+            raise SettingError(f"recipe {path} cannot be read as YAML: {e}. Mend it or choose another.") from e
+        if not isinstance(loaded, dict):
+            raise SettingError(f"recipe {path} is not a mapping: method, teacher, data, options and loop are due.")
+        raw = {k: _numbers(v) for k, v in loaded.items()}
+    if method is not None:
+        if raw.get("method", method) != method:
+            raise SettingError(f"method={method!r}, but recipe {path} says {raw['method']!r}: leave one of them out.")
+        raw["method"] = method
+    return checked(Recipe, override(raw, changes), "recipe")
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _numbers(v) for k, v in value.items()}
+    return number_or(value)
+
+
+def checked(model: type[M], raw: Mapping[str, Any], what: str) -> M:
+    """`raw` as a model; `SettingError` with the first field that breaks a rule, and the nearest known name."""
+    try:
+        return model.model_validate(dict(raw))
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        known = _fields_at(model, [str(p) for p in first["loc"][:-1]])
+        hint = ""
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known are {', '.join(known)}."
+        raise SettingError(f"{what}: {where}={first.get('input')!r}: {first['msg']}.{hint}") from e
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        inner = None if field is None else field.annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
