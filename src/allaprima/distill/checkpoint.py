@@ -9,32 +9,34 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from allaprima.core.errors import TrainingError
 
 
-def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's moments as flat tensors `optim.<index>.<name>` (no pickle)."""
+def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str = "optim") -> dict[str, Tensor]:
+    """The optimizer's moments as flat tensors `<prefix>.<index>.<name>` (no pickle)."""
     state = optimizer.state_dict()["state"]
     return {
-        f"optim.{i}.{k}": (v if isinstance(v, Tensor) else torch.tensor(float(v))).contiguous()
+        f"{prefix}.{i}.{k}": (v if isinstance(v, Tensor) else torch.tensor(float(v))).contiguous()
         for i, moments in state.items()
         for k, v in moments.items()
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = "optim") -> None:
     """Inverse of `flatten_optimizer`."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        if name.startswith("optim."):
-            _, index, key = name.split(".", 2)
+        if name.startswith(f"{prefix}."):
+            index, key = name[len(prefix) + 1 :].split(".", 1)
             state.setdefault(int(index), {})[key] = value
     whole = optimizer.state_dict()
     whole["state"] = state
@@ -51,41 +53,54 @@ def atomic_write(path: Path, write: Any) -> None:
     temporary.replace(path)
 
 
-def save_checkpoint(
-    folder: Path,
-    model: nn.Module,
-    emas: Mapping[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-    meta: Mapping[str, Any],
-) -> None:
+@dataclass(frozen=True)
+class Parts:
+    """What a training is made of; each part is kept under its name.
+
+    One network is `{"model": ...}` with optimizer `{"optim": ...}`, as checkpoints have always held it; several are named
+    after what they do, their optimizers `optim.<name>`. EMA copies are kept as `ema.<name>`.
+    """
+
+    networks: Mapping[str, nn.Module]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    emas: Mapping[str, nn.Module]
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Networks and EMA copies by the prefix of their tensors. Raises `TrainingError` if one would hide in another."""
+        modules = {**self.networks, **{f"ema.{name}": ema for name, ema in self.emas.items()}}
+        prefixes = [*modules, *self.optimizers]
+        hidden = [a for a in prefixes for b in prefixes if a is not b and f"{a}.".startswith(f"{b}.")]
+        if hidden:
+            raise TrainingError(f"parts {hidden} share a prefix with others of {prefixes}: give each a name of its own.")
+        return modules
+
+
+def save_checkpoint(folder: Path, parts: Parts, meta: Mapping[str, Any]) -> None:
     """Write `checkpoint.safetensors`; its header carries `meta` so weights and counters can't part company."""
-    tensors = {f"model.{k}": v.detach().contiguous() for k, v in model.state_dict().items()}
-    for name, ema in emas.items():
-        tensors |= {f"ema.{name}.{k}": v.detach().contiguous() for k, v in ema.state_dict().items()}
-    tensors |= flatten_optimizer(optimizer)
+    tensors: dict[str, Tensor] = {}
+    for name, module in parts.modules().items():
+        tensors |= {f"{name}.{k}": v.detach().contiguous() for k, v in module.state_dict().items()}
+    for name, optimizer in parts.optimizers.items():
+        tensors |= flatten_optimizer(optimizer, name)
     header = {"meta": json.dumps(dict(meta))}
     atomic_write(folder / "checkpoint.safetensors", lambda p: save_file(tensors, p, metadata=header))
 
 
-def load_checkpoint(
-    folder: Path, model: nn.Module, emas: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """Restore what `save_checkpoint` wrote; returns its `meta`. Raises `TrainingError` if it doesn't fit."""
-    from safetensors import safe_open
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What `save_checkpoint` was given as `meta`, without the tensors."""
+    with safe_open(folder / "checkpoint.safetensors", "pt") as f:
+        return json.loads(f.metadata()["meta"])
 
+
+def load_checkpoint(folder: Path, parts: Parts) -> None:
+    """Restore what `save_checkpoint` wrote. Raises `TrainingError` if it doesn't fit."""
     path = folder / "checkpoint.safetensors"
-    with safe_open(path, "pt") as f:
-        meta: dict[str, Any] = json.loads(f.metadata()["meta"])
     tensors = load_file(path)
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-
     try:
-        model.load_state_dict(part("model."))
-        for name, ema in emas.items():
-            ema.load_state_dict(part(f"ema.{name}."))
+        for name, module in parts.modules().items():
+            start = f"{name}."
+            module.load_state_dict({k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)})
     except RuntimeError as e:
         raise TrainingError(f"{path} holds another network: {e}. Start in a fresh folder, or use the same recipe.") from e
-    restore_optimizer(optimizer, tensors)
-    return meta
+    for name, optimizer in parts.optimizers.items():
+        restore_optimizer(optimizer, tensors, name)

@@ -12,7 +12,7 @@ import csv
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from allaprima.core.errors import TrainingError
-from allaprima.distill.checkpoint import load_checkpoint, save_checkpoint
+from allaprima.distill.checkpoint import Parts, load_checkpoint, read_meta, save_checkpoint
 
 Loss = Callable[[nn.Module, Mapping[str, nn.Module], torch.Generator], Tensor]
 """`(model, emas, generator of this step) -> scalar loss`."""
@@ -81,6 +81,46 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
 
 
+def adamw(network: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
+    """The workshop's optimizer over what of `network` is trainable; `run` sets its learning rate at each step."""
+    return torch.optim.AdamW(
+        [p for p in network.parameters() if p.requires_grad],
+        lr=config.learning_rate,
+        betas=(0.9, config.adam_beta2),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def descend(value: Tensor, optimizers: Sequence[torch.optim.Optimizer], config: LoopConfig, what: str) -> float:
+    """One step down the gradient of the scalar `value`, clipped by each optimizer's own norm; returns the value.
+
+    Raises `TrainingError`, before any weight is touched, if the value or a gradient is no finite number.
+    """
+    current = float(value.detach())
+    advice = f"Lower learning_rate (now {config.learning_rate}) or max_grad_norm and start again from it."
+    if not math.isfinite(current):
+        raise TrainingError(f"the loss became {current} at {what}. {advice}")
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    for optimizer in optimizers:
+        norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], config.max_grad_norm)
+        # A gradient can overflow where the loss doesn't (a square root at 0); clipping would spread it over all weights.
+        if not math.isfinite(float(norm)):
+            raise TrainingError(f"the gradient's norm became {float(norm)} at {what}. {advice}")
+    for optimizer in optimizers:
+        optimizer.step()
+    return current
+
+
+def update_emas(emas: Mapping[str, nn.Module], model: nn.Module, config: LoopConfig, step: int) -> None:
+    """Move each EMA copy towards `model` after `step` earlier moves."""
+    for name, decay in config.emas.items():
+        # A short history first: a decay of .999 would otherwise remember the random start for thousands of steps.
+        ema_update(emas[name], model, min(decay, (step + 1) / (step + 10)) if decay > 0.99 else decay)
+
+
 def train(
     model: nn.Module,
     loss: Loss,
@@ -98,66 +138,63 @@ def train(
     Raises `TrainingError` when the loss stops being a number (the last good checkpoint stays), or when the folder belongs
     to another recipe.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     emas = {name: copy.deepcopy(model).requires_grad_(False) for name in config.emas}
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(0.9, config.adam_beta2), weight_decay=config.weight_decay, fused=True
-    )
-    identity = json.loads(json.dumps({"recipe": dict(recipe), "loop": {**asdict(config), "emas": dict(config.emas)}}))
-    first, spent = 0, 0.0
-    if (folder / "checkpoint.safetensors").exists():
-        meta = load_checkpoint(folder, model, emas, optimizer)
-        if meta["identity"] != identity:
-            raise TrainingError(
-                f"{folder} holds a training of another recipe: {_difference(meta['identity'], identity)}."
-                " Use a fresh folder, or the same recipe to resume."
-            )
-        first, spent = int(meta["step"]), float(meta["seconds"])
+    optimizer = adamw(model, config)
+
+    def update(step: int) -> dict[str, float]:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        value = loss(model, emas, step_generator(config.seed, step))
+        current = descend(value, [optimizer], config, f"step {step}; the last good checkpoint is in {folder}")
+        update_emas(emas, model, config, step)
+        return {"loss": current}
+
+    identity = {"recipe": dict(recipe), "loop": {**asdict(config), "emas": dict(config.emas)}}
+    parts = Parts({"model": model}, {"optim": optimizer}, emas)
+    run(parts, update, ("loss",), config, folder, identity, on_checkpoint, stop_after_seconds, stop)
+    return emas
+
+
+def run(
+    parts: Parts,
+    update: Callable[[int], Mapping[str, float]],
+    losses: Sequence[str],
+    config: LoopConfig,
+    folder: Path,
+    identity: Mapping[str, Any],
+    on_checkpoint: Callable[[Mapping[str, nn.Module], Progress], None] | None = None,
+    stop_after_seconds: float | None = None,
+    stop: Callable[[Mapping[str, nn.Module], int], bool] | None = None,
+) -> None:
+    """What every training has in common: resume, checkpoints, the curve, when to stop.
+
+    `update(step)` trains the parts by one step and returns some of `losses` by name; the first of them is the one
+    `Progress` reports, and it should come at every step. `identity`: plain data that must be the same for a resume.
+    Raises `TrainingError` when the folder belongs to another recipe.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = json.loads(json.dumps(identity))
+    step, spent, running = _resume(folder, parts, identity, losses)
     started = last_save = time.monotonic()
-    curve = _open_curve(folder / "curve.csv", first)
-    running = math.nan
-    step = first
 
     def save() -> None:
         now = spent + time.monotonic() - started
-        meta = {"identity": identity, "step": step, "seconds": now, "loss": running}
-        save_checkpoint(folder, model, emas, optimizer, meta)
+        meta = {"identity": identity, "step": step, "seconds": now, "loss": running[losses[0]], "losses": running}
+        save_checkpoint(folder, parts, meta)
         if on_checkpoint is not None:
-            on_checkpoint(emas, Progress(step, step * config.train_batch_size, now, running))
+            on_checkpoint(parts.emas, Progress(step, step * config.train_batch_size, now, running[losses[0]]))
 
-    with curve as rows:
+    with _open_curve(folder / "curve.csv", step, losses) as rows:
         writer = csv.writer(rows)
-        while not (stop is not None and stop(emas, step)) and step < config.max_train_steps:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
-            value = loss(model, emas, step_generator(config.seed, step))
-            current = float(value.detach())
-            if not math.isfinite(current):
-                raise TrainingError(
-                    f"the loss became {current} at step {step}; the last good checkpoint is in {folder}."
-                    f" Lower learning_rate (now {config.learning_rate}) or max_grad_norm and start again from it."
-                )
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-            optimizer.step()
-            for name, decay in config.emas.items():
-                # A short history first: a decay of .999 would otherwise remember the random start for thousands of steps.
-                ema_update(emas[name], model, min(decay, (step + 1) / (step + 10)) if decay > 0.99 else decay)
+        while not (stop is not None and stop(parts.emas, step)) and step < config.max_train_steps:
+            for name, value in update(step).items():
+                running[name] = value if math.isnan(running[name]) else 0.98 * running[name] + 0.02 * value
             step += 1
-            running = current if math.isnan(running) else 0.98 * running + 0.02 * current
             if step % config.log_every == 0:
+                means = [f"{running[name]:.6f}" for name in losses]
                 seconds = spent + time.monotonic() - started
-                writer.writerow(
-                    [
-                        step,
-                        step * config.train_batch_size,
-                        f"{seconds:.1f}",
-                        f"{running:.6f}",
-                        f"{learning_rate(config, step):.3e}",
-                    ]
-                )
+                rate = f"{learning_rate(config, step):.3e}"
+                writer.writerow([step, step * config.train_batch_size, f"{seconds:.1f}", *means, rate])
                 rows.flush()
             if time.monotonic() - last_save > config.checkpoint_seconds:
                 save()
@@ -165,12 +202,29 @@ def train(
             if stop_after_seconds is not None and time.monotonic() - started > stop_after_seconds:
                 break
     save()
-    return emas
 
 
-def _open_curve(path: Path, first: int) -> Any:
+def _resume(
+    folder: Path, parts: Parts, identity: Mapping[str, Any], losses: Sequence[str]
+) -> tuple[int, float, dict[str, float]]:
+    """Steps, seconds and running losses so far; the parts are restored if the folder holds a checkpoint."""
+    running = dict.fromkeys(losses, math.nan)
+    if not (folder / "checkpoint.safetensors").exists():
+        return 0, 0.0, running
+    # Whose folder it is comes first: another recipe's networks needn't fit, and must not be half overwritten by them.
+    meta = read_meta(folder)
+    if meta["identity"] != identity:
+        raise TrainingError(
+            f"{folder} holds a training of another recipe: {_difference(meta['identity'], identity)}."
+            " Use a fresh folder, or the same recipe to resume."
+        )
+    load_checkpoint(folder, parts)
+    return int(meta["step"]), float(meta["seconds"]), {**running, **meta.get("losses", {})}
+
+
+def _open_curve(path: Path, first: int, losses: Sequence[str]) -> Any:
     """Open the curve for appending, without the rows a killed run logged past its last checkpoint."""
-    kept = ["step,samples,seconds,loss,lr"]
+    kept = [",".join(["step", "samples", "seconds", *losses, "lr"])]
     if first and path.exists():
         kept += [r for r in path.read_text().splitlines()[1:] if r and int(r.split(",")[0]) <= first]
     path.write_text("\n".join(kept) + "\n")
