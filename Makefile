@@ -29,7 +29,7 @@ bench: $(READY)  ## both sides in one run, ratios printed
 	$(BIN)/python -m benchmarks.quality
 
 reproduce: $(READY)  ## the paper's frontier on the bundled pair: resumable, hours; docs/results/README.md says what was run
-	$(BIN)/allaprima frontier --prompts 1000 --seeds 3 --usual-guidance 3 --budgets 5,8,10,12,15,17,20,25,32 \
+	$(BIN)/allaprima frontier --prompts 1000 --seeds 3 --usual-guidance 3 --budgets 5,8,10,12,15,17,25,32 \
 		--reference benchmarks/data/emoji_reference.safetensors --out runs/frontier
 
 docs: $(READY)  ## the pages under docs/ are plain Markdown; this checks that their local links lead somewhere

@@ -116,17 +116,16 @@ def singles(base: CascadeSettings, quick: bool, guidance: float | None) -> dict[
     rows = {
         "student": [(float(base.student_steps), Painting("student", "student-only", student))],
         "teacher, DDIM": [teacher("DDIM", "ddim", n) for n in (10, 50)],
-        "teacher, DPM-Solver++": [teacher("DPM-Solver++", "dpm_solver", n) for n in ((10, 25) if quick else (8, 15, 25))],
-        "refine all": [refined(n) for n in ((5, 12) if quick else (5, 9, 17))],
+        "teacher, DPM-Solver++": [teacher("DPM-Solver++", "dpm_solver", n) for n in (10, 25)],
+        "refine all": [refined(n) for n in (5, 12)],
     }
     if own != USUAL:
         rows["teacher, card's settings"] = [
-            teacher("card's", base.teacher_solver, n, teacher_guidance=base.teacher_guidance, **own)
-            for n in ((8, 14) if quick else (8, 14, 20))
+            teacher("card's", base.teacher_solver, n, teacher_guidance=base.teacher_guidance, **own) for n in (8, 14)
         ]
     if not quick:
         rows["teacher, UniPC"] = [teacher("UniPC", "unipc", 10)]
-        rows["Restart"] = [teacher("Restart", "restart", n) for n in (8, 25)]
+        rows["Restart"] = [teacher("Restart", "restart", 15)]
     return rows
 
 
@@ -206,7 +205,7 @@ class Frontier:
         """What may be done with drafts that fall short."""
         b = self.base
         steps = ((14, "regenerate"), (12, "refine")) if quick else (
-            *((n, "regenerate") for n in (8, 14, 20)), *((n, "refine") for n in (5, 9, 17)),
+            *((n, "regenerate") for n in (8, 14)), *((n, "refine") for n in (5, 12)),
         )  # fmt: skip
         made: dict[str, tuple[Decision, Painting]] = {}
         for n, strategy in steps:

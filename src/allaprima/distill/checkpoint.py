@@ -32,11 +32,19 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str = "optim") -
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = "optim") -> None:
-    """Inverse of `flatten_optimizer`."""
+    """Inverse of `flatten_optimizer`.
+
+    Moments take their parameter's memory format: the fused optimizer walks through memory, and would pair the moments of a
+    contiguous tensor with the wrong weights of a channels_last one.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith(f"{prefix}."):
             index, key = name[len(prefix) + 1 :].split(".", 1)
+            like = parameters[int(index)]
+            if value.shape == like.shape:
+                value = torch.empty_like(like, dtype=value.dtype).copy_(value)
             state.setdefault(int(index), {})[key] = value
     whole = optimizer.state_dict()
     whole["state"] = state

@@ -1,0 +1,39 @@
+"""Methods of distillation, one file each; `METHODS` names them without importing what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """Where a method is and what it does."""
+
+    module: str
+    summary: str
+    paper: str
+
+
+METHODS: Mapping[str, MethodEntry] = {
+    "consistency": MethodEntry(
+        "allaprima.distill.methods.consistency",
+        "a few-step student that jumps to where the teacher's trajectory ends",
+        "arXiv 2312.10835, appendix A",
+    ),
+    "tsm": MethodEntry(
+        "allaprima.distill.methods.tsm",
+        "a smaller network that says what the teacher says; the start of a small one-step student",
+        "arXiv 2410.23274, stage 1",
+    ),
+    "distribution_matching": MethodEntry(
+        "allaprima.distill.methods.matching",
+        "a one- or few-step student whose pictures are distributed as the teacher's",
+        "arXiv 2410.23274, stage 2; arXiv 2405.14867",
+    ),
+    "adversarial": MethodEntry(
+        "allaprima.distill.methods.matching",
+        "the same with a discriminator on the fake score's bottleneck",
+        "arXiv 2410.23274, stage 3; arXiv 2405.14867",
+    ),
+}

@@ -1,0 +1,124 @@
+"""What every method starts from: the teacher, the data, the student's network and the loop's settings."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from allaprima.core.types import Condition, Samples, Times
+from allaprima.diffusion.denoiser import NetworkDenoiser
+from allaprima.diffusion.guidance import ClassifierFreeGuidance
+from allaprima.diffusion.schedule import Schedule
+from allaprima.distill.loop import LoopConfig, Progress
+from allaprima.distill.losses.consistency import GuidedPrediction
+from allaprima.distill.recipe import LoopSettings, Recipe
+from allaprima.distill.training_data import TrainingData
+from allaprima.models.families.sd import SDModel
+
+Watch = Callable[[Mapping[str, nn.Module], Progress], None]
+"""Told at every checkpoint: EMA copies by name (`use` is what is exported), and how far the training has come."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One training, ready to start."""
+
+    teacher: SDModel
+    data: TrainingData
+    null: Tensor
+    """Hidden states of the empty prompt, `(1, L, D)`."""
+    recipe: Recipe
+    folder: Path
+    """Where checkpoints go; resumed from when it holds one."""
+    watch: Watch | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """The teacher's; a student has the same."""
+        return self.teacher.schedule
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint belongs to: everything but the loop's settings, which the loop adds."""
+        return {
+            "method": self.recipe.method,
+            "options": self.recipe.options,
+            "start": self.recipe.start,
+            "teacher": self.teacher.fingerprint,
+            "data": self.data.identity,
+        }
+
+    def denoiser(self, unet: nn.Module) -> NetworkDenoiser:
+        """A UNet of the teacher's prediction type as a denoiser."""
+        return NetworkDenoiser(_Network(unet), self.schedule, self.teacher.prediction)
+
+    def guided(self, unet: nn.Module, embeds: Tensor) -> GuidedPrediction:
+        """The guided clean prediction for prompts `embeds: (B, L, D)`, in one doubled forward pass."""
+        denoise = ClassifierFreeGuidance(self.denoiser(unet))
+
+        def predict(x_t: Samples, t: Times, w: Times) -> Samples:
+            return denoise(x_t, t, self.condition(embeds, w))
+
+        return predict
+
+    def condition(self, embeds: Tensor, w: Times) -> Condition:
+        """Prompts with the empty prompt for a negative, and guidance scales `w: (B,)`."""
+        return Condition(
+            {"prompt_embeds": embeds, "negative_prompt_embeds": self.null.expand_as(embeds), "guidance_scale": w.float()}
+        )
+
+    def student(self) -> nn.Module:
+        """The network a student starts from, trainable: the recipe's `start`, or a copy of the teacher's."""
+        return trainable(start_unet(self.recipe.start, self.teacher), self.recipe.loop)
+
+
+class _Network:
+    """A UNet as `NetworkDenoiser` wants it."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        self.unet = unet
+
+    def __call__(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
+        x_t = x_t.contiguous(memory_format=torch.channels_last)
+        return self.unet(x_t, t.float(), cond.tensors["prompt_embeds"]).sample
+
+
+def start_unet(start: str | None, teacher: SDModel) -> nn.Module:
+    """A UNet folder (or a model folder that holds `unet/`), or a copy of the teacher's UNet."""
+    from allaprima.models.load import load_component
+
+    if start is None:
+        return copy.deepcopy(teacher.unet)
+    folder = Path(start).expanduser()
+    return load_component(folder / "unet" if (folder / "unet").is_dir() else folder)
+
+
+def trainable(unet: Any, loop: LoopSettings) -> nn.Module:
+    """In training mode, with gradients, in the memory format that convolutions are fastest in."""
+    unet.requires_grad_(True).train().to(memory_format=torch.channels_last)
+    if loop.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet
+
+
+def loop_config(loop: LoopSettings, **emas: float) -> LoopConfig:
+    """The loop's settings with EMA copies by name; `use` is always there."""
+    return LoopConfig(
+        max_train_steps=loop.max_train_steps,
+        train_batch_size=loop.train_batch_size,
+        learning_rate=loop.learning_rate,
+        warmup_steps=loop.warmup_steps,
+        lr_scheduler=loop.lr_scheduler,
+        adam_beta2=loop.adam_beta2,
+        weight_decay=loop.weight_decay,
+        max_grad_norm=loop.max_grad_norm,
+        emas={"use": loop.use_ema, **emas},
+        seed=loop.seed,
+        checkpoint_seconds=loop.checkpoint_seconds,
+        log_every=loop.log_every,
+    )

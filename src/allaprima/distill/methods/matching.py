@@ -1,0 +1,138 @@
+"""Distribution matching and its adversarial continuation (arXiv 2410.23274, stages 2 and 3; arXiv 2405.14867).
+
+`adversarial` is `distribution_matching` with a discriminator's head: start it from what the other has made (`start`).
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from allaprima.core.types import Condition, Denoiser, Samples, Times
+from allaprima.diffusion.guidance import ClassifierFreeGuidance
+from allaprima.distill.distribution_matching import Adversary, DistributionMatching, Pairs, Regression
+from allaprima.distill.generators import RenoisedChain
+from allaprima.distill.losses.adversarial import DiscriminatorHead
+from allaprima.distill.losses.score_matching import snr_weight, uniform_weight
+from allaprima.distill.methods.common import Bench, loop_config, trainable
+from allaprima.distill.methods.pairs import painted_pairs
+from allaprima.distill.recipe import Strict
+from allaprima.distill.taps import Taps
+from allaprima.distill.two_time_scale import TwoTimeScaleConfig, train_two_time_scale
+
+BOTTLENECK = "mid_block"
+
+
+class Options(Strict):
+    """Of both methods."""
+
+    times: tuple[float, ...] | None = None
+    """Times at which the student paints, decreasing; null is one step from the noisiest."""
+    guidance_scale: float = Field(default=3.0, ge=0)
+    """Of the teacher whose distribution is matched; the fake score is never guided."""
+    generator_every: int = Field(default=5, ge=1)
+    fake_learning_rate: float | None = Field(default=None, gt=0)
+    snr_limit: float | None = Field(default=5.0, gt=0)
+    """Weight of the fake score's denoising loss by time; null weighs all alike."""
+    pairs: int = Field(default=0, ge=0)
+    """Regression on so many (noise, teacher's picture) pairs, painted before training; one-step students only."""
+    pairs_steps: int = Field(default=20, ge=1)
+    regression_weight: float = Field(default=0.25, ge=0)
+    adversarial_weight: float = Field(default=1.0, ge=0)
+    """Method `adversarial`: 1 gives the discriminator's gradient on the picture the norm of the matching one."""
+    critic_weight: float = Field(default=0.01, ge=0)
+    head_channels: int = Field(default=256, ge=1)
+
+
+def run(bench: Bench, options: Options) -> nn.Module:
+    """Train; returns the student's exported copy."""
+    loop = bench.recipe.loop
+    unet: Any = bench.teacher.unet
+    networks = {"generator": bench.student(), "fake_score": trainable(copy.deepcopy(unet), loop)}
+    adversary = None
+    if bench.recipe.method == "adversarial":
+        generator = torch.Generator().manual_seed(loop.seed)
+        networks["head"] = _head(int(unet.config.block_out_channels[-1]), options.head_channels, generator)
+        adversary = Adversary(
+            partial(_real, bench), partial(_features, bench), options.adversarial_weight, options.critic_weight
+        )
+    chain = RenoisedChain.one_step(bench.schedule) if options.times is None else RenoisedChain(bench.schedule, options.times)
+    matching = DistributionMatching(
+        schedule=bench.schedule,
+        denoiser=bench.denoiser,
+        teacher=_guided(bench, options.guidance_scale),
+        conditions=partial(_conditions, bench),
+        shape=tuple(bench.data.latents.shape[1:]),
+        batch=loop.train_batch_size,
+        chain=chain,
+        weight=uniform_weight if options.snr_limit is None else snr_weight(bench.schedule, options.snr_limit),
+        regression=_regression(bench, options) if options.pairs else None,
+        adversary=adversary,
+        whole_times=True,
+    )
+    config = TwoTimeScaleConfig(loop_config(loop), options.generator_every, options.fake_learning_rate)
+    emas = train_two_time_scale(
+        networks, matching.generator_loss, matching.critic_loss, config, bench.folder, bench.identity(), bench.watch
+    )
+    return emas["use"]
+
+
+def _head(channels: int, hidden: int, generator: torch.Generator) -> nn.Module:
+    """A fresh head that follows from the seed, so that a training is the same each time."""
+    groups = next(g for g in (32, 16, 8, 4, 2, 1) if hidden % g == 0)
+    head = DiscriminatorHead(channels, hidden, groups)
+    with torch.no_grad():
+        for m in head.modules():
+            if isinstance(m, nn.Conv2d):
+                m.weight.normal_(0, m.weight[0].numel() ** -0.5, generator=generator)
+                nn.init.zeros_(m.bias) if m.bias is not None else None
+    return head.train()
+
+
+def _conditions(bench: Bench, n: int, g: torch.Generator) -> Condition:
+    """Prompts as often as the data has them."""
+    index = torch.randint(len(bench.data), (n,), generator=g)
+    return Condition({"prompt_embeds": bench.data.embeds[bench.data.caption_of[index]].float()})
+
+
+def _real(bench: Bench, n: int, g: torch.Generator) -> tuple[Samples, Condition]:
+    latents, embeds = bench.data.draw(n, g)
+    return latents, Condition({"prompt_embeds": embeds})
+
+
+def _features(bench: Bench, network: nn.Module, x_t: Samples, t: Times, cond: Condition) -> Tensor:
+    """The whole network runs for its middle: the taps need no knowledge of what comes before it."""
+    with Taps(network, [BOTTLENECK]) as taps:
+        bench.denoiser(network)(x_t, t, cond)
+    return taps[BOTTLENECK]
+
+
+def _guided(bench: Bench, scale: float) -> Denoiser:
+    """The teacher with guidance, for conditions that hold prompts alone."""
+    denoise = ClassifierFreeGuidance(bench.denoiser(bench.teacher.unet))
+
+    class Guided:
+        evaluations_per_call = 2
+
+        def __call__(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
+            embeds = cond.tensors["prompt_embeds"]
+            return denoise(x_t, t, bench.condition(embeds, torch.full((len(embeds),), scale)))
+
+    return Guided()
+
+
+def _regression(bench: Bench, options: Options) -> Regression:
+    noise, ends, captions = painted_pairs(
+        bench, options.pairs, options.pairs_steps, options.guidance_scale, bench.folder / "pairs.safetensors"
+    )
+
+    def draw(n: int, g: torch.Generator) -> Pairs:
+        index = torch.randint(len(noise), (n,), generator=g)
+        return Pairs(noise[index], ends[index], Condition({"prompt_embeds": bench.data.embeds[captions[index]].float()}))
+
+    return Regression(draw, options.regression_weight)

@@ -1,0 +1,61 @@
+"""Teacher score matching (arXiv 2410.23274, stage 1): a network, usually a smaller one, learns to say what the teacher says.
+
+What it makes is a many-step model; it is the start of a small one-step student, without which distribution matching does
+not converge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from allaprima.core.types import Condition, Samples, Times
+from allaprima.distill.loop import train
+from allaprima.distill.losses.score_matching import (
+    Prediction,
+    draw_times,
+    snr_weight,
+    teacher_score_matching_loss,
+    uniform_weight,
+)
+from allaprima.distill.methods.common import Bench, loop_config
+from allaprima.distill.recipe import Strict
+
+
+class Options(Strict):
+    """Of the method."""
+
+    snr_limit: float | None = Field(default=5.0, gt=0)
+    """lambda_t = min(SNR, limit), min-SNR's; null weighs all times alike."""
+    drop: float = Field(default=0.1, ge=0, lt=1)
+    """Share of prompts replaced by the empty one, so that guidance still works on what is made."""
+
+
+def run(bench: Bench, options: Options) -> nn.Module:
+    """Train; returns the student's exported copy."""
+    batch = bench.recipe.loop.train_batch_size
+    weight = uniform_weight if options.snr_limit is None else snr_weight(bench.schedule, options.snr_limit)
+
+    def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
+        x0, embeds = bench.data.draw(batch, g)
+        dropped = torch.rand(batch, 1, 1, generator=g) < options.drop
+        embeds = torch.where(dropped, bench.null, embeds)
+        t = draw_times(bench.schedule, batch, g, low=1e-3, whole=True)
+        eps = torch.randn(x0.shape, generator=g)
+        student, teacher = prediction(bench, model, embeds), prediction(bench, bench.teacher.unet, embeds)
+        return teacher_score_matching_loss(student, teacher, bench.schedule, x0, eps, t, weight)
+
+    return train(bench.student(), loss, loop_config(bench.recipe.loop), bench.folder, bench.identity(), bench.watch)["use"]
+
+
+def prediction(bench: Bench, unet: nn.Module, embeds: Tensor) -> Prediction:
+    """The unguided clean prediction for prompts `embeds: (B, L, D)`."""
+    denoise = bench.denoiser(unet)
+
+    def predict(x_t: Samples, t: Times) -> Samples:
+        return denoise(x_t, t, Condition({"prompt_embeds": embeds}))
+
+    return predict

@@ -1,0 +1,100 @@
+"""Every method on a tiny model of diffusers' own classes: it trains, resumes to the bit, and teaches what it should."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import bench, tiny_model, tiny_unet
+
+from allaprima.core.errors import SettingError
+from allaprima.diffusion.rollback import rollback
+from allaprima.diffusion.solvers import make_solver
+from allaprima.distill.methods import METHODS, consistency
+from allaprima.distill.recipe import checked
+
+
+def run(folder, method, options=None, **more):
+    module = importlib.import_module(METHODS[method].module)
+    b = bench(folder, method, options=options, **more)
+    return module.run(b, checked(module.Options, options or {}, method))
+
+
+def weights(net):
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+CASES = [
+    ("consistency", {}),
+    ("consistency", {"target": "end", "end_steps": 2}),
+    ("tsm", {}),
+    ("distribution_matching", {"generator_every": 1, "pairs": 4, "pairs_steps": 2}),
+    ("distribution_matching", {"generator_every": 2, "times": [999, 500]}),
+    ("adversarial", {"generator_every": 1, "head_channels": 8}),
+]
+
+
+@pytest.mark.parametrize(("method", "options"), CASES)
+def test_it_trains_and_a_resumed_run_is_the_uninterrupted_one(tmp_path, method, options):
+    whole = run(tmp_path / "a", method, options, max_train_steps=4)
+    assert not torch.equal(weights(whole), weights(tiny_unet()))
+    assert torch.isfinite(weights(whole)).all()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", method, options, max_train_steps=4, stop=2)
+    again = run(tmp_path / "b", method, options, max_train_steps=4)
+    assert torch.equal(weights(whole), weights(again))
+
+
+def test_the_start_of_a_training_follows_from_its_seed(tmp_path):
+    options = {"generator_every": 1, "head_channels": 8}
+    torch.manual_seed(1)
+    a = run(tmp_path / "a", "adversarial", options)
+    torch.manual_seed(2)
+    b = run(tmp_path / "b", "adversarial", options)
+    assert torch.equal(weights(a), weights(b))
+
+
+def test_the_end_of_a_trajectory_is_the_ddim_solvers():
+    b = bench(Path("unused"), "consistency")
+    embeds = b.data.embeds[:2]
+    teacher = b.guided(b.teacher.unet, embeds)
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(2, 4, 8, 8, generator=g), torch.tensor([1.5, 3.0])
+    t = torch.tensor([981.0, 400.0], dtype=torch.float64)
+    found = consistency.trajectory_end(b, teacher, x, t, w, 200)
+    solver = make_solver("ddim", b.schedule)
+    for i in range(2):
+        y, state = x[i : i + 1], solver.init(x[i : i + 1])
+        one = b.guided(b.teacher.unet, embeds[i : i + 1])
+        for p in solver.plan(200, float(t[i])):
+            at, to = (torch.full((1,), v, dtype=torch.float64) for v in (p.t, p.s))
+            y, state = solver.step(y, one(y.float(), at, w[i : i + 1]), at, to, state)
+        assert float((found[i] - y[0]).abs().max()) < 0.05 * float(y.abs().max())
+
+
+def test_score_matching_brings_a_smaller_network_to_its_teacher(tmp_path):
+    small = tiny_unet(3, width=4)
+    small.save_pretrained(tmp_path / "small")
+    module = importlib.import_module(METHODS["tsm"].module)
+    b = bench(tmp_path / "run", "tsm", max_train_steps=60, learning_rate=1e-2, train_batch_size=8, use_ema=0.9)
+    b = type(b)(b.teacher, b.data, b.null, b.recipe.model_copy(update={"start": str(tmp_path / "small")}), b.folder)
+    made = module.run(b, module.Options())
+    g = torch.Generator().manual_seed(9)
+    latents, embeds = b.data.draw(16, g)
+    t = torch.full((16,), 500.0, dtype=torch.float64)
+    x_t = rollback(latents, torch.randn(latents.shape, generator=g), t, b.schedule)
+    goal = module.prediction(b, b.teacher.unet, embeds)(x_t, t)
+    before, after = (float((module.prediction(b, n, embeds)(x_t, t) - goal).square().mean()) for n in (small, made))
+    assert after < 0.5 * before
+
+
+def test_refused(tmp_path):
+    with pytest.raises(SettingError, match="no range of guidance"):
+        run(tmp_path, "consistency", {"w": [5, 2]})
+    with pytest.raises(SettingError, match="grid_points"):
+        run(tmp_path, "consistency", {"grid_points": 1})
+    with pytest.raises(SettingError, match="regression with a chain"):
+        run(tmp_path, "distribution_matching", {"times": [999, 500], "pairs": 4, "pairs_steps": 1})
+    unknown = tiny_model(prediction="score")
+    with pytest.raises(SettingError, match="prediction_type='score'"):
+        run(tmp_path, "consistency", teacher=unknown)
