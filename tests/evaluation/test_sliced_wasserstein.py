@@ -12,7 +12,7 @@ def points(n, d, seed):
 
 
 def distance(a, b):
-    return sliced_wasserstein(a, b, torch.Generator().manual_seed(0), 500)
+    return sliced_wasserstein(a, b, torch.Generator().manual_seed(0), 500 if a.shape[1] > 1 else 1)
 
 
 def test_a_shift_is_its_length_over_the_root_of_the_dimensions():
@@ -22,7 +22,7 @@ def test_a_shift_is_its_length_over_the_root_of_the_dimensions():
 
 
 def test_of_two_gaussians_on_a_line_it_is_their_wasserstein_distance():
-    a, b = points(50_000, 1, 0), 0.7 + 1.5 * points(50_000, 1, 1)
+    a, b = points(20_000, 1, 0), 0.7 + 1.5 * points(20_000, 1, 1)
     assert distance(a, b) == pytest.approx((0.7**2 + 0.5**2) ** 0.5, rel=0.02)
 
 
