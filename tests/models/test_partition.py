@@ -90,6 +90,14 @@ def test_kmeans_is_at_least_as_tight_as_the_median_of_the_first_axis():
     assert len(set(means[:30].tolist())) == len(set(means[30:].tolist())) == 1
 
 
+def test_kmeans_cuts_across_the_line_between_its_means():
+    x = prompts(50).double()
+    fitted = fit_balanced_kmeans(x, 2, restarts=0)
+    right = fitted.route(x) == 1
+    between = x[right].mean(0) - x[~right].mean(0)
+    assert float(torch.cosine_similarity(between, fitted.directions[0], dim=0)) == pytest.approx(1, abs=1e-9)
+
+
 def test_random_shares_have_no_meaning_and_depend_on_the_seed():
     x = prompts(400)
     one, again, other = (fit_random(x, 2, seed).route(x) for seed in (0, 0, 1))
@@ -140,8 +148,11 @@ def test_a_student_without_prompts_is_named(method):
 
 
 def test_two_prompts_many_times_cannot_feed_four_students():
+    two = torch.tensor([[0.0, 0], [1, 0]]).repeat(4, 1)
     with pytest.raises(SettingError, match=r"student 1 of 4 .* none of the 8 prompts"):
-        fit_pca_median(torch.tensor([[0.0, 0], [1, 0]]).repeat(4, 1), 4)
+        fit_pca_median(two, 4)
+    with pytest.raises(SettingError, match=r"student \d of 4 .* none of the 8 prompts"):
+        fit_random(two, 4)
 
 
 @pytest.mark.parametrize(

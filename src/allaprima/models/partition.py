@@ -46,6 +46,11 @@ class Partition(Protocol):
         """What was fitted, float64 and int64."""
         ...
 
+    @property
+    def dim(self) -> int | None:
+        """D of the embeddings it was fitted on; None for `classes`."""
+        ...
+
     def route(self, conditions: Tensor) -> Tensor:
         """Embeddings `(N, L, D)` or pooled `(N, D)`, or for `classes` labels `(N,)` -> students `(N,)` int64 in 0..K-1.
 
@@ -84,6 +89,7 @@ class ClassBlocks:
     classes: int
     students: int
     method: str = "classes"
+    dim: None = None
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -122,6 +128,11 @@ class Tree:
         return len(self.thresholds) + 1
 
     @property
+    def dim(self) -> int:
+        """D."""
+        return self.directions.shape[1]
+
+    @property
     def tensors(self) -> Mapping[str, Tensor]:
         """The cuts."""
         return {"directions": self.directions, "thresholds": self.thresholds, "children": self.children}
@@ -130,7 +141,7 @@ class Tree:
         """`(N, L, D)` or `(N, D) -> (N,)`."""
         children = self.children.tolist()
         found: list[int] = []
-        for x in _pooled_for(conditions, self.directions.shape[1]):
+        for x in _pooled_for(conditions, self.dim):
             place = 0 if children else -1
             while place >= 0:
                 place = children[place][int(_along(self.directions[place], x) > self.thresholds[place])]
@@ -158,13 +169,18 @@ class Circle:
         return len(self.thresholds) + 1
 
     @property
+    def dim(self) -> int:
+        """D."""
+        return len(self.direction)
+
+    @property
     def tensors(self) -> Mapping[str, Tensor]:
         """Direction and arcs."""
         return {"direction": self.direction, "thresholds": self.thresholds}
 
     def route(self, conditions: Tensor) -> Tensor:
         """`(N, L, D)` or `(N, D) -> (N,)`."""
-        x = _pooled_for(conditions, len(self.direction))
+        x = _pooled_for(conditions, self.dim)
         return torch.tensor([int((self._turn(row) > self.thresholds).sum()) for row in x], dtype=torch.long)
 
     def _turn(self, x: Tensor) -> Tensor:
