@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from allaprima.cascade.job import Request
+from allaprima.cascade.job import Job, Request
 from allaprima.cascade.machine import Machine, Routed
 from allaprima.cascade.policy import AlwaysPolicy, Decision
 from allaprima.cascade.run import run
@@ -88,8 +88,6 @@ def test_a_mixed_batch_and_one_resident_student_give_the_same_bytes(pipe, partit
     pair = [route.index(0), route.index(1)]
     settings = dataclasses.replace(pipe.settings, student_steps=2, batch_size=2)
     machine = Machine(several, pipe.teacher, None, AlwaysPolicy(Decision.ACCEPT), settings)
-    from allaprima.cascade.job import Job
-
     jobs = [Job(Request(PROMPTS[i], (7, 8, 9, 10)[i])) for i in pair]
     machine.start(jobs)
     machine.step(jobs)
@@ -196,16 +194,28 @@ def test_a_card_names_students_and_their_partition(pipe, partition, tmp_path):
     several = load_pair(card_of(tmp_path, named)).student
     assert (several.students, several.unets.resident) == (2, 1)
     assert several.fingerprints["unet.1"] == pipe.teacher.fingerprints["unet"]
-    with pytest.raises(ModelError, match=r"3 students are given, the partition .* for 2"):
-        load_pair(card_of(tmp_path, {**named, "students": [*folders, folders[0]]}))
-    save_partition(fit_classes(8, 2), tmp_path / "partition.safetensors")
-    with pytest.raises(ModelError, match="class labels"):
-        load_pair(card_of(tmp_path, named))
-    save_partition(fit_pca_median(torch.randn(8, 5), 2), tmp_path / "partition.safetensors")
-    with pytest.raises(ModelError, match="5 dimensions, these students read 384"):
-        load_pair(card_of(tmp_path, named))
-    with pytest.raises(ModelError, match=r"nowhere.*config.json is missing"):
-        load_pair(card_of(tmp_path, {**named, "students": [folders[0], "nowhere"]}))
+
+
+def test_folders_and_partitions_that_do_not_fit_are_refused(pipe, partition, tmp_path):
+    path, text = tmp_path / "partition.safetensors", pipe.student.text
+    save_partition(partition, path)
+    good = [EMOJI / "weights" / name for name in ("student", "teacher")]
+
+    def refused(folders, says):
+        with pytest.raises(ModelError, match=says):
+            load_multi_student(folders, path, text, pipe.teacher, SHARED)
+
+    refused([*good, good[0]], r"3 students are given, the partition .* for 2")
+    refused([good[0], tmp_path / "nowhere"], r"nowhere.*config.json is missing")
+    refused([], "at least one")
+    (tmp_path / "odd" / "unet").mkdir(parents=True)
+    config = (good[0] / "unet" / "config.json").read_text()
+    (tmp_path / "odd" / "unet" / "config.json").write_text(config.replace('"in_channels": 8', '"in_channels": 4'))
+    refused([good[0], tmp_path / "odd"], "in_channels=4, the first student 8")
+    save_partition(fit_classes(8, 2), path)
+    refused(good, "class labels")
+    save_partition(fit_pca_median(torch.randn(8, 5), 2), path)
+    refused(good, "5 dimensions, these students read 384")
 
 
 @pytest.mark.parametrize(
