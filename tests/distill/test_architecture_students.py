@@ -1,5 +1,6 @@
 """Smaller students: what stays equals the teacher's, diffusers loads and runs the result, nothing removed is exact."""
 
+import math
 from importlib import resources
 from pathlib import Path
 
@@ -111,6 +112,18 @@ def test_the_map_by_hand(teachers):
     assert not tiny.sliced, "the two deepest stages are of one width"
     counts = [make_student(teachers["sd15"], kind).parameters for kind in ("full", "base", "small", "tiny")]
     assert counts == sorted(set(counts), reverse=True)
+
+
+def test_real_sizes_are_the_published_ones():
+    """Billions of parameters of Stable Diffusion 1's UNet and of BK-SDM's three, as its authors round them: up."""
+    widths = {"block_out_channels": (320, 640, 1280, 1280), "norm_num_groups": 32, "cross_attention_dim": 768}
+    with torch.device("meta"):
+        teacher = UNet2DConditionModel(**{**SD15, **widths, "attention_head_dim": 8})
+        for kind, published in (("full", 0.86), ("base", 0.58), ("small", 0.49), ("tiny", 0.33)):
+            config = student_config(teacher.config, make_cut(teacher.config, kind))
+            count = count_parameters(UNet2DConditionModel.from_config(config))
+            print(kind, f"{count:,}")
+            assert math.ceil(count / 1e7) / 100 == published
 
 
 def test_layers_are_chosen_evenly_for_other_depths():
