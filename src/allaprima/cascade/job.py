@@ -49,6 +49,8 @@ class Job:
     state: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     prompt_embeds: Tensor = field(default_factory=lambda: torch.empty(0))
     negative_prompt_embeds: Tensor = field(default_factory=lambda: torch.empty(0))
+    route: int = 0
+    """Which of several students paints this prompt (`machine.Routed`)."""
     draft: Tensor | None = None
     """The student's picture, `(3, H, W)` in [0, 1]."""
     image: Tensor | None = None

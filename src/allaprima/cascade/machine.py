@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from allaprima.cascade.settings import MAX_STEPS, CascadeSettings
 from allaprima.core.errors import SettingError
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
-from allaprima.diffusion.guidance import ClassifierFreeGuidance, GuidanceInterval
+from allaprima.diffusion.guidance import GuidanceInterval, GuidedDenoiser
 from allaprima.diffusion.rollback import rollback, start_time
 from allaprima.diffusion.schedule import Schedule
 from allaprima.diffusion.solvers import make_solver
@@ -33,7 +33,7 @@ class Painter(Protocol):
     """What the machine asks of a student or teacher model."""
 
     @property
-    def denoiser(self) -> ClassifierFreeGuidance:
+    def denoiser(self) -> GuidedDenoiser:
         """Guided denoiser."""
         ...
 
@@ -59,6 +59,20 @@ class Painter(Protocol):
         ...
 
 
+@runtime_checkable
+class Routed(Protocol):
+    """What else a painter says that is several students, of which one paints a prompt (`models.multi_student`)."""
+
+    @property
+    def students(self) -> int:
+        """How many."""
+        ...
+
+    def route(self, embeds: Tensor) -> Tensor:
+        """`(B, L, D) -> (B,)`, whose each prompt is."""
+        ...
+
+
 class Scorer(Protocol):
     """What the machine asks of an oracle."""
 
@@ -73,7 +87,7 @@ class _Hand:
 
     name: str
     painter: Painter
-    denoiser: ClassifierFreeGuidance
+    denoiser: GuidedDenoiser
     solver: Solver
     plan: Sequence[Step]
     guidance: float
@@ -98,11 +112,17 @@ class Machine:
         s = settings
         self.shape = student.latent_shape(s.height, s.width)
         self._clock = time.perf_counter
+        self._routed = student if isinstance(student, Routed) else None
         self._student = self._hand("student", student, s.student_solver, s.student_steps, s.student_guidance)
         start = start_time(teacher.schedule, s.sigma)
         args = ("teacher", teacher, s.teacher_solver, s.teacher_steps, s.teacher_guidance, s.teacher_guidance_interval)
         self._refine = self._hand(*args, start, s.teacher_last_time)
         self._regenerate = self._hand(*args, None, s.teacher_last_time)
+
+    @property
+    def students(self) -> int:
+        """How many students share the drafts: a batch holds those of one, so that many drafts are due to fill batches."""
+        return 1 if self._routed is None else self._routed.students
 
     @staticmethod
     def _hand(
@@ -130,6 +150,9 @@ class Machine:
         for i, job in enumerate(jobs):
             job.prompt_embeds, job.negative_prompt_embeds = embeds[i].clone(), negative_embeds[i].clone()
             job.noise = noises[i]
+        if self._routed is not None:
+            for job, route in zip(jobs, self._routed.route(embeds[: len(jobs)]).tolist(), strict=True):
+                job.route = route
         self._charge(jobs, "text", 0, begun)
         for job, decision, first in zip(jobs, self.policy.route(self._context(jobs)), firsts, strict=True):
             if decision is None:
@@ -189,13 +212,14 @@ class Machine:
         They go in a batch of their own, so that what a picture goes through never depends on its mates.
         """
         scale = hand.scale(t)
-        cond = Condition(
-            {
-                "prompt_embeds": torch.stack([j.prompt_embeds for j in jobs]),
-                "negative_prompt_embeds": torch.stack([j.negative_prompt_embeds for j in jobs]),
-                "guidance_scale": scale,
-            }
-        )
+        known = {
+            "prompt_embeds": torch.stack([j.prompt_embeds for j in jobs]),
+            "negative_prompt_embeds": torch.stack([j.negative_prompt_embeds for j in jobs]),
+            "guidance_scale": scale,
+        }
+        if hand is self._student and self._routed is not None:
+            known["route"] = torch.tensor([j.route for j in jobs])
+        cond = Condition(known)
         x0 = torch.empty_like(x_t)
         for rows, denoise in (
             ((scale != 1).nonzero()[:, 0], hand.denoiser),

@@ -13,8 +13,10 @@ from allaprima.core.errors import AllaprimaError
 def run(machine: Machine, requests: Iterable[Request]) -> Iterator[Result]:
     """Paint every request; results come as they are finished, not in order (`result.request.index` says which).
 
-    Drafts run a full batch at a time. What falls short waits until a full batch of it can go to the teacher, or until
-    no more drafts are coming. A request that fails gives a result with `error`; the others go on.
+    Drafts run a full batch at a time; those of several students (`Machine.students`) are gathered, a batch for each, and
+    painted student by student from first step to last, so that batches are full and networks change hands rarely (which
+    is all it is for: a mixed batch would give the same pictures). What falls short waits until a full batch of it can go
+    to the teacher, or until no more drafts are coming. A request that fails gives a result with `error`; the others go on.
 
     Drafts are decided in the order of the requests, each exactly once unless the policy has it painted again: a policy
     whose decisions follow from their order (`calibration.steering`) gives the same ones in any batch size.
@@ -29,7 +31,7 @@ def run(machine: Machine, requests: Iterable[Request]) -> Iterator[Result]:
             yield from _finish(machine, batch)
             continue
         fresh: list[Job] = []
-        while len(fresh) < size:
+        while len(fresh) < size * machine.students:
             request = next(source, None)
             if request is None:
                 exhausted = True
@@ -51,13 +53,24 @@ def _finish(machine: Machine, jobs: list[Job]) -> Iterator[Result]:
 
 
 def _advance(machine: Machine, jobs: list[Job], until: tuple[Stage, ...]) -> None:
-    """Step jobs, those of one stage together, until each has reached one of `until`."""
-    while True:
-        active = [j for j in jobs if j.stage not in until]
-        if not active:
-            return
-        stage = active[0].stage
-        ACTIONS[stage](machine, [j for j in active if j.stage is stage])
+    """Take jobs from stage to stage, the earliest first and all of it, until each has reached one of `until`."""
+    while active := [j for j in jobs if j.stage not in until]:
+        stage = min((j.stage for j in active), key=list(Stage).index)
+        for batch in _batches(machine, [j for j in active if j.stage is stage]):
+            while batch:
+                ACTIONS[stage](machine, batch)
+                batch = [j for j in batch if j.stage is stage]
+
+
+def _batches(machine: Machine, jobs: list[Job]) -> Iterator[list[Job]]:
+    """Jobs of one stage in batches, in their order; what students paint, student by student."""
+    groups: dict[int, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.route if job.stage is Stage.STUDENT else 0, []).append(job)
+    size = machine.settings.batch_size
+    for group in groups.values():
+        for i in range(0, len(group), size):
+            yield group[i : i + size]
 
 
 def _refusal(machine: Machine, request: Request) -> Result | None:

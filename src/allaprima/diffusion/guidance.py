@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -37,6 +38,23 @@ class GuidanceInterval:
         """`(B,)` scales at times `t: (B,)`."""
         inside = (t >= self.low) & (t <= self.high)
         return torch.where(inside, guidance, self.outside).float()
+
+
+class GuidedDenoiser(Protocol):
+    """A denoiser whose condition holds `guidance_scale: (B,)` and a `negative_X` for each guided tensor `X`."""
+
+    @property
+    def evaluations_per_call(self) -> int:
+        """Network evaluations of a guided call, a sample."""
+        ...
+
+    def __call__(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
+        """The guided clean prediction."""
+        ...
+
+    def unguided(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
+        """The same at scale 1, in one evaluation."""
+        ...
 
 
 class ClassifierFreeGuidance:

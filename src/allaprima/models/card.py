@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from allaprima.core.errors import ModelError
 
@@ -24,8 +24,14 @@ class _Strict(BaseModel):
 class ModelSource(_Strict):
     """One diffusion model: where it is and how it is used by default."""
 
-    source: str
+    source: str | None = None
     """Folder (relative to the card) or hub id, in diffusers' format."""
+    students: tuple[str, ...] = ()
+    """In place of `source`: folders of several students, each with `unet` and `scheduler` (`models.multi_student`)."""
+    partition: str | None = None
+    """Safetensors file that says which of `students` paints a prompt (`models.partition`)."""
+    resident: int | None = Field(default=None, ge=1)
+    """How many of `students` are in memory at once; None is all."""
     steps: int = Field(ge=1)
     guidance_scale: float = Field(ge=0)
     solver: str
@@ -38,6 +44,16 @@ class ModelSource(_Strict):
     """Guidance scale outside that interval; 1 is none."""
     share: tuple[str, ...] = ()
     """Components taken from the other model instead of loaded again (`text_encoder`, `tokenizer`, `vae`)."""
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Self:
+        if (self.source is None) == (not self.students):
+            raise ValueError("either source, one folder, or students, several, is due")
+        if bool(self.students) != (self.partition is not None):
+            raise ValueError("students and partition belong together: give both or neither")
+        if self.resident is not None and not self.students:
+            raise ValueError("resident means something for several students only: give students, or leave it out")
+        return self
 
 
 class OracleSource(_Strict):
@@ -121,6 +137,12 @@ class Card(_Strict):
         return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
+def _short(value: Any) -> str:
+    """A wrong value as it was given; of a long one the beginning."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def _bundled_folder() -> Path:
     return Path(str(resources.files("allaprima"))) / "bundled"
 
@@ -158,4 +180,6 @@ def load_card(name_or_path: str | Path) -> Card:
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ModelError(f"{path}: {where} = {first.get('input')!r}: {first['msg']}. Mend that field of the card.") from e
+        raise ModelError(
+            f"{path}: {where} = {_short(first.get('input'))}: {first['msg']}. Mend that field of the card."
+        ) from e

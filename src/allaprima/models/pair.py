@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from allaprima.core.errors import ModelError
 from allaprima.models.card import Card
 from allaprima.models.families.sd import SDModel, load_sd
+from allaprima.models.multi_student import MultiStudent, load_multi_student
 
 FAMILIES = {"sd": load_sd}
 """Loaders by the card's `family`."""
@@ -16,14 +17,21 @@ FAMILIES = {"sd": load_sd}
 class Pair:
     """Student and teacher."""
 
-    student: SDModel
+    student: SDModel | MultiStudent
     teacher: SDModel
 
 
 def load_pair(card: Card) -> Pair:
-    """Load both models of a card; raises `ModelError` for an unknown family or broken folders."""
+    """Load both models of a card; raises `ModelError` for an unknown family, broken folders, an unfit partition."""
     if card.family not in FAMILIES:
         raise ModelError(f"card {card.name!r} is of the family {card.family!r}: {', '.join(FAMILIES)} can be loaded.")
-    load = FAMILIES[card.family]
+    load, student = FAMILIES[card.family], card.student
+    if card.teacher.source is None:
+        raise ModelError(
+            f"card {card.name!r} gives its teacher students: only a student can be several. Give teacher.source."
+        )
     teacher = load(card.path(card.teacher.source), card.text)
-    return Pair(load(card.path(card.student.source), card.text, teacher, card.student.share), teacher)
+    if student.source is not None:
+        return Pair(load(card.path(student.source), card.text, teacher, student.share), teacher)
+    folders, partition = [card.path(f) for f in student.students], card.path(student.partition or "")
+    return Pair(load_multi_student(folders, partition, card.text, teacher, student.share, student.resident), teacher)

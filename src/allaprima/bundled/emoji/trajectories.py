@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from allaprima.bundled.emoji.dataset import known_concepts, load_tar
+from allaprima.cascade.machine import Painter
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import GuidanceInterval
@@ -54,7 +55,7 @@ def solve(teacher: SDModel, x: Tensor, cond: Condition, steps: int, start: float
 
 
 @torch.inference_mode()
-def renoised_draft(student: SDModel, noise: Tensor, cond: Condition, seeds: list[int], after: int) -> tuple[Tensor, float]:
+def renoised_draft(student: Painter, noise: Tensor, cond: Condition, seeds: list[int], after: int) -> tuple[Tensor, float]:
     """`x_t` after `after` of five student steps, fresh noise included, and its time t."""
     solver = make_solver("consistency", student.schedule)
     x, state, t_next = noise, solver.init(noise), student.schedule.t_max

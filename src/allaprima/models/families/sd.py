@@ -46,8 +46,7 @@ class SDModel:
         return ClassifierFreeGuidance(NetworkDenoiser(self._network, self.schedule, self.prediction))
 
     def _network(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        x_t = x_t.contiguous(memory_format=torch.channels_last)
-        return self.unet(x_t, t.float(), cond.tensors["prompt_embeds"]).sample
+        return run_unet(self.unet, x_t, t, cond.tensors["prompt_embeds"])
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Shape of one latent for a picture of this size, read off the UNet's training size."""
@@ -86,17 +85,33 @@ class SDModel:
         return (self.vae.decode(latents / scale).sample / 2 + 0.5).clamp(0, 1)
 
 
-def load_sd(folder: Path, text: TextSettings, share: SDModel | None = None, shared: Sequence[str] = ()) -> SDModel:
-    """Read an `sd` folder; the components named in `shared` are those of `share` instead of being loaded again."""
+def run_unet(unet: Any, x_t: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
+    """A UNet's raw output `(B, C, H, W)`."""
+    return unet(x_t.contiguous(memory_format=torch.channels_last), t.float(), prompt_embeds).sample
+
+
+def load_unet(folder: Path) -> Any:
+    """A UNet laid out as `run_unet` wants it."""
+    return load_component(folder).to(memory_format=torch.channels_last)
+
+
+def load_sd(
+    folder: Path, text: TextSettings, share: SDModel | None = None, shared: Sequence[str] = (), unet: Any = None
+) -> SDModel:
+    """Read an `sd` folder; the components named in `shared` are those of `share` instead of being loaded again.
+
+    `unet`: taken as it is, in place of the folder's; it has no fingerprint then.
+    """
     config = read_json(folder / "scheduler" / "scheduler_config.json")
     parts: dict[str, Any] = {}
     prints = {"scheduler": fingerprint(folder / "scheduler")}
-    for name in ("unet", "vae", "text_encoder", "tokenizer"):
+    if unet is None:
+        unet, prints["unet"] = load_unet(folder / "unet"), fingerprint(folder / "unet")
+    for name in ("vae", "text_encoder", "tokenizer"):
         if share is not None and name in shared:
             parts[name], prints[name] = getattr(share, name), share.fingerprints[name]
         else:
             parts[name] = load_tokenizer(folder / name) if name == "tokenizer" else load_component(folder / name)
             prints[name] = fingerprint(folder / name)
-    parts["unet"].to(memory_format=torch.channels_last)
     kind = str(config.get("prediction_type", "epsilon"))
-    return SDModel(**parts, schedule=DiscreteVP.from_config(config), prediction=kind, text=text, fingerprints=prints)
+    return SDModel(unet, **parts, schedule=DiscreteVP.from_config(config), prediction=kind, text=text, fingerprints=prints)

@@ -1,0 +1,255 @@
+"""K students behind one painter: each paints the prompts that a partition gives it (arXiv 2410.23274).
+
+To the cascade, calibration and serving this is a student like any other. A prompt is routed once, when it is encoded; its
+negative half goes to the same student, whatever the negative prompt says.
+
+Batches: rows of one call may belong to different students. Each student's rows are then padded with copies of their first
+one to the shape of the whole call, so that a network sees the one shape it sees when it paints alone, and a picture's bits
+depend on nothing else (see `cascade.machine`). A smaller shape would waste less and change bits. What a mixed call wastes
+is saved where it can be without touching bits: `cascade.run` gathers the drafts of each student into batches of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from allaprima.core.errors import ModelError, SettingError
+from allaprima.core.types import Condition, Samples, Times
+from allaprima.diffusion.denoiser import NetworkDenoiser
+from allaprima.diffusion.guidance import ClassifierFreeGuidance
+from allaprima.diffusion.schedule import Schedule
+from allaprima.models.card import TextSettings
+from allaprima.models.families.sd import SDModel, load_sd, load_unet, run_unet
+from allaprima.models.load import fingerprint, read_json, weight_files
+from allaprima.models.partition import Partition, partition_fingerprint
+from allaprima.models.partition_file import load_partition
+
+ALIKE = ("_class_name", "in_channels", "out_channels", "sample_size", "cross_attention_dim")
+"""What the configs of students must agree on; depth and width are each one's own."""
+
+
+class UNets:
+    """UNets by number, loaded when first asked for; at most `resident` of them stay, the latest used.
+
+    Not for several threads at once: the machine is stepped by one.
+    """
+
+    def __init__(self, loaders: Sequence[Callable[[], Any]], resident: int | None = None) -> None:
+        if resident is not None and resident < 1:
+            raise SettingError(
+                f"resident={resident!r} must be at least 1, the student that paints; None keeps all in memory."
+            )
+        self._loaders, self.resident = tuple(loaders), resident
+        self._held: OrderedDict[int, Any] = OrderedDict()
+        self.loads = 0
+        """How often a UNet was loaded so far."""
+
+    def __len__(self) -> int:
+        return len(self._loaders)
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """Numbers of the UNets in memory, the latest used last."""
+        return tuple(self._held)
+
+    def __getitem__(self, student: int) -> Any:
+        if student not in self._held:
+            # Room first: two UNets at once may be what there is no memory for.
+            while self.resident is not None and len(self._held) >= self.resident:
+                self._held.popitem(last=False)
+            self._held[student] = self._loaders[student]()
+            self.loads += 1
+        self._held.move_to_end(student)
+        return self._held[student]
+
+
+class RoutedGuidance:
+    """Guidance that tells the network whose each row is: `route: (B,)` in the condition, else the prompt's own."""
+
+    evaluations_per_call = 2
+
+    def __init__(self, guidance: ClassifierFreeGuidance, route: Callable[[Tensor], Tensor]) -> None:
+        self.guidance, self.route = guidance, route
+
+    def __call__(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
+        """`(B,C,H,W), (B,), B rows -> (B,C,H,W)`. `route` has no negative, so both halves carry the prompt's."""
+        return self.guidance(x_t, t, self._routed(cond))
+
+    def unguided(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
+        """The conditional half alone."""
+        return self.guidance.unguided(x_t, t, self._routed(cond))
+
+    def _routed(self, cond: Condition) -> Condition:
+        if "route" in cond.tensors:
+            return cond
+        return Condition({**cond.tensors, "route": self.route(cond.tensors["prompt_embeds"])})
+
+
+@dataclass(frozen=True)
+class MultiStudent:
+    """A `cascade.machine.Painter` made of K UNets, one partition, and text encoder, tokenizer and autoencoder for all."""
+
+    shell: SDModel
+    """All but the UNets: its `unet` has a config and no weights, its fingerprints cover every student and the partition."""
+    partition: Partition
+    unets: UNets
+
+    def __post_init__(self) -> None:
+        """Raises `ModelError` for a partition of another number of students, of labels, or of another text encoder."""
+        if self.partition.students != len(self.unets):
+            raise ModelError(
+                f"{len(self.unets)} students are given, the partition ({self.partition.method}) is one for"
+                f" {self.partition.students}: give as many students, or fit a partition for {len(self.unets)}."
+            )
+        dim, width = self.partition.dim, self.shell.unet.config.cross_attention_dim
+        if dim is None:
+            raise ModelError("a partition of class labels can't route prompts: fit one on their embeddings (pca_median).")
+        if isinstance(width, int) and dim != width:
+            raise ModelError(
+                f"the partition was fitted on embeddings of {dim} dimensions, these students read {width}: fit it on the"
+                " embeddings of their own text encoder."
+            )
+
+    @classmethod
+    def of(cls, models: Sequence[SDModel], partition: Partition) -> MultiStudent:
+        """From loaded models, which must share everything but the UNet (compared by fingerprint)."""
+        if not models:
+            raise ModelError("no students are given: at least one is due.")
+        common = [{k: v for k, v in m.fingerprints.items() if k != "unet"} for m in models]
+        odd = next((i for i, c in enumerate(common) if c != common[0]), None)
+        if odd is not None:
+            different = sorted(k for k in common[0] if common[odd].get(k) != common[0][k])
+            raise ModelError(f"student {odd} differs from student 0 in {', '.join(different)}: only UNets may differ.")
+        for i, m in enumerate(models):
+            _check_alike(dict(models[0].unet.config), dict(m.unet.config), f"student {i}")
+        prints = [m.fingerprints["unet"] for m in models]
+        shell = dataclasses.replace(models[0], unet=_shape(dict(models[0].unet.config)), fingerprints=common[0])
+        loaders = [partial(_same, m.unet) for m in models]
+        return cls(_signed(shell, prints, partition), partition, UNets(loaders))
+
+    @property
+    def students(self) -> int:
+        """K."""
+        return len(self.unets)
+
+    def route(self, embeds: Tensor) -> Tensor:
+        """Whose each prompt is: `(B, L, D) -> (B,)` int64, 0..K-1."""
+        return self.partition.route(embeds)
+
+    def student(self, number: int) -> SDModel:
+        """One of the students as a model of its own (it is loaded for it)."""
+        prints = {k: v for k, v in self.fingerprints.items() if k != "partition" and not k.startswith("unet.")}
+        prints["unet"] = self.fingerprints[f"unet.{number}"]
+        return dataclasses.replace(self.shell, unet=self.unets[number], fingerprints=prints)
+
+    @property
+    def denoiser(self) -> RoutedGuidance:
+        """Guided denoiser: two network evaluations a row, of the row's own student."""
+        network = NetworkDenoiser(self._network, self.shell.schedule, self.shell.prediction)
+        return RoutedGuidance(ClassifierFreeGuidance(network), self.route)
+
+    def _network(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        route, embeds = cond.tensors["route"], cond.tensors["prompt_embeds"]
+        output = torch.empty(0)
+        for student in route.unique().tolist():
+            rows = (route == student).nonzero()[:, 0]
+            # One shape, whoever else is in the call: copies of the first row fill the places of the others' rows.
+            filled = torch.cat([rows, rows[:1].expand(len(x_t) - len(rows))])
+            made = run_unet(self.unets[student], x_t[filled], t[filled], embeds[filled])
+            if len(output) == 0:
+                output = torch.empty_like(made)
+            output[rows] = made[: len(rows)]
+        return output
+
+    @property
+    def schedule(self) -> Schedule:
+        """Noise schedule, the same for all."""
+        return self.shell.schedule
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Hash of each shared component, of each UNet (`unet.0`, ...) and of the partition."""
+        return self.shell.fingerprints
+
+    @property
+    def fingerprint(self) -> str:
+        """One hash of all of it."""
+        return self.shell.fingerprint
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Shape of one latent."""
+        return self.shell.latent_shape(height, width)
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise `PromptError` for a prompt that can't be painted."""
+        self.shell.check_prompt(prompt)
+
+    def token_count(self, prompt: str) -> int:
+        """Tokens of a prompt, begin and end included."""
+        return self.shell.token_count(prompt)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts -> hidden states `(B, L, D)`."""
+        return self.shell.encode(prompts)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
+        return self.shell.decode(latents)
+
+
+def _same(unet: Any) -> Any:
+    return unet
+
+
+def _shape(config: Mapping[str, Any]) -> SimpleNamespace:
+    """What stands for a UNet where only its config is asked for."""
+    return SimpleNamespace(config=SimpleNamespace(**config))
+
+
+def _signed(shell: SDModel, unets: Sequence[str], partition: Partition) -> SDModel:
+    prints = {**shell.fingerprints, **{f"unet.{i}": p for i, p in enumerate(unets)}}
+    return dataclasses.replace(shell, fingerprints={**prints, "partition": partition_fingerprint(partition)})
+
+
+def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any], name: str) -> None:
+    for key in ALIKE:
+        if first.get(key) != other.get(key):
+            raise ModelError(
+                f"{name} has {key}={other.get(key)!r}, the first student {first.get(key)!r}: students of one model must"
+                " agree on it. Distil them from one teacher."
+            )
+
+
+def load_multi_student(
+    folders: Sequence[Path], partition_file: Path, text: TextSettings, share: SDModel | None = None,
+    shared: Sequence[str] = (), resident: int | None = None,
+) -> MultiStudent:  # fmt: skip
+    """Students from folders in diffusers' format, each with `unet` and `scheduler`; UNets are loaded when first needed.
+
+    Components not in `shared` are those of the first folder. Every file is looked at here, so that a broken one is named
+    before anything is painted. Raises `ModelError`; `SettingError` for `resident` below 1.
+    """
+    if not folders:
+        raise ModelError("no student folders are given: at least one is due.")
+    first = read_json(folders[0] / "unet" / "config.json")
+    scheduler = read_json(folders[0] / "scheduler" / "scheduler_config.json")
+    for folder in folders:
+        _check_alike(first, read_json(folder / "unet" / "config.json"), str(folder))
+        if read_json(folder / "scheduler" / "scheduler_config.json") != scheduler:
+            raise ModelError(f"{folder / 'scheduler'} differs from {folders[0] / 'scheduler'}: students share one schedule.")
+        weight_files(folder / "unet")
+    partition = load_partition(partition_file)
+    shell = load_sd(folders[0], text, share, shared, _shape(first))
+    prints = [fingerprint(folder / "unet") for folder in folders]
+    unets = UNets([partial(load_unet, folder / "unet") for folder in folders], resident)
+    return MultiStudent(_signed(shell, prints, partition), partition, unets)
