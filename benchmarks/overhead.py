@@ -30,19 +30,24 @@ class NetworkClock:
 
     def __init__(self, pipe: Any) -> None:
         self.seconds, self._depth, self._start = 0.0, 0, 0.0
-        for net in (pipe.student.unet, pipe.teacher.unet, pipe.student.text_encoder, pipe.oracle.scorer):
+        for net in (pipe.student.unet, pipe.teacher.unet, pipe.student.text_encoder):
             net.register_forward_pre_hook(self._enter)
             net.register_forward_hook(self._leave)
-        decode = pipe.student.vae.decode
+        # An oracle is networks and little else, whatever its parts are called.
+        self._time(pipe.student.vae, "decode")
+        self._time(pipe.oracle, "score")
+
+    def _time(self, owner: Any, name: str) -> None:
+        call = getattr(owner, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._enter()
             try:
-                return decode(*args, **kwargs)
+                return call(*args, **kwargs)
             finally:
                 self._leave()
 
-        pipe.student.vae.decode = timed
+        setattr(owner, name, timed)
 
     def _enter(self, *_: Any) -> None:
         if self._depth == 0:

@@ -48,8 +48,8 @@ def setting():
 def test_removing_nothing_costs_nothing(setting):
     teacher, x, target = setting
     found = losses(copy.deepcopy(teacher), teacher, x, target)
-    assert float(found.output) == 0
-    assert float(found.features) == 0
+    assert found.output.item() == 0
+    assert found.features.item() == 0
     assert torch.equal(found.total, found.task)
 
 
@@ -59,11 +59,11 @@ def test_removing_a_block_costs(setting):
     student.down = student.down[:1]
     found = losses(student, teacher, x, target, lambda_out=2.0, lambda_feat=3.0)
     (ours, h_s), (theirs, h_t) = run(student, x), run(teacher, x)
-    assert float(found.output) == pytest.approx(float((ours - theirs).square().mean()))
-    by_hand = sum(float((h_s[n] - h_t[n]).square().mean()) for n in NAMES)
-    assert float(found.features) == pytest.approx(by_hand)
+    assert found.output.item() == pytest.approx((ours - theirs).square().mean().item())
+    by_hand = sum((h_s[n] - h_t[n]).square().mean().item() for n in NAMES)
+    assert found.features.item() == pytest.approx(by_hand)
     assert by_hand > 1e-3
-    assert float(found.total) == pytest.approx(float(found.task + 2 * found.output + 3 * found.features))
+    assert found.total.item() == pytest.approx((found.task + 2 * found.output + 3 * found.features).item())
     found.total.backward()
     assert all(p.grad is not None for p in student.parameters())
     assert all(p.grad is None for p in teacher.parameters())
@@ -110,12 +110,12 @@ def test_a_unet_with_nothing_removed_costs_nothing():
             return architecture_loss(ours, theirs, x, h_s.outputs, h_t.outputs)
 
     found = both()
-    assert float(found.output) == 0
-    assert float(found.features) == 0
+    assert found.output.item() == 0
+    assert found.features.item() == 0
     # The base student's cut (appendix B.2): the second resnet and attention of a down stage.
     block = student.down_blocks[0]
     block.resnets[1].forward = lambda h, temb: h
     block.attentions[1].forward = lambda h, **_: (h,)
     found = both()
-    assert float(found.output) > 0
-    assert float(found.features) > 0
+    assert found.output.item() > 0
+    assert found.features.item() > 0

@@ -29,7 +29,7 @@ CASES = [
     ("consistency", {"target": "end", "end_steps": 2}),
     ("tsm", {}),
     ("distribution_matching", {"generator_every": 1, "pairs": 4, "pairs_steps": 2}),
-    ("distribution_matching", {"generator_every": 2, "times": [999, 500]}),
+    ("distribution_matching", {"generator_every": 2, "steps": 2}),
     ("adversarial", {"generator_every": 1, "head_channels": 8}),
 ]
 
@@ -94,7 +94,7 @@ def test_refused(tmp_path):
     with pytest.raises(SettingError, match="grid_points"):
         run(tmp_path, "consistency", {"grid_points": 1})
     with pytest.raises(SettingError, match="regression with a chain"):
-        run(tmp_path, "distribution_matching", {"times": [999, 500], "pairs": 4, "pairs_steps": 1})
+        run(tmp_path, "distribution_matching", {"steps": 2, "pairs": 4, "pairs_steps": 1})
     unknown = tiny_model(prediction="score")
     with pytest.raises(SettingError, match="prediction_type='score'"):
         run(tmp_path, "consistency", teacher=unknown)

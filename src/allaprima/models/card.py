@@ -1,7 +1,7 @@
 """Model cards: a small YAML that names student, teacher and oracle, their sources, licences and settings.
 
-A card's sources are folders relative to the card, absolute folders, or hub ids. Bundled cards are package data and are
-found without importing the package that holds them.
+A card's sources are folders relative to the card, absolute folders, or hub ids. `extends: NAME_OR_PATH` takes what isn't
+said from another card. Bundled cards are package data and are found without importing the package that holds them.
 """
 
 from __future__ import annotations
@@ -152,6 +152,42 @@ def bundled_cards() -> list[str]:
     return sorted(p.parent.name for p in _bundled_folder().glob("*/card.yaml"))
 
 
+def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """With the fields of the card that `extends` names under those given here; groups are merged field by field.
+
+    A student of one's own needs its own source and steps only. The other card's folders are taken where that card is; its
+    calibration is left out, for thresholds don't hold for other models.
+    """
+    if "extends" not in raw:
+        return raw
+    name = str(raw["extends"])
+    beside = path.parent / name
+    if beside.resolve() in (path.resolve(), path.parent.resolve()):
+        raise ModelError(f"{path} extends itself: name another card.")
+    other = load_card(beside if beside.exists() else name)
+    base = other.model_dump(exclude={"folder", "calibration"}, exclude_none=True)
+    for part in ("student", "teacher", "oracle"):
+        for key in ("source", "partition"):
+            if key in base[part]:
+                base[part][key] = str(other.path(base[part][key]))
+        if "students" in base[part]:
+            base[part]["students"] = [str(other.path(f)) for f in base[part]["students"]]
+    base |= {key: str(other.path(base[key])) for key in ("knows", "keywords") if key in base}
+    student = raw.get("student")
+    if isinstance(student, dict) and ("source" in student or "students" in student):
+        replaced = ("source", "students", "partition", "resident")
+        base["student"] = {k: v for k, v in base["student"].items() if k not in replaced}
+    return _merged(base, {k: v for k, v in raw.items() if k != "extends"})
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    made = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(made.get(key), dict)
+        made[key] = _merged(made[key], value) if both else value
+    return made
+
+
 def load_card(name_or_path: str | Path) -> Card:
     """Read a bundled card by name, or any card by the path of its YAML or of the folder that holds `card.yaml`.
 
@@ -174,7 +210,7 @@ def load_card(name_or_path: str | Path) -> Card:
         raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(raw, dict):
             raise ModelError(f"{path} is not a card: a YAML mapping with name, student, teacher and oracle is due.")
-        return Card.model_validate({**raw, "folder": path.parent})
+        return Card.model_validate({**_extended(raw, path), "folder": path.parent})
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
         raise ModelError(f"{path} cannot be read as YAML: {e}. Mend the file or choose another card.") from e
     except ValidationError as e:

@@ -26,6 +26,17 @@ Watch = Callable[[Mapping[str, nn.Module], Progress], None]
 
 
 @dataclass(frozen=True)
+class Use:
+    """How what a method makes is painted with."""
+
+    steps: int
+    guidance: float
+    solver: str
+    words: str = ""
+    """A sentence for the model page."""
+
+
+@dataclass(frozen=True)
 class Bench:
     """One training, ready to start."""
 

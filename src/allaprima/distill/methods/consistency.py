@@ -19,8 +19,9 @@ from allaprima.core.types import Samples, Times
 from allaprima.diffusion.schedule import expand
 from allaprima.distill.loop import train
 from allaprima.distill.losses.consistency import GuidedPrediction, consistency_loss, ddim_step, endpoint_loss
-from allaprima.distill.methods.common import Bench, loop_config
+from allaprima.distill.methods.common import Bench, Use, loop_config
 from allaprima.distill.recipe import Strict
+from allaprima.models.card import Card
 
 
 class Options(Strict):
@@ -61,6 +62,12 @@ def run(bench: Bench, options: Options) -> nn.Module:
     emas = {"target": options.target_ema} if options.target == "next" else {}
     config = loop_config(bench.recipe.loop, **emas)
     return train(bench.student(), loss, config, bench.folder, bench.identity(), bench.watch)["use"]
+
+
+def use(options: Options, card: Card) -> Use:
+    """Five steps, as the paper's, at the teacher's guidance if that was trained for."""
+    guidance = min(max(card.teacher.guidance_scale, options.w[0]), options.w[1])
+    return Use(5, guidance, "consistency", f"It was trained for guidance scales {options.w[0]:g} to {options.w[1]:g}.")
 
 
 @torch.no_grad()

@@ -19,11 +19,12 @@ from allaprima.distill.distribution_matching import Adversary, DistributionMatch
 from allaprima.distill.generators import RenoisedChain
 from allaprima.distill.losses.adversarial import DiscriminatorHead
 from allaprima.distill.losses.score_matching import snr_weight, uniform_weight
-from allaprima.distill.methods.common import Bench, loop_config, trainable
+from allaprima.distill.methods.common import Bench, Use, loop_config, trainable
 from allaprima.distill.methods.pairs import painted_pairs
 from allaprima.distill.recipe import Strict
 from allaprima.distill.taps import Taps
 from allaprima.distill.two_time_scale import TwoTimeScaleConfig, train_two_time_scale
+from allaprima.models.card import Card
 
 BOTTLENECK = "mid_block"
 
@@ -31,8 +32,8 @@ BOTTLENECK = "mid_block"
 class Options(Strict):
     """Of both methods."""
 
-    times: tuple[float, ...] | None = None
-    """Times at which the student paints, decreasing; null is one step from the noisiest."""
+    steps: int = Field(default=1, ge=1, le=16)
+    """In which the student paints; its times are those of the consistency solver, in training as in use."""
     guidance_scale: float = Field(default=3.0, ge=0)
     """Of the teacher whose distribution is matched; the fake score is never guided."""
     generator_every: int = Field(default=5, ge=1)
@@ -80,6 +81,12 @@ def run(bench: Bench, options: Options) -> nn.Module:
         networks, matching.generator_loss, matching.critic_loss, config, bench.folder, bench.identity(), bench.watch
     )
     return emas["use"]
+
+
+def use(options: Options, card: Card) -> Use:
+    """In the steps it was trained for, without guidance: the teacher's is in what was matched."""
+    words = f"Guidance scale {options.guidance_scale:g} is distilled into it: paint at scale 1, one evaluation a step."
+    return Use(options.steps, 1.0, "consistency", words)
 
 
 def _head(channels: int, hidden: int, generator: torch.Generator) -> nn.Module:

@@ -21,8 +21,9 @@ from allaprima.distill.losses.score_matching import (
     teacher_score_matching_loss,
     uniform_weight,
 )
-from allaprima.distill.methods.common import Bench, loop_config
+from allaprima.distill.methods.common import Bench, Use, loop_config
 from allaprima.distill.recipe import Strict
+from allaprima.models.card import Card
 
 
 class Options(Strict):
@@ -49,6 +50,12 @@ def run(bench: Bench, options: Options) -> nn.Module:
         return teacher_score_matching_loss(student, teacher, bench.schedule, x0, eps, t, weight)
 
     return train(bench.student(), loss, loop_config(bench.recipe.loop), bench.folder, bench.identity(), bench.watch)["use"]
+
+
+def use(options: Options, card: Card) -> Use:
+    """As the teacher: it is a many-step model."""
+    words = "It paints in as many steps as the teacher; distil it further with start=student/unet."
+    return Use(card.teacher.steps, card.teacher.guidance_scale, card.teacher.solver, words)
 
 
 def prediction(bench: Bench, unet: nn.Module, embeds: Tensor) -> Prediction:

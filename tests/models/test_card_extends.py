@@ -1,0 +1,47 @@
+"""`extends`: a card of one's own student says nothing twice, and finds the other card's files where they are."""
+
+import pytest
+
+from allaprima.core.errors import ModelError
+from allaprima.models.card import load_card
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_students_card_takes_the_rest_from_the_teachers(tmp_path):
+    card = load_card(
+        write(tmp_path / "card.yaml", "extends: emoji\nname: mine\nstudent: {source: student, steps: 1, solver: ddim}\n")
+    )
+    emoji = load_card("emoji")
+    assert (card.name, card.student.steps, card.student.solver) == ("mine", 1, "ddim")
+    assert card.student.guidance_scale == emoji.student.guidance_scale
+    assert card.path(card.student.source) == tmp_path / "student"
+    assert card.path(card.teacher.source) == emoji.path(emoji.teacher.source)
+    assert card.teacher.guidance_interval == emoji.teacher.guidance_interval
+    assert card.known_concepts() == emoji.known_concepts()
+    assert card.known_keywords() == emoji.known_keywords()
+    assert card.calibration is None, "thresholds don't hold for another student"
+
+
+def test_several_students_in_place_of_one_and_one_in_place_of_several(tmp_path):
+    many = write(tmp_path / "many" / "card.yaml", "extends: emoji\nstudent: {students: [a, b], partition: p.safetensors}\n")
+    card = load_card(many)
+    assert (card.student.source, card.student.students) == (None, ("a", "b"))
+    further = load_card(write(tmp_path / "further" / "card.yaml", "extends: ../many\nname: further\n"))
+    assert further.student.students == (
+        str(tmp_path / "further" / ".." / "many" / "a"),
+        str(tmp_path / "further" / ".." / "many" / "b"),
+    )
+    one = load_card(write(tmp_path / "one" / "card.yaml", "extends: ../many/card.yaml\nstudent: {source: s}\n"))
+    assert (one.student.source, one.student.students, one.student.partition) == ("s", (), None)
+
+
+def test_refused(tmp_path):
+    with pytest.raises(ModelError, match="extends itself"):
+        load_card(write(tmp_path / "card.yaml", "extends: card.yaml\n"))
+    with pytest.raises(ModelError, match=r"no card 'emojy'.*Did you mean 'emoji'"):
+        load_card(write(tmp_path / "other.yaml", "extends: emojy\n"))
