@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress as Bar
-from rich.table import Table
 from torch import Tensor, nn
 
 from allaprima.core.errors import SettingError, TrainingError
@@ -40,12 +39,11 @@ SAMPLES = 12
 
 
 def list_methods(console: Console) -> None:
-    """A table of what there is, with each method's options."""
-    table = Table("method", "makes", "paper", "options")
+    """Each method with what it makes, its paper and its options."""
     for name, entry in METHODS.items():
         options = importlib.import_module(entry.module).Options.model_fields
-        table.add_row(name, entry.summary, entry.paper, ", ".join(f"{k}={v.get_default()!r}" for k, v in options.items()))
-    console.print(table)
+        console.print(f"[bold]{name}[/]  {entry.summary} ({entry.paper})", soft_wrap=True)
+        console.print("    " + "  ".join(f"{k}={v.get_default()!r}" for k, v in options.items()) + "\n", soft_wrap=True)
 
 
 def data_of(recipe: Recipe, card: Card, teacher: SDModel, out: Path, console: Console) -> tuple[TrainingData, str]:

@@ -135,7 +135,7 @@ def checked(model: type[M], raw: Mapping[str, Any], what: str) -> M:
         known = _fields_at(model, [str(p) for p in first["loc"][:-1]])
         hint = ""
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
             hint = f" Did you mean {near[0]!r}?" if near else f" Known are {', '.join(known)}."
         raise SettingError(f"{what}: {where}={first.get('input')!r}: {first['msg']}.{hint}") from e
 
