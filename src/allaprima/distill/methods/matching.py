@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from allaprima.core.types import Condition, Denoiser, Samples, Times
 from allaprima.diffusion.guidance import ClassifierFreeGuidance
+from allaprima.diffusion.solvers import make_solver
 from allaprima.distill.distribution_matching import Adversary, DistributionMatching, Pairs, Regression
 from allaprima.distill.generators import RenoisedChain
 from allaprima.distill.losses.adversarial import DiscriminatorHead
@@ -62,7 +63,8 @@ def run(bench: Bench, options: Options) -> nn.Module:
         adversary = Adversary(
             partial(_real, bench), partial(_features, bench), options.adversarial_weight, options.critic_weight
         )
-    chain = RenoisedChain.one_step(bench.schedule) if options.times is None else RenoisedChain(bench.schedule, options.times)
+    plan = make_solver("consistency", bench.schedule).plan(options.steps)
+    chain = RenoisedChain(bench.schedule, [p.t for p in plan])
     matching = DistributionMatching(
         schedule=bench.schedule,
         denoiser=bench.denoiser,
