@@ -35,7 +35,6 @@ class LoopSettings(Strict):
 
     max_train_steps: int = Field(default=1000, ge=1)
     train_batch_size: int = Field(default=16, ge=1)
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=1e-5, gt=0)
     lr_scheduler: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(default=100, ge=0)
@@ -45,11 +44,8 @@ class LoopSettings(Strict):
     use_ema: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the copy that is exported."""
     gradient_checkpointing: bool = False
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     seed: int = 0
     checkpoint_seconds: float = Field(default=300.0, gt=0)
-    sample_every: int = Field(default=0, ge=0)
-    """Steps between sample grids; 0 draws one at the end only."""
     log_every: int = Field(default=20, ge=1)
 
 
