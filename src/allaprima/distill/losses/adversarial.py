@@ -59,5 +59,11 @@ def matched_weight(reference: Tensor, other: Tensor, x: Samples) -> Float[Tensor
     `x: (B, ...)`, the generated images; norms are over the whole batch. On the image, not on the weights: a gradient by x
     costs no pass through the generator. 0 when `other` has no gradient (a head that sees no difference yet).
     """
-    norms = [torch.autograd.grad(v, x, retain_graph=True)[0].norm() for v in (reference, other)]
+    norms = [_norm(torch.autograd.grad(v, x, retain_graph=True)[0]) for v in (reference, other)]
     return torch.where(norms[1] > 0, norms[0] / norms[1], torch.zeros_like(norms[0]))
+
+
+def _norm(g: Tensor) -> Tensor:
+    """The 2-norm, scaled: where the head is very sure, gradients are so small that their squares would vanish."""
+    largest = g.abs().max()
+    return largest * (g / torch.where(largest > 0, largest, 1.0)).norm()
