@@ -24,6 +24,7 @@ from allaprima.calibration.policies import Fitted, fit_all
 from allaprima.cascade.policy import Decision
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.cli.looks import looks_for
+from allaprima.cli.reproduction import CARD_STEPS, OVER_THRESHOLD, WINS, write_study
 from allaprima.cli.store import Painting, PictureStore
 from allaprima.core.errors import PromptError, SettingError
 from allaprima.data.prompts import read_prompts
@@ -31,18 +32,7 @@ from allaprima.diffusion.rollback import Variance
 from allaprima.evaluation.frechet import frechet_distance
 from allaprima.evaluation.frontier import Measure, Point, markdown, write
 from allaprima.evaluation.intervals import mean_interval, t_interval
-from allaprima.evaluation.study import (
-    Pair,
-    by_oracle,
-    decisions,
-    draw_decisions,
-    draw_preference,
-    draw_simulated,
-    over_threshold_table,
-    reached,
-    reached_table,
-    simulated,
-)  # fmt: skip
+from allaprima.evaluation.study import Pair
 from allaprima.pipeline import AdaptivePipeline
 
 FIRST_SEED = 6_000_000
@@ -77,13 +67,7 @@ class FrontierOptions:
 
 OVER = "_over_baseline"
 """Ends the names of differences from the baseline."""
-OVER_THRESHOLD = "_over_threshold"
-"""Ends the names of differences of a policy from the paper's threshold at the same budget, the better of its two."""
-WINS = "_wins"
-"""Ends the names of shares of pictures that are preferred to the baseline's, ties one half."""
 COSTS = ("evaluations", "seconds")
-CARD_STEPS = 14
-"""The action that bounds and decisions are shown for, painted in every run."""
 THRESHOLDS = ("adaptive refine", "adaptive regenerate")
 USUAL: Mapping[str, None] = {"teacher_last_time": None, "teacher_guidance_interval": None}
 """A solver's own grid and guidance at every step: how a teacher is used before anything is tuned."""
@@ -396,68 +380,6 @@ def paired_looks(frontier: Frontier, steps: int) -> Pair:
     return Pair(prompt, column(drafts, measure), column(made, measure), column(drafts, "oracle"), column(made, "oracle"))
 
 
-def write_study(frontier: Frontier, points: Sequence[Point], out: Path, title: str) -> str:
-    """`reproduction.md` and its pictures: the paper's questions, answered for this pair. Returns the page."""
-    pair, measure = paired_looks(frontier, CARD_STEPS), frontier.measures[0]
-    found, curves = decisions(pair), simulated(pair)
-    baselines = {"DDIM 50": ("teacher, DDIM", 50), "DPM-Solver++ 25": ("teacher, DPM-Solver++", 25)}
-    rows = reached(points, frontier.measures, baselines)
-    pictures = {
-        "preference.png": draw_preference(points, f"{measure.name}{WINS}", "DDIM 50's"),
-        "decisions.png": draw_decisions(found),
-        "simulated.png": draw_simulated(pair, curves),
-    }
-    for name, png in pictures.items():
-        (out / name).write_bytes(png)
-    shares = "\n".join(
-        f"| {share:.0%} | {points[0].quality.mean:.3f} | {by_oracle(pair, share):.3f} |"
-        f" {points[len(points) // 2].quality.mean:.3f} | {points[-1].quality.mean:.3f} |"
-        for share, points in curves.items()
-    )
-    page = f"""# {title}: the paper's questions
-
-Measures are automatic: where the paper asks people, this asks "{measure.title}". Brackets are 95 % intervals over prompts.
-
-## Whose picture is preferred, and can it be told (paper, section 3)
-
-Drafts against the teacher's {CARD_STEPS} steps, {len(pair.prompt)} pairs.
-
-| | paper, SD1.5 | here |
-|---|---|---|
-| share of drafts preferred to the teacher's picture | "a noticeable part" | {found.student_preferred} |
-| accuracy from the draft alone (threshold from the other half of the prompts) | .56 to .61, best k | {found.no_reference} |
-| accuracy from both pictures | | {found.full_reference} |
-| accuracy of always saying the same | | {found.always_the_same:.3f} |
-| area under the curve, draft alone (.5 is chance) | | {found.auc:.3f} |
-
-![decisions](decisions.png)
-
-## Who is preferred at which cost (figure 7, with a judge for people)
-
-![preference](preference.png)
-
-## How many steps fewer (figures 9 and 10)
-
-The paper: as good as DDIM 50 at 5 times fewer steps, as DPM-Solver++ 25 at 2.5 times fewer.
-
-{reached_table(rows)}
-
-## Policies against the paper's threshold at the same budget
-
-{over_threshold_table(points, frontier.measures, OVER_THRESHOLD)}
-
-## What an oracle of any accuracy would buy (figure 16)
-
-| share escalated | a coin | this card's oracle | right 75 % | always right |
-|---|---|---|---|---|
-{shares}
-
-![simulated oracles](simulated.png)
-"""
-    (out / "reproduction.md").write_text(page, encoding="utf-8")
-    return page
-
-
 def frontier_command(o: FrontierOptions) -> None:
     """Paint, calibrate, measure, draw."""
     o.check()
@@ -476,7 +398,7 @@ def frontier_command(o: FrontierOptions) -> None:
     measures = frontier.shown()
     drawn = [m for m in measures if m.name in (f"judge{OVER}", f"oracle{OVER}", f"frechet{OVER}")][:3]
     write(o.out, points, measures, title, about, drawn)
-    write_study(frontier, points, o.out, title)
+    write_study(paired_looks(frontier, CARD_STEPS), points, frontier.measures, o.out, title)
     print(markdown(points, measures))
     console.print(
         f"look at {o.out / 'frontier.html'} and {o.out / 'reproduction.md'}; pictures are kept in {o.out / 'pictures'}"
