@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.distill.slices import sliced
+from allaprima.distill.taps import Taps
 
 KINDS = ("full", "base", "small", "tiny")
 DOWN, UP = ("DownBlock2D", "CrossAttnDownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
@@ -208,31 +209,21 @@ def matching_blocks(cut: Cut) -> dict[str, str]:
     return {name: cut.origin(name) for name in names}
 
 
-class HiddenStates:
-    """Collects the hidden states of a UNet's blocks while a `with` block lasts; gradients pass.
+class HiddenStates(Taps):
+    """Taps on a UNet's blocks: the hidden states that students imitate; gradients pass.
 
     A down block gives its last layer's output `(B, C, H, W)`, before the downsampler, which the deepest stage of a student
-    may lack; mid and up blocks give their output. `states` holds those of the latest forward pass, by block name.
+    may lack; mid and up blocks give their output.
     """
 
-    def __init__(self, unet: Any, blocks: Sequence[str]) -> None:
-        self.unet, self.blocks = unet, tuple(blocks)
-        self.states: dict[str, Tensor] = {}
-        self._handles: list[Any] = []
+    @property
+    def states(self) -> dict[str, Tensor]:
+        """Those of the latest forward pass, by block name."""
+        return self.outputs
 
-    def __enter__(self) -> HiddenStates:
-        for name in self.blocks:
-            self._handles.append(self.unet.get_submodule(name).register_forward_hook(self._keep(name)))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _keep(self, name: str) -> Any:
+    def _hook(self, name: str) -> Any:
         def hook(block: Any, _inputs: Any, output: Any) -> None:
-            self.states[name] = output[1][len(block.resnets) - 1] if isinstance(output, tuple) else output
+            self.outputs[name] = output[1][len(block.resnets) - 1] if isinstance(output, tuple) else output
 
         return hook
 

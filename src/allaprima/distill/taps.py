@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ class Taps:
         self._handles: list[Any] = []
         self.outputs: dict[str, Tensor] = {}
 
-    def __enter__(self) -> Taps:
+    def __enter__(self) -> Self:
         for name, module in self._modules.items():
             self._handles.append(module.register_forward_hook(self._hook(name)))
         return self
