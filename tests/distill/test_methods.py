@@ -56,8 +56,8 @@ def test_the_start_of_a_training_follows_from_its_seed(tmp_path):
 
 def test_the_end_of_a_trajectory_is_the_ddim_solvers():
     b = bench(Path("unused"), "consistency")
-    embeds = b.data.embeds[:2]
-    teacher = b.guided(b.teacher.unet, embeds)
+    cond = b.data.conditions.rows(slice(0, 2))
+    teacher = b.guided(b.teacher.unet, cond)
     g = torch.Generator().manual_seed(0)
     x, w = torch.randn(2, 4, 8, 8, generator=g), torch.tensor([1.5, 3.0])
     t = torch.tensor([981.0, 400.0], dtype=torch.float64)
@@ -65,7 +65,7 @@ def test_the_end_of_a_trajectory_is_the_ddim_solvers():
     solver = make_solver("ddim", b.schedule)
     for i in range(2):
         y, state = x[i : i + 1], solver.init(x[i : i + 1])
-        one = b.guided(b.teacher.unet, embeds[i : i + 1])
+        one = b.guided(b.teacher.unet, cond.rows([i]))
         for p in solver.plan(200, float(t[i])):
             at, to = (torch.full((1,), v, dtype=torch.float64) for v in (p.t, p.s))
             y, state = solver.step(y, one(y.float(), at, w[i : i + 1]), at, to, state)
@@ -80,11 +80,11 @@ def test_score_matching_brings_a_smaller_network_to_its_teacher(tmp_path):
     b = type(b)(b.teacher, b.data, b.null, b.recipe.model_copy(update={"start": str(tmp_path / "small")}), b.folder)
     made = module.run(b, module.Options())
     g = torch.Generator().manual_seed(9)
-    latents, embeds = b.data.draw(16, g)
+    latents, cond = b.data.draw(16, g)
     t = torch.full((16,), 500.0, dtype=torch.float64)
     x_t = rollback(latents, torch.randn(latents.shape, generator=g), t, b.schedule)
-    goal = module.prediction(b, b.teacher.unet, embeds)(x_t, t)
-    before, after = (float((module.prediction(b, n, embeds)(x_t, t) - goal).square().mean()) for n in (small, made))
+    goal = module.prediction(b, b.teacher.unet, cond)(x_t, t)
+    before, after = (float((module.prediction(b, n, cond)(x_t, t) - goal).square().mean()) for n in (small, made))
     assert after < 0.5 * before
 
 

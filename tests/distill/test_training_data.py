@@ -6,6 +6,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from allaprima.core.errors import TrainingError
+from allaprima.core.types import Condition
 from allaprima.data.captioned import Captioned
 from allaprima.distill import training_data
 from allaprima.distill.training_data import encode_data, read_data, read_latents
@@ -21,7 +22,7 @@ def encode(images):
 
 
 def embed(captions):
-    return torch.tensor([[[float(c.split()[1])]] for c in captions])
+    return Condition({"prompt_embeds": torch.tensor([[[float(c.split()[1])]] for c in captions])})
 
 
 @pytest.fixture
@@ -34,9 +35,9 @@ def test_latents_and_captions_come_back(tmp_path, small):
     data = read_data(tmp_path, embed)
     assert data.latents.shape == (7, 1, 2, 2)
     assert data.captions == ("caption 0", "caption 1", "caption 2")
-    latents, embeds = data.rows(torch.tensor([5, 1]))
+    latents, cond = data.rows(torch.tensor([5, 1]))
     assert latents[:, 0, 0, 0].tolist() == pytest.approx([(150 / 127.5 - 1) * 2, (30 / 127.5 - 1) * 2])
-    assert embeds.flatten().tolist() == [2, 1]
+    assert cond.tensors["prompt_embeds"].flatten().tolist() == [2, 1]
 
 
 def test_a_stopped_encoding_goes_on_at_its_last_whole_shard(tmp_path, small):
@@ -66,7 +67,7 @@ def test_parts_keep_their_captions(tmp_path):
     data = read_data(tmp_path, embed)
     part = data.keep(data.caption_of == 2)
     assert part.captions == ("caption 2",)
-    assert part.rows(torch.arange(2))[1].flatten().tolist() == [2, 2]
+    assert part.rows(torch.arange(2))[1].tensors["prompt_embeds"].flatten().tolist() == [2, 2]
     assert part.identity != data.identity
     with pytest.raises(TrainingError, match="no picture is left"):
         data.keep(torch.zeros(7, dtype=torch.bool))
@@ -77,7 +78,7 @@ def test_draws_follow_the_generator(tmp_path):
     data = read_data(tmp_path, embed)
     a, b = (data.draw(5, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(a[0], b[0])
-    assert torch.equal(a[1], b[1])
+    assert torch.equal(a[1].tensors["prompt_embeds"], b[1].tensors["prompt_embeds"])
 
 
 def test_latents_made_elsewhere(tmp_path):

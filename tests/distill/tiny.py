@@ -3,6 +3,7 @@
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+from allaprima.core.types import Condition
 from allaprima.diffusion.schedule import DiscreteVP
 from allaprima.distill.methods.common import Bench
 from allaprima.distill.recipe import Recipe
@@ -33,7 +34,7 @@ def tiny_data(n=12, captions=4):
     g = torch.Generator().manual_seed(5)
     latents, embeds = torch.randn(n, 4, 8, 8, generator=g), torch.randn(captions, 3, 6, generator=g)
     of, names = torch.arange(n) % captions, tuple(map(str, range(captions)))
-    return TrainingData(latents, embeds, of, names, identity_of(latents, names, of))
+    return TrainingData(latents, Condition({"prompt_embeds": embeds}), of, names, identity_of(latents, names, of))
 
 
 def bench(folder, method, teacher=None, options=None, stop=None, **loop):
@@ -48,4 +49,5 @@ def bench(folder, method, teacher=None, options=None, stop=None, **loop):
         if stop is not None and progress.step == stop:
             raise KeyboardInterrupt
 
-    return Bench(teacher or tiny_model(), tiny_data(), torch.zeros(1, 3, 6), recipe, folder, watch)
+    null = Condition({"prompt_embeds": torch.zeros(1, 3, 6)})
+    return Bench(teacher or tiny_model(), tiny_data(), null, recipe, folder, watch)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress as Bar
-from torch import Tensor, nn
+from torch import nn
 
 from allaprima.core.errors import SettingError, TrainingError
 from allaprima.data.captioned import read_captioned
@@ -25,6 +25,7 @@ from allaprima.distill.publish import Made, publish
 from allaprima.distill.recipe import Recipe, checked, read_recipe
 from allaprima.distill.training_data import (
     TrainingData,
+    embedded,
     encode_data,
     identity_of,
     read_data,
@@ -51,13 +52,13 @@ def data_of(recipe: Recipe, card: Card, teacher: SDModel, out: Path, console: Co
     if recipe.data is None:
         prompts = _prompts(recipe, card)
         console.print(f"no data given: the teacher paints {recipe.painted} pictures of {len(prompts)} prompts")
-        embeds = torch.cat([teacher.encode(prompts[i : i + 64]) for i in range(0, len(prompts), 64)]).clone()
+        conditions = embedded(prompts, teacher.condition)
         shape = teacher.latent_shape(card.height, card.width)
-        blank = TrainingData(torch.zeros(1, *shape), embeds, torch.zeros(1, dtype=torch.long), tuple(prompts), "blank")
-        bench = Bench(teacher, blank, teacher.encode([""]).clone(), recipe, out)
+        blank = TrainingData(torch.zeros(1, *shape), conditions, torch.zeros(1, dtype=torch.long), tuple(prompts), "blank")
+        bench = Bench(teacher, blank, teacher.condition([""]).clone(), recipe, out)
         path = out / "data" / "painted.safetensors"
         _, ends, of = painted_pairs(bench, recipe.painted, card.teacher.steps, card.teacher.guidance_scale, path)
-        made = TrainingData(ends, embeds, of, tuple(prompts), identity_of(ends, prompts, of))
+        made = TrainingData(ends, conditions, of, tuple(prompts), identity_of(ends, prompts, of))
         return made, "pictures of the teacher's own"
     if recipe.data.endswith(".safetensors"):
         return read_latents(Path(recipe.data)), recipe.data
@@ -69,7 +70,7 @@ def data_of(recipe: Recipe, card: Card, teacher: SDModel, out: Path, console: Co
             read_captioned(recipe.data), vae_encode(teacher.vae), card.width, card.height, folder, belongs,
             note=lambda n: bar.update(task, completed=n),
         )  # fmt: skip
-    return read_data(folder, teacher.encode), recipe.data
+    return read_data(folder, teacher.condition), recipe.data
 
 
 def _prompts(recipe: Recipe, card: Card) -> list[str]:
@@ -114,7 +115,7 @@ def distill_command(method: str | None, recipe_file: Path | None, changes: Seque
     card = load_card(recipe.teacher)
     teacher = load_pair(card).teacher
     data, words = data_of(recipe, card, teacher, out, console)
-    null: Tensor = teacher.encode([""]).clone()
+    null = teacher.condition([""]).clone()
     last: list[Progress] = []
     with Bar(console=console) as bar:
         show = watcher(console, bar, recipe.loop.max_train_steps)

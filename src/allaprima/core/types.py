@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from allaprima.core.errors import SettingError
@@ -55,6 +55,22 @@ class Condition:
     def to(self, device: torch.device | str) -> Condition:
         """The same bundle on another device."""
         return Condition({k: v.to(device) for k, v in self.tensors.items()})
+
+    def clone(self) -> Condition:
+        """The same bundle in memory of its own: what inference mode made can be trained with after."""
+        return Condition({k: v.clone() for k, v in self.tensors.items()})
+
+    def float(self) -> Condition:
+        """The same bundle with floating-point tensors in float32."""
+        return Condition({k: v.float() if v.is_floating_point() else v for k, v in self.tensors.items()})
+
+    def replaced(self, mask: Bool[Tensor, " b"], other: Condition) -> Condition:
+        """Rows where `mask` is true are `other`'s, which has one row or as many as this one."""
+
+        def choose(name: str, mine: Tensor) -> Tensor:
+            return torch.where(mask.reshape(-1, *[1] * (mine.ndim - 1)), other.tensors[name], mine)
+
+        return Condition({k: choose(k, v) for k, v in self.tensors.items()})
 
 
 @runtime_checkable

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from allaprima.core.errors import TrainingError
+from allaprima.core.types import Condition
 from allaprima.data.captioned import Captioned, squared
 from allaprima.data.images import write_bytes_atomically
 
@@ -34,10 +35,10 @@ Encode = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class TrainingData:
-    """`latents: (N, C, h, w)`, `embeds: (M, L, D)` of the M different captions, `caption_of: (N,)` into them."""
+    """`latents: (N, C, h, w)`, `conditions` of the M different captions, `caption_of: (N,)` into them."""
 
     latents: Tensor
-    embeds: Tensor
+    conditions: Condition
     caption_of: Tensor
     captions: tuple[str, ...]
     identity: str
@@ -45,20 +46,20 @@ class TrainingData:
 
     def __post_init__(self) -> None:
         n, m = len(self.latents), len(self.captions)
-        if not n or len(self.caption_of) != n or len(self.embeds) != m or int(self.caption_of.max()) >= m:
+        if not n or len(self.caption_of) != n or len(self.conditions) != m or int(self.caption_of.max()) >= m:
             raise TrainingError(
-                f"{n} latents, {len(self.caption_of)} captions named, {m} captions, {len(self.embeds)} embeddings: one or"
-                " more pictures, a caption each and an embedding a caption are due. Encode the data again."
+                f"{n} latents, {len(self.caption_of)} captions named, {m} captions, {len(self.conditions)} conditions: one"
+                " or more pictures, a caption each and a condition a caption are due. Encode the data again."
             )
 
     def __len__(self) -> int:
         return len(self.latents)
 
-    def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents and embeddings `(B, L, D)` of rows `index: (B,)`, float32."""
-        return self.latents[index].float(), self.embeds[self.caption_of[index]].float()
+    def rows(self, index: Tensor) -> tuple[Tensor, Condition]:
+        """Latents and conditions of rows `index: (B,)`, float32."""
+        return self.latents[index].float(), self.conditions.rows(self.caption_of[index]).float()
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
         """Rows drawn with replacement."""
         return self.rows(torch.randint(len(self), (count,), generator=generator))
 
@@ -70,11 +71,11 @@ class TrainingData:
         used, place = of.unique(return_inverse=True)
         captions = tuple(self.captions[i] for i in used.tolist())
         latents = self.latents[mask]
-        return TrainingData(latents, self.embeds[used], place, captions, identity_of(latents, captions, place))
+        return TrainingData(latents, self.conditions.rows(used), place, captions, identity_of(latents, captions, place))
 
 
 def identity_of(latents: Tensor, captions: Sequence[str], caption_of: Tensor) -> str:
-    """A hash of what is trained on; embeddings follow from captions and are left out."""
+    """A hash of what is trained on; conditions follow from captions and are left out."""
     h = hashlib.sha256(latents.contiguous().numpy().tobytes())
     h.update(json.dumps([list(captions), caption_of.tolist()]).encode())
     return h.hexdigest()[:16]
@@ -139,8 +140,8 @@ def _tensor(row: Captioned, width: int, height: int) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
 
 
-def read_data(folder: Path, embed: Callable[[Sequence[str]], Tensor], batch_size: int = 64) -> TrainingData:
-    """What `encode_data` wrote, with captions embedded by `embed` (prompts -> `(B, L, D)`).
+def read_data(folder: Path, embed: Callable[[Sequence[str]], Condition], batch_size: int = 64) -> TrainingData:
+    """What `encode_data` wrote, with captions embedded by `embed` (prompts -> a row each).
 
     Raises `TrainingError` for a folder that is not whole.
     """
@@ -152,25 +153,33 @@ def read_data(folder: Path, embed: Callable[[Sequence[str]], Tensor], batch_size
     captions = list(dict.fromkeys(index["captions"]))
     place = {c: i for i, c in enumerate(captions)}
     of = torch.tensor([place[c] for c in index["captions"]])
-    embeds = torch.cat([embed(captions[i : i + batch_size]) for i in range(0, len(captions), batch_size)])
+    conditions = embedded(captions, embed, batch_size)
     latents = torch.cat(shards)
-    return TrainingData(latents, embeds.clone(), of, tuple(captions), identity_of(latents, captions, of))
+    return TrainingData(latents, conditions, of, tuple(captions), identity_of(latents, captions, of))
+
+
+def embedded(captions: Sequence[str], embed: Callable[[Sequence[str]], Condition], batch_size: int = 64) -> Condition:
+    """Conditions of captions, in memory that can be trained with."""
+    parts = [embed(captions[i : i + batch_size]) for i in range(0, len(captions), batch_size)]
+    return Condition.cat(parts).clone()
 
 
 def read_latents(path: Path) -> TrainingData:
     """Latents and embeddings made elsewhere: a safetensors with `latents (N, C, h, w)` and `prompt_embeds (N, L, D)`.
 
+    Whatever else the family reads of a prompt (`pooled`, ...) is there under its name, N rows each.
     Metadata `captions`, a JSON list of N strings, is optional. Raises `TrainingError` for anything else.
     """
     try:
         with safe_open(path, "pt") as f:
             meta = f.metadata() or {}
         tensors = load_file(path)
-        latents, embeds = tensors["latents"], tensors["prompt_embeds"]
+        latents = tensors.pop("latents")
+        conditions = Condition({"prompt_embeds": tensors["prompt_embeds"], **tensors})
         captions = tuple(json.loads(meta["captions"])) if "captions" in meta else tuple(map(str, range(len(latents))))
     except Exception as e:
         raise TrainingError(
             f"{path} cannot be read: {e}. A safetensors with latents (N, C, h, w) and prompt_embeds (N, L, D) is due."
         ) from e
     of = torch.arange(len(latents))
-    return TrainingData(latents, embeds, of, captions, identity_of(latents, captions, of))
+    return TrainingData(latents, conditions, of, captions, identity_of(latents, captions, of))

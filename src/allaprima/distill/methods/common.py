@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from allaprima.core.types import Condition, Samples, Times
 from allaprima.diffusion.denoiser import NetworkDenoiser
@@ -42,8 +43,8 @@ class Bench:
 
     teacher: SDModel
     data: TrainingData
-    null: Tensor
-    """Hidden states of the empty prompt, `(1, L, D)`."""
+    null: Condition
+    """What the empty prompt is to the networks, one row."""
     recipe: Recipe
     folder: Path
     """Where checkpoints go; resumed from when it holds one."""
@@ -64,39 +65,27 @@ class Bench:
             "data": self.data.identity,
         }
 
-    def denoiser(self, unet: nn.Module) -> NetworkDenoiser:
-        """A UNet of the teacher's prediction type as a denoiser."""
-        return NetworkDenoiser(_Network(unet), self.schedule, self.teacher.prediction)
+    def denoiser(self, network: nn.Module) -> NetworkDenoiser:
+        """A network of the teacher's family and prediction type as a denoiser."""
+        return NetworkDenoiser(partial(self.teacher.output, network), self.schedule, self.teacher.prediction)
 
-    def guided(self, unet: nn.Module, embeds: Tensor) -> GuidedPrediction:
-        """The guided clean prediction for prompts `embeds: (B, L, D)`, in one doubled forward pass."""
-        denoise = ClassifierFreeGuidance(self.denoiser(unet))
+    def guided(self, network: nn.Module, cond: Condition) -> GuidedPrediction:
+        """The guided clean prediction for prompts `cond`, in one doubled forward pass."""
+        denoise = ClassifierFreeGuidance(self.denoiser(network))
 
         def predict(x_t: Samples, t: Times, w: Times) -> Samples:
-            return denoise(x_t, t, self.condition(embeds, w))
+            return denoise(x_t, t, self.with_guidance(cond, w))
 
         return predict
 
-    def condition(self, embeds: Tensor, w: Times) -> Condition:
+    def with_guidance(self, cond: Condition, w: Times) -> Condition:
         """Prompts with the empty prompt for a negative, and guidance scales `w: (B,)`."""
-        return Condition(
-            {"prompt_embeds": embeds, "negative_prompt_embeds": self.null.expand_as(embeds), "guidance_scale": w.float()}
-        )
+        negative = {f"negative_{k}": v.expand_as(cond.tensors[k]) for k, v in self.null.tensors.items()}
+        return Condition({**cond.tensors, **negative, "guidance_scale": w.float()})
 
     def student(self) -> nn.Module:
         """The network a student starts from, trainable: the recipe's `start`, or a copy of the teacher's."""
         return trainable(start_unet(self.recipe.start, self.teacher), self.recipe.loop)
-
-
-class _Network:
-    """A UNet as `NetworkDenoiser` wants it."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        self.unet = unet
-
-    def __call__(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
-        x_t = x_t.contiguous(memory_format=torch.channels_last)
-        return self.unet(x_t, t.float(), cond.tensors["prompt_embeds"]).sample
 
 
 def start_unet(start: str | None, teacher: SDModel) -> nn.Module:

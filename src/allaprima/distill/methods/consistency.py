@@ -47,13 +47,13 @@ def run(bench: Bench, options: Options) -> nn.Module:
     batch = bench.recipe.loop.train_batch_size
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
-        x0, embeds = bench.data.draw(batch, g)
+        x0, cond = bench.data.draw(batch, g)
         index = torch.randint(len(grid), (batch,), generator=g)
         w = options.w[0] + (options.w[1] - options.w[0]) * torch.rand(batch, generator=g)
         eps = torch.randn(x0.shape, generator=g)
-        student, teacher = bench.guided(model, embeds), bench.guided(bench.teacher.unet, embeds)
+        student, teacher = bench.guided(model, cond), bench.guided(bench.teacher.unet, cond)
         if options.target == "next":
-            target = bench.guided(emas["target"], embeds)
+            target = bench.guided(emas["target"], cond)
             return consistency_loss(student, target, teacher, bench.schedule, grid, x0, eps, index, w, options.huber)
         t = torch.tensor(grid, dtype=torch.float64)[index]
         x_t = expand(bench.schedule.alpha(t), x0) * x0 + expand(bench.schedule.sigma(t), x0) * eps

@@ -106,12 +106,11 @@ def _head(channels: int, hidden: int, generator: torch.Generator) -> nn.Module:
 def _conditions(bench: Bench, n: int, g: torch.Generator) -> Condition:
     """Prompts as often as the data has them."""
     index = torch.randint(len(bench.data), (n,), generator=g)
-    return Condition({"prompt_embeds": bench.data.embeds[bench.data.caption_of[index]].float()})
+    return bench.data.conditions.rows(bench.data.caption_of[index]).float()
 
 
 def _real(bench: Bench, n: int, g: torch.Generator) -> tuple[Samples, Condition]:
-    latents, embeds = bench.data.draw(n, g)
-    return latents, Condition({"prompt_embeds": embeds})
+    return bench.data.draw(n, g)
 
 
 def _features(bench: Bench, network: nn.Module, x_t: Samples, t: Times, cond: Condition) -> Tensor:
@@ -129,8 +128,7 @@ def _guided(bench: Bench, scale: float) -> Denoiser:
         evaluations_per_call = 2
 
         def __call__(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
-            embeds = cond.tensors["prompt_embeds"]
-            return denoise(x_t, t, bench.condition(embeds, torch.full((len(embeds),), scale)))
+            return denoise(x_t, t, bench.with_guidance(cond, torch.full((len(cond),), scale)))
 
     return Guided()
 
@@ -142,6 +140,6 @@ def _regression(bench: Bench, options: Options) -> Regression:
 
     def draw(n: int, g: torch.Generator) -> Pairs:
         index = torch.randint(len(noise), (n,), generator=g)
-        return Pairs(noise[index], ends[index], Condition({"prompt_embeds": bench.data.embeds[captions[index]].float()}))
+        return Pairs(noise[index], ends[index], bench.data.conditions.rows(captions[index]).float())
 
     return Regression(draw, options.regression_weight)

@@ -18,11 +18,11 @@ SOLVER = "dpm_solver"
 
 
 @torch.inference_mode()
-def solve(bench: Bench, noise: Samples, embeds: Tensor, steps: int, scale: float) -> Samples:
-    """The teacher's ends `(B, C, H, W)` of noise for prompts `embeds: (B, L, D)`: DPM-Solver++(2M), guided."""
+def solve(bench: Bench, noise: Samples, cond: Condition, steps: int, scale: float) -> Samples:
+    """The teacher's ends `(B, C, H, W)` of noise for prompts `cond`: DPM-Solver++(2M), guided."""
     denoise = ClassifierFreeGuidance(bench.denoiser(bench.teacher.unet))
     solver = make_solver(SOLVER, bench.schedule)
-    cond: Condition = bench.condition(embeds, torch.full((len(embeds),), scale))
+    cond = bench.with_guidance(cond, torch.full((len(cond),), scale))
     x, state = noise, solver.init(noise)
     for p in solver.plan(steps):
         t, s = (torch.full((len(x),), v, dtype=torch.float64) for v in (p.t, p.s))
@@ -36,7 +36,7 @@ def painted_pairs(bench: Bench, count: int, steps: int, scale: float, path: Path
     Captions are those of the data in turn. Prompts are not filtered to anybody's part: filtered pairs lose modes
     (arXiv 2410.23274, section 4).
     """
-    captions = torch.arange(count) % len(bench.data.embeds)
+    captions = torch.arange(count) % len(bench.data.conditions)
     g = torch.Generator().manual_seed(bench.recipe.loop.seed)
     noise = torch.randn((count, *bench.data.latents.shape[1:]), generator=g)
     ends: list[Tensor] = []
@@ -46,7 +46,7 @@ def painted_pairs(bench: Bench, count: int, steps: int, scale: float, path: Path
     path.parent.mkdir(parents=True, exist_ok=True)
     for i in range(done, count, BATCH):
         here = slice(i, min(i + BATCH, count))
-        ends.append(solve(bench, noise[here], bench.data.embeds[captions[here]].float(), steps, scale).clone())
+        ends.append(solve(bench, noise[here], bench.data.conditions.rows(captions[here]).float(), steps, scale).clone())
         if (i // BATCH) % 20 == 19 or here.stop == count:
             beside = path.with_name(path.name + ".part")
             save_file({"ends": torch.cat(ends).contiguous()}, beside)

@@ -41,12 +41,11 @@ def run(bench: Bench, options: Options) -> nn.Module:
     weight = uniform_weight if options.snr_limit is None else snr_weight(bench.schedule, options.snr_limit)
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
-        x0, embeds = bench.data.draw(batch, g)
-        dropped = torch.rand(batch, 1, 1, generator=g) < options.drop
-        embeds = torch.where(dropped, bench.null, embeds)
+        x0, cond = bench.data.draw(batch, g)
+        cond = cond.replaced(torch.rand(batch, generator=g) < options.drop, bench.null)
         t = draw_times(bench.schedule, batch, g, low=1e-3, whole=True)
         eps = torch.randn(x0.shape, generator=g)
-        student, teacher = prediction(bench, model, embeds), prediction(bench, bench.teacher.unet, embeds)
+        student, teacher = prediction(bench, model, cond), prediction(bench, bench.teacher.unet, cond)
         return teacher_score_matching_loss(student, teacher, bench.schedule, x0, eps, t, weight)
 
     return train(bench.student(), loss, loop_config(bench.recipe.loop), bench.folder, bench.identity(), bench.watch)["use"]
@@ -58,11 +57,11 @@ def use(options: Options, card: Card) -> Use:
     return Use(card.teacher.steps, card.teacher.guidance_scale, card.teacher.solver, words)
 
 
-def prediction(bench: Bench, unet: nn.Module, embeds: Tensor) -> Prediction:
-    """The unguided clean prediction for prompts `embeds: (B, L, D)`."""
-    denoise = bench.denoiser(unet)
+def prediction(bench: Bench, network: nn.Module, cond: Condition) -> Prediction:
+    """The unguided clean prediction for prompts `cond`."""
+    denoise = bench.denoiser(network)
 
     def predict(x_t: Samples, t: Times) -> Samples:
-        return denoise(x_t, t, Condition({"prompt_embeds": embeds}))
+        return denoise(x_t, t, cond)
 
     return predict

@@ -46,7 +46,12 @@ class SDModel:
         return ClassifierFreeGuidance(NetworkDenoiser(self._network, self.schedule, self.prediction))
 
     def _network(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        return run_unet(self.unet, x_t, t, cond.tensors["prompt_embeds"])
+        return self.output(self.unet, x_t, t, cond)
+
+    @staticmethod
+    def output(network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Raw output `(B, C, H, W)` of a network of this family: this model's, or one that is made from it."""
+        return run_unet(network, x_t, t, cond.tensors["prompt_embeds"])
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Shape of one latent for a picture of this size, read off the UNet's training size."""
@@ -77,6 +82,10 @@ class SDModel:
         mask = ids.attention_mask if self.text.attention_mask else None
         hidden = self.text_encoder(input_ids=ids.input_ids, attention_mask=mask).last_hidden_state
         return hidden * ids.attention_mask[..., None] if self.text.zero_padding else hidden
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """Prompts -> everything `output` reads of them, a row each."""
+        return Condition({"prompt_embeds": self.encode(prompts)})
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
