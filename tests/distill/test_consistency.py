@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from allaprima.core.errors import TrainingError
 from allaprima.diffusion.mixture import MixtureDenoiser, gaussian_flow
 from allaprima.diffusion.schedule import DiscreteVP
+from allaprima.distill.checkpoint import read_meta
 from allaprima.distill.loop import LoopConfig, ema_update, train
 from allaprima.distill.losses.consistency import consistency_loss, endpoint_loss
 
@@ -96,8 +98,6 @@ def test_a_resumed_training_equals_an_uninterrupted_one_to_the_bit(tmp_path):
             raise Killed
         return quadratic(model, emas, g)
 
-    from dataclasses import replace
-
     # A checkpoint after every step, then death in the middle.
     often = replace(CONFIG, checkpoint_seconds=0.0)
     with pytest.raises(Killed):
@@ -114,6 +114,27 @@ def test_another_recipe_does_not_resume(tmp_path):
     train(Line(), quadratic, CONFIG, tmp_path, {"name": "line"})
     with pytest.raises(TrainingError, match=r"recipe\.name was 'line', now 'curve'"):
         train(Line(), quadratic, CONFIG, tmp_path, {"name": "curve"})
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    """A killed and a full run resume alike: the file is whole or it is the one before."""
+    often = replace(CONFIG, checkpoint_seconds=0.0)
+    whole = train(Line(), quadratic, CONFIG, tmp_path / "a", {"name": "line"})
+    calls = []
+
+    def full(fd):
+        calls.append(fd)
+        if len(calls) > 3:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as m:
+        m.setattr("os.fsync", full)
+        with pytest.raises(TrainingError, match=r"No space left on device.*The last good one stays"):
+            train(Line(), quadratic, often, tmp_path / "b", {"name": "line"})
+    assert not list((tmp_path / "b").glob("*.part"))
+    assert read_meta(tmp_path / "b")["step"] == 3
+    again = train(Line(), quadratic, often, tmp_path / "b", {"name": "line"})
+    assert torch.equal(whole["use"].a, again["use"].a)
 
 
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,19 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from torch import nn
 
+from allaprima.cli.training import Watcher, sample_grid
 from allaprima.core.errors import SettingError, TrainingError
+from allaprima.core.types import Condition
 from allaprima.data.captioned import read_captioned
 from allaprima.data.images import save_png
 from allaprima.data.prompts import read_prompts
-from allaprima.data.sheet import SheetRow, contact_sheet
+from allaprima.distill.devices import Devices
 from allaprima.distill.loop import Progress
+from allaprima.distill.many import FILE, fitted_partition, part_of, recipe_of, student_folder
 from allaprima.distill.methods import METHODS
-from allaprima.distill.methods.common import Bench
+from allaprima.distill.methods.common import Bench, Use, Whole
 from allaprima.distill.methods.pairs import painted_pairs
-from allaprima.distill.publish import Made, publish
+from allaprima.distill.publish import Made, publish, publish_many, save_student
 from allaprima.distill.recipe import Recipe, checked, read_recipe
 from allaprima.distill.training_data import (
     TrainingData,
@@ -82,26 +86,69 @@ def _prompts(recipe: Recipe, card: Card) -> list[str]:
     return known
 
 
-def watcher(console: Console, bar: Bar, total: int) -> Callable[[Mapping[str, nn.Module], Progress], None]:
-    """Moves the progress bar at checkpoints, with loss and throughput."""
-    task = bar.add_task("training", total=total)
+@dataclass(frozen=True)
+class Work:
+    """One command: what is trained, on what, where."""
 
-    def watch(emas: Mapping[str, nn.Module], p: Progress) -> None:
-        rate = p.samples / p.seconds if p.seconds > 0 else 0.0
-        bar.update(task, completed=p.step, description=f"training, loss {p.loss:.4g}, {rate:.1f} samples/s")
+    recipe: Recipe
+    module: Any
+    options: Any
+    card: Card
+    teacher: SDModel
+    null: Condition
+    data: TrainingData
+    words: str
+    out: Path
+    devices: Devices
+    console: Console
 
-    return watch
+    @property
+    def use(self) -> Use:
+        """How what is made is painted with."""
+        return self.module.use(self.options, self.card)
+
+    @property
+    def shown(self) -> list[str]:
+        """Prompts of the sample grids."""
+        captions = self.data.captions
+        return [captions[i * len(captions) // SAMPLES] for i in range(min(SAMPLES, len(captions)))]
+
+    def made(self, progress: Progress, bench: Bench) -> Made:
+        """What is published."""
+        return Made(self.recipe, self.card, progress, self.words, len(self.data), bench.identity(), self.use)
 
 
-@torch.inference_mode()
-def samples(card: Card, prompts: Sequence[str], path: Path) -> None:
-    """A contact sheet of the new student's drafts."""
-    from allaprima.pipeline import AdaptivePipeline
+def train_one(work: Work, bench: Bench, grids: Path, what: str) -> tuple[nn.Module, Progress]:
+    """Train (or resume) one student under a progress bar."""
+    loop = work.recipe.loop
+    with Bar(console=work.console, disable=not work.devices.main) as bar:
+        task = bar.add_task(what, total=loop.max_train_steps)
+        every = 0.0 if loop.fsdp else loop.sample_seconds
+        prompts = bench.data.captions[:: max(1, len(bench.data.captions) // SAMPLES)][:SAMPLES]
+        watch = Watcher(bar, task, work.devices, work.teacher, work.card, work.use, prompts, grids, every)
+        unet = work.module.run(replace(bench, watch=watch), work.options)
+    if watch.last is None:
+        raise TrainingError(f"{bench.folder} says nothing of its steps: give a larger loop.max_train_steps.")
+    return unet, watch.last
 
-    pipe = AdaptivePipeline.from_card(card)
-    out = pipe(list(prompts), seed=0, mode="student-only")
-    rows = [SheetRow(p, None, image, None, None, "accept") for p, image in zip(prompts, out.images, strict=True)]
-    save_png(contact_sheet(rows, f"{card.name}: drafts of {card.student.steps} steps"), path, {})
+
+def train_several(work: Work) -> tuple[list[Progress], Bench]:
+    """Train the students of a partition that are asked for, one after the other."""
+    asked = work.recipe.partition
+    assert asked is not None
+    partition = fitted_partition(asked.kind, asked.students, asked.seed, work.data, work.out / FILE)
+    done: list[Progress] = []
+    bench = None
+    for number in asked.numbers:
+        data, folder = part_of(work.data, partition, number), student_folder(work.out, number)
+        recipe, whole = recipe_of(work.recipe, number), Whole(work.data, work.out / "data")
+        bench = Bench(work.teacher, data, work.null, recipe, folder / "training", devices=work.devices, whole=whole)
+        unet, progress = train_one(work, bench, folder / "samples", f"student {number} of {asked.students}")
+        if work.devices.main:
+            save_student(unet, folder, work.card)
+        done.append(progress)
+    assert bench is not None
+    return done, bench
 
 
 def distill_command(method: str | None, recipe_file: Path | None, changes: Sequence[str], out: Path) -> None:
@@ -113,25 +160,31 @@ def distill_command(method: str | None, recipe_file: Path | None, changes: Seque
     module: Any = importlib.import_module(METHODS[recipe.method].module)
     options = checked(module.Options, recipe.options, recipe.method)
     card = load_card(recipe.teacher)
+    loop = recipe.loop
+    devices = Devices.here(loop.mixed_precision, loop.gradient_accumulation_steps, loop.fsdp, loop.report_to, out / "logs")
     teacher = load_pair(card).teacher
-    data, words = data_of(recipe, card, teacher, out, console)
-    null = teacher.condition([""]).clone()
-    last: list[Progress] = []
-    with Bar(console=console) as bar:
-        show = watcher(console, bar, recipe.loop.max_train_steps)
-
-        def watch(emas: Mapping[str, nn.Module], p: Progress) -> None:
-            last.append(p)
-            show(emas, p)
-
-        bench = Bench(teacher, data, null, recipe, out / "training", watch)
-        unet = module.run(bench, options)
-    if not last:
-        raise TrainingError(f"{out / 'training'} says nothing of its steps: give a larger loop.max_train_steps.")
-    made = Made(recipe, card, last[-1], words, len(data), bench.identity(), module.use(options, card))
-    path = publish(made, unet, out)
-    shown = [data.captions[i * len(data.captions) // SAMPLES] for i in range(min(SAMPLES, len(data.captions)))]
-    samples(load_card(path), shown, out / "samples.png")
+    with devices.first():
+        data, words = data_of(recipe, card, teacher, out, console)
+    teacher.unet.to(devices.device)
+    devices.start_trackers({**recipe.model_dump(exclude={"options", "loop"}), **recipe.options, **loop.model_dump()})
+    work = Work(recipe, module, options, card, teacher, teacher.condition([""]).clone(), data, words, out, devices, console)
+    if recipe.partition is None:
+        bench = Bench(teacher, data, work.null, recipe, out / "training", devices=devices)
+        unet, progress = train_one(work, bench, out / "samples", "training")
+        path = publish(work.made(progress, bench), unet, out) if devices.main else None
+    else:
+        progresses, bench = train_several(work)
+        missing = [k for k in range(recipe.partition.students) if not (student_folder(out, k) / "unet").is_dir()]
+        if missing:
+            console.print(f"students {missing} are still due: run this again without partition.only, or with it elsewhere")
+            return
+        path = publish_many(work.made(progresses[-1], bench), recipe.partition.students, out) if devices.main else None
+    devices.end_trackers()
+    if path is None:
+        return
+    made = load_card(path)
+    title = f"{made.name}: drafts of {made.student.steps} steps"
+    save_png(sample_grid(load_pair(made).student, work.use, made, work.shown, title), out / "samples.png", {})
     console.print(
         f"student, card and page are in {out}; paint with it: allaprima generate --card {path} --student-only 'a prompt'"
     )

@@ -6,6 +6,7 @@ and the recipe. Both are written beside, synced and renamed, so a kill at any in
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,18 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from allaprima.core.errors import TrainingError
+from allaprima.distill.devices import share_of, whole_tensor
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str = "optim") -> dict[str, Tensor]:
     """The optimizer's moments as flat tensors `<prefix>.<index>.<name>` (no pickle)."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{prefix}.{i}.{k}": (v if isinstance(v, Tensor) else torch.tensor(float(v))).contiguous()
+        f"{prefix}.{i}.{k}": (whole_tensor(v) if isinstance(v, Tensor) else torch.tensor(float(v))).contiguous()
         for i, moments in state.items()
         for k, v in moments.items()
     }
@@ -44,7 +46,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
             index, key = name[len(prefix) + 1 :].split(".", 1)
             like = parameters[int(index)]
             if value.shape == like.shape:
-                value = torch.empty_like(like, dtype=value.dtype).copy_(value)
+                value = torch.empty_like(like, dtype=value.dtype).copy_(share_of(value, like))
             state.setdefault(int(index), {})[key] = value
     whole = optimizer.state_dict()
     whole["state"] = state
@@ -52,13 +54,22 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 
 def atomic_write(path: Path, write: Any) -> None:
-    """Call `write(temporary_path)`, sync it to disk and rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Call `write(temporary_path)`, sync it to disk and rename it to `path`.
+
+    Raises `TrainingError` when that fails, as on a full disk; the file that was there stays.
+    """
     temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    with temporary.open("rb") as f:
-        os.fsync(f.fileno())
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as f:
+            os.fsync(f.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as e:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        kept = "The last good one stays" if path.exists() else "There is none yet"
+        raise TrainingError(f"{path} cannot be written: {e}. {kept}; free some space and start the same again.") from e
 
 
 @dataclass(frozen=True)
@@ -83,14 +94,19 @@ class Parts:
         return modules
 
 
-def save_checkpoint(folder: Path, parts: Parts, meta: Mapping[str, Any]) -> None:
-    """Write `checkpoint.safetensors`; its header carries `meta` so weights and counters can't part company."""
+def save_checkpoint(folder: Path, parts: Parts, meta: Mapping[str, Any], write: bool = True) -> None:
+    """Write `checkpoint.safetensors`; its header carries `meta` so weights and counters can't part company.
+
+    Of several processes all must come here, for shares of sharded tensors are gathered; one of them should `write`.
+    """
     tensors: dict[str, Tensor] = {}
     for name, module in parts.modules().items():
-        tensors |= {f"{name}.{k}": v.detach().contiguous() for k, v in module.state_dict().items()}
+        tensors |= {f"{name}.{k}": whole_tensor(v.detach()).contiguous() for k, v in module.state_dict().items()}
     for name, optimizer in parts.optimizers.items():
         tensors |= flatten_optimizer(optimizer, name)
     header = {"meta": json.dumps(dict(meta))}
+    if not write:
+        return
     atomic_write(folder / "checkpoint.safetensors", lambda p: save_file(tensors, p, metadata=header))
 
 
@@ -107,7 +123,9 @@ def load_checkpoint(folder: Path, parts: Parts) -> None:
     try:
         for name, module in parts.modules().items():
             start = f"{name}."
-            module.load_state_dict({k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)})
+            mine = module.state_dict()
+            given = {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}
+            module.load_state_dict({k: share_of(v, mine[k]) if k in mine else v for k, v in given.items()})
     except RuntimeError as e:
         raise TrainingError(f"{path} holds another network: {e}. Start in a fresh folder, or use the same recipe.") from e
     for name, optimizer in parts.optimizers.items():

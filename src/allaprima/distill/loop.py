@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 import csv
+import io
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from allaprima.core.errors import TrainingError
 from allaprima.distill.checkpoint import Parts, load_checkpoint, read_meta, save_checkpoint
+from allaprima.distill.devices import Devices, whole_tensor
 
 Loss = Callable[[nn.Module, Mapping[str, nn.Module], torch.Generator], Tensor]
 """`(model, emas, generator of this step) -> scalar loss`."""
@@ -45,6 +47,11 @@ class LoopConfig:
     seed: int = 0
     checkpoint_seconds: float = 180.0
     log_every: int = 20
+
+    def identity(self, parts: int) -> dict[str, Any]:
+        """What a resumed training must have in common with the stopped one; `parts` batches a step."""
+        plain = {**asdict(self), "emas": dict(self.emas)}
+        return plain if parts == 1 else {**plain, "parts": parts}
 
 
 @dataclass(frozen=True)
@@ -76,9 +83,9 @@ def ema_update(ema: nn.Module, model: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(ours, theirs, 1.0 - decay)  # pyright: ignore[reportPrivateUsage]
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The one source of a step's randomness."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
+def step_generator(seed: int, step: int, part: int = 0) -> torch.Generator:
+    """The one source of randomness of a step's part (see `devices`)."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step + part * 0x9E37_79B9_7F4A_7C15) % (2**63))
 
 
 def adamw(network: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
@@ -92,23 +99,36 @@ def adamw(network: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
     )
 
 
-def descend(value: Tensor, optimizers: Sequence[torch.optim.Optimizer], config: LoopConfig, what: str) -> float:
-    """One step down the gradient of the scalar `value`, clipped by each optimizer's own norm; returns the value.
+def descend(
+    loss: Callable[[torch.Generator], Tensor], generators: Sequence[torch.Generator],
+    optimizers: Sequence[torch.optim.Optimizer], config: LoopConfig, what: str, devices: Devices,
+    networks: Iterable[nn.Module] = (),
+) -> float:  # fmt: skip
+    """One step down the gradient of the mean of `loss` over all parts, clipped by each optimizer's own norm.
 
-    Raises `TrainingError`, before any weight is touched, if the value or a gradient is no finite number.
+    `generators`: one for each of this process's parts; `networks`: those that were placed to be passed `again`. Returns the
+    loss. Raises `TrainingError`, before any weight is touched, if the loss or a gradient is no finite number.
     """
-    current = float(value.detach())
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    values: list[Tensor] = []
+    for g in generators:
+        with devices.autocast():
+            value = loss(g)
+        devices.backward(value)
+        values.append(value.detach())
+    devices.rest(networks)
+    current = devices.mean(torch.stack(values).mean())
     advice = f"Lower learning_rate (now {config.learning_rate}) or max_grad_norm and start again from it."
     if not math.isfinite(current):
         raise TrainingError(f"the loss became {current} at {what}. {advice}")
     for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    value.backward()
-    for optimizer in optimizers:
-        norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], config.max_grad_norm)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        devices.average(parameters)
+        norm = float(whole_tensor(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)))
         # A gradient can overflow where the loss doesn't (a square root at 0); clipping would spread it over all weights.
-        if not math.isfinite(float(norm)):
-            raise TrainingError(f"the gradient's norm became {float(norm)} at {what}. {advice}")
+        if not math.isfinite(norm):
+            raise TrainingError(f"the gradient's norm became {norm} at {what}. {advice}")
     for optimizer in optimizers:
         optimizer.step()
     return current
@@ -130,6 +150,7 @@ def train(
     on_checkpoint: Callable[[Mapping[str, nn.Module], Progress], None] | None = None,
     stop_after_seconds: float | None = None,
     stop: Callable[[Mapping[str, nn.Module], int], bool] | None = None,
+    devices: Devices | None = None,
 ) -> dict[str, nn.Module]:
     """Train `model` in place; returns its EMA copies. Resumes from `folder` when it holds a checkpoint.
 
@@ -138,20 +159,23 @@ def train(
     Raises `TrainingError` when the loss stops being a number (the last good checkpoint stays), or when the folder belongs
     to another recipe.
     """
-    emas = {name: copy.deepcopy(model).requires_grad_(False) for name in config.emas}
+    devices = devices or Devices()
+    emas = {name: devices.place(copy.deepcopy(model).requires_grad_(False)) for name in config.emas}
+    devices.place(model)
     optimizer = adamw(model, config)
 
     def update(step: int) -> dict[str, float]:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        value = loss(model, emas, step_generator(config.seed, step))
-        current = descend(value, [optimizer], config, f"step {step}; the last good checkpoint is in {folder}")
+        what = f"step {step}; the last good checkpoint is in {folder}"
+        generators = [step_generator(config.seed, step, part) for part in devices.parts]
+        current = descend(lambda g: loss(model, emas, g), generators, [optimizer], config, what, devices)
         update_emas(emas, model, config, step)
         return {"loss": current}
 
-    identity = {"recipe": dict(recipe), "loop": {**asdict(config), "emas": dict(config.emas)}}
+    identity = {"recipe": dict(recipe), "loop": config.identity(devices.whole)}
     parts = Parts({"model": model}, {"optim": optimizer}, emas)
-    run(parts, update, ("loss",), config, folder, identity, on_checkpoint, stop_after_seconds, stop)
+    run(parts, update, ("loss",), config, folder, identity, on_checkpoint, stop_after_seconds, stop, devices)
     return emas
 
 
@@ -165,6 +189,7 @@ def run(
     on_checkpoint: Callable[[Mapping[str, nn.Module], Progress], None] | None = None,
     stop_after_seconds: float | None = None,
     stop: Callable[[Mapping[str, nn.Module], int], bool] | None = None,
+    devices: Devices | None = None,
 ) -> None:
     """What every training has in common: resume, checkpoints, the curve, when to stop.
 
@@ -172,19 +197,23 @@ def run(
     `Progress` reports, and it should come at every step. `identity`: plain data that must be the same for a resume.
     Raises `TrainingError` when the folder belongs to another recipe.
     """
+    devices = devices or Devices()
     folder.mkdir(parents=True, exist_ok=True)
     identity = json.loads(json.dumps(identity))
     step, spent, running = _resume(folder, parts, identity, losses)
     started = last_save = time.monotonic()
+    samples = config.train_batch_size * devices.whole
+    logged = step, started
 
     def save() -> None:
         now = spent + time.monotonic() - started
         meta = {"identity": identity, "step": step, "seconds": now, "loss": running[losses[0]], "losses": running}
-        save_checkpoint(folder, parts, meta)
-        if on_checkpoint is not None:
-            on_checkpoint(parts.emas, Progress(step, step * config.train_batch_size, now, running[losses[0]]))
+        save_checkpoint(folder, parts, meta, devices.main)
+        if on_checkpoint is not None and devices.main:
+            on_checkpoint(parts.emas, Progress(step, step * samples, now, running[losses[0]]))
+        devices.wait()
 
-    with _open_curve(folder / "curve.csv", step, losses) as rows:
+    with _open_curve(folder / "curve.csv", step, losses) if devices.main else io.StringIO() as rows:
         writer = csv.writer(rows)
         while not (stop is not None and stop(parts.emas, step)) and step < config.max_train_steps:
             for name, value in update(step).items():
@@ -194,12 +223,17 @@ def run(
                 means = [f"{running[name]:.6f}" for name in losses]
                 seconds = spent + time.monotonic() - started
                 rate = f"{learning_rate(config, step):.3e}"
-                writer.writerow([step, step * config.train_batch_size, f"{seconds:.1f}", *means, rate])
+                writer.writerow([step, step * samples, f"{seconds:.1f}", *means, rate])
                 rows.flush()
-            if time.monotonic() - last_save > config.checkpoint_seconds:
+                now = time.monotonic()
+                speed = (step - logged[0]) * samples / max(now - logged[1], 1e-9)
+                logged = step, now
+                told = {name: value for name, value in running.items() if math.isfinite(value)}
+                devices.log({**told, "lr": float(rate), "samples_per_second": speed}, step)
+            if devices.agree(time.monotonic() - last_save > config.checkpoint_seconds):
                 save()
                 last_save = time.monotonic()
-            if stop_after_seconds is not None and time.monotonic() - started > stop_after_seconds:
+            if stop_after_seconds is not None and devices.agree(time.monotonic() - started > stop_after_seconds):
                 break
     save()
 

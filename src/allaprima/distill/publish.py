@@ -4,6 +4,7 @@
 OUT/
   card.yaml           extends the teacher's card: allaprima generate --card OUT
   student/            unet/, scheduler/: loads in diffusers with the teacher's other parts
+  students/0/, ...    the same of a multi-student training, with partition.safetensors that says whose a prompt is
   README.md           the model page: recipe, data, samples, licence
   samples.png         drafts of the student
   provenance.json     recipe, data, teacher, steps, seconds, hashes of the weights
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import yaml
 from torch import nn
 
 from allaprima.distill.loop import Progress
+from allaprima.distill.many import FILE, student_folder
 from allaprima.distill.methods import METHODS
 from allaprima.distill.methods.common import Use
 from allaprima.distill.recipe import Recipe
@@ -46,22 +48,37 @@ class Made:
     """How to paint with it."""
 
 
+def save_student(unet: nn.Module, folder: Path, card: Card) -> None:
+    """Write a trained UNet with the scheduler of `card`'s teacher: a folder that cards may name and diffusers loads."""
+    plain: Any = unet.cpu().eval().requires_grad_(False)
+    plain.save_pretrained(folder / "unet", safe_serialization=True)
+    shutil.copytree(card.path(card.teacher.source or "") / "scheduler", folder / "scheduler", dirs_exist_ok=True)
+
+
 def publish(made: Made, unet: nn.Module, out: Path) -> Path:
     """Write the student, its card and its page; returns the card's path. What is there is written over, file by file."""
-    student = out / "student"
-    plain: Any = unet.eval().requires_grad_(False)
-    plain.save_pretrained(student / "unet", safe_serialization=True)
-    source = made.card.path(made.card.teacher.source or "")
-    shutil.copytree(source / "scheduler", student / "scheduler", dirs_exist_ok=True)
+    save_student(unet, out / "student", made.card)
+    return _described(made, {"source": "student"}, [out / "student"], out)
+
+
+def publish_many(made: Made, students: int, out: Path) -> Path:
+    """Write card and page of a multi-student training whose students `save_student` has written; returns the card's path."""
+    folders = [student_folder(out, k) for k in range(students)]
+    source = {"students": [str(f.relative_to(out)) for f in folders], "partition": FILE}
+    return _described(made, source, folders, out)
+
+
+def _described(made: Made, source: Mapping[str, Any], folders: Sequence[Path], out: Path) -> Path:
     card = out / "card.yaml"
-    card.write_text(yaml.safe_dump(_card(made), sort_keys=False), encoding="utf-8")
+    card.write_text(yaml.safe_dump(_card(made, source), sort_keys=False), encoding="utf-8")
     account = {
         "recipe": made.recipe.model_dump(),
         "trained": asdict(made.progress),
         "identity": dict(made.identity),
         "sha256": {
             str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in sorted(student.rglob("*.safetensors"))
+            for folder in folders
+            for p in sorted((folder / "unet").glob("*.safetensors"))
         },
     }
     (out / "provenance.json").write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
@@ -69,19 +86,20 @@ def publish(made: Made, unet: nn.Module, out: Path) -> Path:
     return card
 
 
-def _card(made: Made) -> dict[str, Any]:
+def _card(made: Made, source: Mapping[str, Any]) -> dict[str, Any]:
     """A card that takes everything but the student from the teacher's."""
     teacher = made.card
     named = teacher.folder / "card.yaml"
     bundled = teacher.name if (teacher.folder.parent.name == "bundled") else str(named.resolve())
     shared = ["text_encoder", "tokenizer", "vae"]
+    several = "" if made.recipe.partition is None else f"-{made.recipe.partition.students}"
     student = {
-        "source": "student", "steps": made.use.steps, "guidance_scale": made.use.guidance, "solver": made.use.solver,
+        **source, "steps": made.use.steps, "guidance_scale": made.use.guidance, "solver": made.use.solver,
         "license": teacher.teacher.license, "share": shared,
     }  # fmt: skip
     return {
         "extends": bundled,
-        "name": f"{teacher.name}-{made.recipe.method.replace('_', '-')}",
+        "name": f"{teacher.name}-{made.recipe.method.replace('_', '-')}{several}",
         "description": f"{teacher.name} with a student made by {made.recipe.method}. Calibrate before adaptive use.",
         "student": student,
     }
@@ -91,15 +109,23 @@ def page(made: Made) -> str:
     """The model page, Markdown with the head that model hubs read."""
     entry = METHODS[made.recipe.method]
     recipe = yaml.safe_dump(made.recipe.model_dump(exclude_none=True), sort_keys=False).strip()
+    student, several, where = "student", "", "student/unet"
+    if made.recipe.partition is not None:
+        k = made.recipe.partition.students
+        student, where = f"{k} students", "students/0/unet"
+        several = (
+            f"\n\nA prompt is painted by one of {k} students, as `partition.safetensors` says"
+            f" ({made.recipe.partition.kind}): {k} times one student's training, one student's cost of painting."
+        )
     return f"""---
 license: {made.card.teacher.license.lower()}
 library_name: diffusers
 tags: [allaprima, distillation, text-to-image]
 ---
 
-# {made.card.name}, student by {made.recipe.method}
+# {made.card.name}, {student} by {made.recipe.method}
 
-{entry.summary.capitalize()} ({entry.paper}). Teacher: `{made.card.name}`.
+{entry.summary.capitalize()} ({entry.paper}). Teacher: `{made.card.name}`.{several}
 
 ![drafts of the student](samples.png)
 
@@ -110,7 +136,7 @@ allaprima generate --card card.yaml "a prompt" --student-only
 allaprima calibrate --card card.yaml --budget 15 --out calibration.json    # before adaptive use
 ```
 
-In diffusers: load the teacher's pipeline and put `UNet2DConditionModel.from_pretrained("student/unet")` in its place, with
+In diffusers: load the teacher's pipeline and put `UNet2DConditionModel.from_pretrained("{where}")` in its place, with
 `LCMScheduler` for several steps.
 
 | | |

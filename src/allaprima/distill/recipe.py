@@ -14,10 +14,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from allaprima.core.errors import SettingError
 
@@ -44,13 +44,53 @@ class LoopSettings(Strict):
     use_ema: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the copy that is exported."""
     gradient_checkpointing: bool = False
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Batches a step and process, each of `train_batch_size`."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    fsdp: bool = False
+    """Shard networks and optimizer over the processes of `accelerate launch` instead of copying them."""
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     seed: int = 0
     checkpoint_seconds: float = Field(default=300.0, gt=0)
+    sample_seconds: float = Field(default=1200.0, ge=0)
+    """How often, at most, sample grids are painted while training, at checkpoints; 0 is never."""
     log_every: int = Field(default=20, ge=1)
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class PartitionSettings(Strict):
+    """Several students, each of its own part of the prompts (`distill.many`)."""
+
+    kind: Literal["pca_median", "balanced_kmeans", "random"] = "pca_median"
+    students: int = Field(default=4, ge=2)
+    seed: int = 0
+    only: tuple[int, ...] = ()
+    """Train these students now, the others elsewhere or later; none named is all, one after the other."""
+
+    @field_validator("only", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        odd = [k for k in self.only if not 0 <= k < self.students]
+        if odd:
+            raise ValueError(f"student {odd[0]} is not among 0..{self.students - 1}")
+        return self
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Students to train now."""
+        return self.only or tuple(range(self.students))
 
 
 class Recipe(Strict):
-    """One training."""
+    """One training, or with `partition` one for each student."""
 
     method: str
     teacher: str = "emoji"
@@ -61,6 +101,7 @@ class Recipe(Strict):
     """Without data: a file of prompts; default: what the card knows."""
     start: str | None = None
     """Folder of the UNet the student starts from; default: the teacher's."""
+    partition: PartitionSettings | None = None
     options: dict[str, Any] = {}
     loop: LoopSettings = LoopSettings()
 

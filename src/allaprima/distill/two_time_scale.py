@@ -11,8 +11,8 @@ equals an uninterrupted one to the bit.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from allaprima.core.errors import SettingError
 from allaprima.distill.checkpoint import Parts
+from allaprima.distill.devices import Devices
 from allaprima.distill.loop import LoopConfig, Progress, adamw, descend, learning_rate, run, step_generator, update_emas
 
 Networks = Mapping[str, nn.Module]
@@ -72,6 +73,7 @@ def train_two_time_scale(
     on_checkpoint: Callable[[Mapping[str, nn.Module], Progress], None] | None = None,
     stop_after_seconds: float | None = None,
     stop: Callable[[Mapping[str, nn.Module], int], bool] | None = None,
+    devices: Devices | None = None,
 ) -> dict[str, nn.Module]:
     """Train `networks` in place; returns the generator's EMA copies. Resumes from `folder` when it holds a checkpoint.
 
@@ -86,8 +88,10 @@ def train_two_time_scale(
     if not {"generator", "fake_score"} <= networks.keys() <= {"generator", "fake_score", "head"}:
         raise SettingError(f"networks {sorted(networks)}: 'generator' and 'fake_score' are due, and 'head' if there is one.")
     loop = config.loop
+    devices = devices or Devices()
     generator = networks["generator"]
-    emas = {name: copy.deepcopy(generator).requires_grad_(False) for name in loop.emas}
+    emas = {name: devices.place(copy.deepcopy(generator).requires_grad_(False)) for name in loop.emas}
+    networks = {name: devices.place(network, again=True) for name, network in networks.items()}
     optimizers = {name: adamw(network, loop) for name, network in networks.items()}
     critic = [optimizer for name, optimizer in optimizers.items() if name != "generator"]
 
@@ -95,25 +99,38 @@ def train_two_time_scale(
         for name, optimizer in optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(loop, step) * config.rates()[name] / loop.learning_rate
-        g = step_generator(loop.seed, step)
+        generators = [step_generator(loop.seed, step, part) for part in devices.parts]
         where = f"step {step}; the last good checkpoint is in {folder}"
         found: dict[str, float] = {}
+
+        def turn(loss: NetworksLoss, whose: Sequence[torch.optim.Optimizer], what: str) -> float:
+            return descend(lambda g: loss(networks, emas, g), generators, whose, loop, what, devices, networks.values())
+
         # At the end of n iterations, not at their beginning: by then the critic has had n looks at the generator.
         if (step + 1) % config.generator_every == 0:
-            value = generator_loss(networks, emas, g)
-            found["generator_loss"] = descend(value, [optimizers["generator"]], loop, f"the generator's {where}")
+            found["generator_loss"] = turn(generator_loss, [optimizers["generator"]], f"the generator's {where}")
             update_emas(emas, generator, loop, config.generator_steps(step))
         # `descend` clears its own networks' gradients first: nothing the generator's backward pass has left in the fake
         # score and the head (its adversarial loss runs through both) is taken for the critic's.
-        value = critic_loss(networks, emas, g)
-        found["critic_loss"] = descend(value, critic, loop, f"the critic's {where}")
+        found["critic_loss"] = turn(critic_loss, critic, f"the critic's {where}")
         return found
 
     identity = {
         "recipe": dict(recipe),
-        "loop": {**asdict(loop), "emas": dict(loop.emas)},
+        "loop": loop.identity(devices.whole),
         "two_time_scale": {"generator_every": config.generator_every, "rates": config.rates(), "networks": sorted(networks)},
     }
     parts = Parts(networks, {f"optim.{name}": optimizer for name, optimizer in optimizers.items()}, emas)
-    run(parts, update, ("critic_loss", "generator_loss"), loop, folder, identity, on_checkpoint, stop_after_seconds, stop)
+    run(
+        parts,
+        update,
+        ("critic_loss", "generator_loss"),
+        loop,
+        folder,
+        identity,
+        on_checkpoint,
+        stop_after_seconds,
+        stop,
+        devices,
+    )
     return emas

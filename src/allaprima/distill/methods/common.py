@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from allaprima.core.types import Condition, Samples, Times
 from allaprima.diffusion.denoiser import NetworkDenoiser
 from allaprima.diffusion.guidance import ClassifierFreeGuidance
 from allaprima.diffusion.schedule import Schedule
+from allaprima.distill.devices import Devices
 from allaprima.distill.loop import LoopConfig, Progress
 from allaprima.distill.losses.consistency import GuidedPrediction
 from allaprima.distill.recipe import LoopSettings, Recipe
@@ -38,6 +39,16 @@ class Use:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """What the students of a multi-student training share."""
+
+    data: TrainingData
+    """Everybody's."""
+    folder: Path
+    """Where pairs are kept, painted once for all."""
+
+
+@dataclass(frozen=True)
 class Bench:
     """One training, ready to start."""
 
@@ -49,6 +60,9 @@ class Bench:
     folder: Path
     """Where checkpoints go; resumed from when it holds one."""
     watch: Watch | None = None
+    devices: Devices = field(default_factory=Devices)
+    whole: Whole | None = None
+    """Of a multi-student training; `data` is this student's part."""
 
     @property
     def schedule(self) -> Schedule:
@@ -82,6 +96,15 @@ class Bench:
         """Prompts with the empty prompt for a negative, and guidance scales `w: (B,)`."""
         negative = {f"negative_{k}": v.expand_as(cond.tensors[k]) for k, v in self.null.tensors.items()}
         return Condition({**cond.tensors, **negative, "guidance_scale": w.float()})
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Samples, Condition]:
+        """Rows of the data, drawn with replacement, where this process computes."""
+        latents, cond = self.data.draw(count, generator)
+        return latents.to(self.devices.device), cond.to(self.devices.device)
+
+    def normal(self, like: Samples, generator: torch.Generator) -> Samples:
+        """Noise of a sample's shape; drawn on the CPU, so that it is the same on every device."""
+        return torch.randn(like.shape, generator=generator).to(like.device)
 
     def student(self) -> nn.Module:
         """The network a student starts from, trainable: the recipe's `start`, or a copy of the teacher's."""

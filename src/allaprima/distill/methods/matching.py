@@ -134,12 +134,14 @@ def _guided(bench: Bench, scale: float) -> Denoiser:
 
 
 def _regression(bench: Bench, options: Options) -> Regression:
+    folder = bench.folder if bench.whole is None else bench.whole.folder
     noise, ends, captions = painted_pairs(
-        bench, options.pairs, options.pairs_steps, options.guidance_scale, bench.folder / "pairs.safetensors"
+        bench, options.pairs, options.pairs_steps, options.guidance_scale, folder / "pairs.safetensors"
     )
+    conditions = (bench.data if bench.whole is None else bench.whole.data).conditions
 
     def draw(n: int, g: torch.Generator) -> Pairs:
         index = torch.randint(len(noise), (n,), generator=g)
-        return Pairs(noise[index], ends[index], bench.data.conditions.rows(captions[index]).float())
+        return Pairs(noise[index], ends[index], conditions.rows(captions[index]).float())
 
     return Regression(draw, options.regression_weight)

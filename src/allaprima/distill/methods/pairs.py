@@ -36,7 +36,8 @@ def painted_pairs(bench: Bench, count: int, steps: int, scale: float, path: Path
     Captions are those of the data in turn. Prompts are not filtered to anybody's part: filtered pairs lose modes
     (arXiv 2410.23274, section 4).
     """
-    captions = torch.arange(count) % len(bench.data.conditions)
+    conditions = (bench.data if bench.whole is None else bench.whole.data).conditions
+    captions = torch.arange(count) % len(conditions)
     g = torch.Generator().manual_seed(bench.recipe.loop.seed)
     noise = torch.randn((count, *bench.data.latents.shape[1:]), generator=g)
     ends: list[Tensor] = []
@@ -46,7 +47,7 @@ def painted_pairs(bench: Bench, count: int, steps: int, scale: float, path: Path
     path.parent.mkdir(parents=True, exist_ok=True)
     for i in range(done, count, BATCH):
         here = slice(i, min(i + BATCH, count))
-        ends.append(solve(bench, noise[here], bench.data.conditions.rows(captions[here]).float(), steps, scale).clone())
+        ends.append(solve(bench, noise[here], conditions.rows(captions[here]).float(), steps, scale).clone())
         if (i // BATCH) % 20 == 19 or here.stop == count:
             beside = path.with_name(path.name + ".part")
             save_file({"ends": torch.cat(ends).contiguous()}, beside)
