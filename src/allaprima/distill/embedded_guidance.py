@@ -14,7 +14,7 @@ NEW = "time_embedding.cond_proj.weight"
 
 
 def with_embedded_guidance(unet: Any, dim: int = DIM) -> Any:
-    """A copy of a `UNet2DConditionModel` with `time_cond_proj_dim=dim`, frozen and in evaluation mode.
+    """A copy of a `UNet2DConditionModel` with `time_cond_proj_dim=dim`, float32, frozen, in evaluation mode.
 
     The new projection is zero, so that the copy says to the bit what `unet` says, whatever scale it is told. Departure:
     diffusers' script starts it at random. A UNet that has one already is copied with it.
@@ -30,4 +30,4 @@ def with_embedded_guidance(unet: Any, dim: int = DIM) -> Any:
         made.load_state_dict(weights)
     except RuntimeError as e:
         raise ModelError(f"this UNet's weights don't fit its config: {e}. Load it again from its folder.") from e
-    return made.to(device=unet.device, dtype=unet.dtype).eval().requires_grad_(False)
+    return made.to(unet.device).eval().requires_grad_(False)
