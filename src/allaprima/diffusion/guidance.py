@@ -1,4 +1,7 @@
-"""Classifier-free guidance, per sample, in one doubled forward pass (arXiv 2207.12598), and where it is applied."""
+"""Classifier-free guidance, per sample, in one doubled forward pass (arXiv 2207.12598), and where it is applied.
+
+Or embedded: a student that was told the scale when it was distilled needs one pass (arXiv 2310.04378, section 4.2).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition, Denoiser, Samples, Times
@@ -86,3 +91,41 @@ class ClassifierFreeGuidance:
         """What `__call__` gives at scale 1, up to rounding, in one evaluation: the conditional half alone."""
         names = [k for k in cond.tensors if not k.startswith("negative_") and k != "guidance_scale"]
         return self.denoiser(x_t, t, Condition({k: cond.tensors[k] for k in names}))
+
+
+def guidance_embedding(scale: Times, dim: int) -> Float[Tensor, " b e"]:
+    """`(B,)` guidance scales -> `(B, dim)`: sines and cosines of `1000 (w - 1)` (arXiv 2107.00630's, as LCM uses it).
+
+    The operations are those of diffusers' `LatentConsistencyModelPipeline.get_guidance_scale_embedding`, in float32 and in
+    its order: the arguments reach thousands, so that another rounding would be another embedding.
+    """
+    half = dim // 2
+    step = torch.log(torch.tensor(10000.0, device=scale.device)) / (half - 1)
+    angles = ((scale.float() - 1) * 1000.0)[:, None] * torch.exp(torch.arange(half, device=scale.device).float() * -step)
+    return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
+
+
+class EmbeddedGuidance:
+    """A network that is told the scale: the guided prediction in one evaluation, and at scale 1 the unguided one.
+
+    Negatives in the condition are left out: such a network never saw one (nor does diffusers' LCM pipeline take any).
+    """
+
+    evaluations_per_call = 1
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+
+    def __call__(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
+        """`(B,C,H,W), (B,), B rows -> (B,C,H,W)`. Raises `SettingError` without a scale."""
+        w = cond.get("guidance_scale")
+        if w is None:
+            raise SettingError(
+                f"embedded guidance needs guidance_scale; the condition holds {sorted(cond.tensors)}: give it, 1 being none."
+            )
+        known = {k: v for k, v in cond.tensors.items() if not k.startswith("negative_")}
+        return self.denoiser(x_t, t, Condition(known))
+
+    def unguided(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
+        """What `__call__` gives at scale 1, to the bit."""
+        return self(x_t, t, Condition({**cond.tensors, "guidance_scale": torch.ones_like(t, dtype=torch.float32)}))

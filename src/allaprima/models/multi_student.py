@@ -26,15 +26,15 @@ from torch import Tensor
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.types import Condition, Samples, Times
 from allaprima.diffusion.denoiser import NetworkDenoiser
-from allaprima.diffusion.guidance import ClassifierFreeGuidance
+from allaprima.diffusion.guidance import GuidedDenoiser
 from allaprima.diffusion.schedule import Schedule
 from allaprima.models.card import TextSettings
-from allaprima.models.families.sd import SDModel, load_sd, load_unet, run_unet
+from allaprima.models.families.sd import SDModel, guided, load_sd, load_unet, run_unet
 from allaprima.models.load import fingerprint, read_json, weight_files
 from allaprima.models.partition import Partition, partition_fingerprint
 from allaprima.models.partition_file import load_partition
 
-ALIKE = ("_class_name", "in_channels", "out_channels", "sample_size", "cross_attention_dim")
+ALIKE = ("_class_name", "in_channels", "out_channels", "sample_size", "cross_attention_dim", "time_cond_proj_dim")
 """What the configs of students must agree on; depth and width are each one's own."""
 
 
@@ -76,10 +76,9 @@ class UNets:
 class RoutedGuidance:
     """Guidance that tells the network whose each row is: `route: (B,)` in the condition, else the prompt's own."""
 
-    evaluations_per_call = 2
-
-    def __init__(self, guidance: ClassifierFreeGuidance, route: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, guidance: GuidedDenoiser, route: Callable[[Tensor], Tensor]) -> None:
         self.guidance, self.route = guidance, route
+        self.evaluations_per_call = guidance.evaluations_per_call
 
     def __call__(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
         """`(B,C,H,W), (B,), B rows -> (B,C,H,W)`. `route` has no negative, so both halves carry the prompt's."""
@@ -154,18 +153,19 @@ class MultiStudent:
 
     @property
     def denoiser(self) -> RoutedGuidance:
-        """Guided denoiser: two network evaluations a row, of the row's own student."""
+        """Guided denoiser: two network evaluations a row (one if guidance is embedded), of the row's own student."""
         network = NetworkDenoiser(self._network, self.shell.schedule, self.shell.prediction)
-        return RoutedGuidance(ClassifierFreeGuidance(network), self.route)
+        return RoutedGuidance(guided(self.shell.unet, network), self.route)
 
     def _network(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        route, embeds = cond.tensors["route"], cond.tensors["prompt_embeds"]
+        route, embeds, scale = cond.tensors["route"], cond.tensors["prompt_embeds"], cond.get("guidance_scale")
         output = torch.empty(0)
         for student in route.unique().tolist():
             rows = (route == student).nonzero()[:, 0]
             # One shape, whoever else is in the call: copies of the first row fill the places of the others' rows.
             filled = torch.cat([rows, rows[:1].expand(len(x_t) - len(rows))])
-            made = run_unet(self.unets[student], x_t[filled], t[filled], embeds[filled])
+            told = None if scale is None else scale[filled]
+            made = run_unet(self.unets[student], x_t[filled], t[filled], embeds[filled], told)
             if len(output) == 0:
                 output = torch.empty_like(made)
             output[rows] = made[: len(rows)]

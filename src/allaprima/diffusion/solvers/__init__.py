@@ -17,6 +17,7 @@ SOLVERS = {
     "euler": "euler:Euler",
     "heun": "heun:Heun",
     "consistency": "consistency:Consistency",
+    "lcm": "consistency:lcm",
     "restart": "restart:Restart",
 }
 """Name -> `module:class` in this package, imported when asked for."""

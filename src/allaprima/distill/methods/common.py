@@ -14,14 +14,13 @@ from torch import nn
 
 from allaprima.core.types import Condition, Samples, Times
 from allaprima.diffusion.denoiser import NetworkDenoiser
-from allaprima.diffusion.guidance import ClassifierFreeGuidance
 from allaprima.diffusion.schedule import Schedule
 from allaprima.distill.devices import Devices
 from allaprima.distill.loop import LoopConfig, Progress
 from allaprima.distill.losses.consistency import GuidedPrediction
 from allaprima.distill.recipe import LoopSettings, Recipe
 from allaprima.distill.training_data import TrainingData
-from allaprima.models.families.sd import SDModel
+from allaprima.models.families.sd import SDModel, guided
 
 Watch = Callable[[Mapping[str, nn.Module], Progress], None]
 """Told at every checkpoint: EMA copies by name (`use` is what is exported), and how far the training has come."""
@@ -84,8 +83,8 @@ class Bench:
         return NetworkDenoiser(partial(self.teacher.output, network), self.schedule, self.teacher.prediction)
 
     def guided(self, network: nn.Module, cond: Condition) -> GuidedPrediction:
-        """The guided clean prediction for prompts `cond`, in one doubled forward pass."""
-        denoise = ClassifierFreeGuidance(self.denoiser(network))
+        """The guided clean prediction for prompts `cond`: one doubled forward pass, a plain one if guidance is embedded."""
+        denoise = guided(network, self.denoiser(network))
 
         def predict(x_t: Samples, t: Times, w: Times) -> Samples:
             return denoise(x_t, t, self.with_guidance(cond, w))
@@ -106,9 +105,13 @@ class Bench:
         """Noise of a sample's shape; drawn on the CPU, so that it is the same on every device."""
         return torch.randn(like.shape, generator=generator).to(like.device)
 
-    def student(self) -> nn.Module:
-        """The network a student starts from, trainable: the recipe's `start`, or a copy of the teacher's."""
-        return trainable(start_unet(self.recipe.start, self.teacher), self.recipe.loop)
+    def student(self, prepare: Callable[[Any], Any] | None = None) -> nn.Module:
+        """The network a student starts from, trainable: the recipe's `start`, or a copy of the teacher's.
+
+        `prepare` makes another network of it before.
+        """
+        unet = start_unet(self.recipe.start, self.teacher)
+        return trainable(unet if prepare is None else prepare(unet), self.recipe.loop)
 
 
 def start_unet(start: str | None, teacher: SDModel) -> nn.Module:

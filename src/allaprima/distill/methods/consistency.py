@@ -3,25 +3,38 @@
 `target: next` is the paper's loss: what the student says at t is drawn to what its slow copy says one grid point later.
 `target: end` draws it to where the teacher's own trajectory from that point ends, solved on the spot: the same fixed point
 without the errors that bootstrapping over the whole grid gathers, at `end_steps` teacher evaluations a sample.
+
+`embedded_guidance` and `boundary: lcm` are the choices of latent consistency models (arXiv 2310.04378).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from allaprima.core.errors import SettingError
-from allaprima.core.types import Samples, Times
+from allaprima.core.types import Condition, Samples, Times
 from allaprima.diffusion.schedule import expand
-from allaprima.distill.loop import train
-from allaprima.distill.losses.consistency import GuidedPrediction, consistency_loss, ddim_step, endpoint_loss
+from allaprima.diffusion.solvers.consistency import lcm_grid
+from allaprima.distill.embedded_guidance import with_embedded_guidance
+from allaprima.distill.loop import Loss, train
+from allaprima.distill.losses.consistency import (
+    GuidedPrediction,
+    consistency_loss,
+    ddim_step,
+    endpoint_loss,
+    with_lcm_boundary,
+)
 from allaprima.distill.methods.common import Bench, Use, loop_config
 from allaprima.distill.recipe import Strict
 from allaprima.models.card import Card
+from allaprima.models.families.sd import guidance_dim
 
 
 class Options(Strict):
@@ -37,37 +50,101 @@ class Options(Strict):
     target_ema: float = Field(default=0.95, ge=0, lt=1)
     huber: float | None = Field(default=None, gt=0)
     """c of the pseudo-Huber distance in place of the square."""
+    huber_over: Literal["sample", "element"] = "sample"
+    """What a distance is taken of: all of a sample, or each number as in diffusers' scripts."""
+    embedded_guidance: bool = False
+    """The student is told w beside the time (arXiv 2310.04378): it and its target need no doubled forward pass."""
+    boundary: Literal["none", "lcm"] = "none"
+    """`lcm`: f = c_skip x_t + c_out x0 on the times 999, 979, ..., the identity at time 0 (arXiv 2310.04378)."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What is drawn for a step: `x0, eps: (B, C, H, W)`, prompts, `index: (B,)` into the grid, scales `w: (B,)`."""
+
+    x0: Samples
+    cond: Condition
+    index: Tensor
+    w: Times
+    eps: Samples
 
 
 def run(bench: Bench, options: Options) -> nn.Module:
     """Train; returns the student's exported copy."""
-    if options.w[0] > options.w[1] or options.w[0] < 0:
-        raise SettingError(f"w={options.w!r} is no range of guidance scales: 0 <= low <= high are due, such as [1, 8].")
-    grid = bench.schedule.grid(options.grid_points)
-    batch = bench.recipe.loop.train_batch_size
-
-    def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
-        x0, cond = bench.data.draw(batch, g)
-        index = torch.randint(len(grid), (batch,), generator=g)
-        w = options.w[0] + (options.w[1] - options.w[0]) * torch.rand(batch, generator=g)
-        eps = torch.randn(x0.shape, generator=g)
-        student, teacher = bench.guided(model, cond), bench.guided(bench.teacher.unet, cond)
-        if options.target == "next":
-            target = bench.guided(emas["target"], cond)
-            return consistency_loss(student, target, teacher, bench.schedule, grid, x0, eps, index, w, options.huber)
-        t = torch.tensor(grid, dtype=torch.float64)[index]
-        x_t = expand(bench.schedule.alpha(t), x0) * x0 + expand(bench.schedule.sigma(t), x0) * eps
-        return endpoint_loss(student, x_t, t, w, trajectory_end(bench, teacher, x_t, t, w, options.end_steps))
-
+    loss = objective(bench, options)
     emas = {"target": options.target_ema} if options.target == "next" else {}
     config = loop_config(bench.recipe.loop, **emas)
-    return train(bench.student(), loss, config, bench.folder, bench.identity(), bench.watch)["use"]
+    model = bench.student(partial(_prepared, options))
+    return train(model, loss, config, bench.folder, bench.identity(), bench.watch)["use"]
+
+
+def objective(bench: Bench, options: Options) -> Loss:
+    """What is descended. Raises `SettingError` for options that contradict themselves or the teacher's schedule."""
+    if options.w[0] > options.w[1] or options.w[0] < 0:
+        raise SettingError(f"w={options.w!r} is no range of guidance scales: 0 <= low <= high are due, such as [1, 8].")
+    if options.huber_over == "element" and (options.huber is None or options.target == "end"):
+        raise SettingError("huber_over='element' belongs to huber and target='next': give huber=0.001, or leave it out.")
+    grid = grid_of(bench, options)
+
+    def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
+        return loss_of(bench, options, grid, draw(bench, options, len(grid), g), model, emas)
+
+    return loss
+
+
+def grid_of(bench: Bench, options: Options) -> list[float]:
+    """The times that t is drawn from, decreasing."""
+    n = options.grid_points
+    return lcm_grid(bench.schedule, n) if options.boundary == "lcm" else bench.schedule.grid(n)
+
+
+def draw(bench: Bench, options: Options, points: int, g: torch.Generator) -> Draw:
+    """A step's randomness, on a grid of so many points."""
+    batch = bench.recipe.loop.train_batch_size
+    x0, cond = bench.data.draw(batch, g)
+    index = torch.randint(points, (batch,), generator=g)
+    w = options.w[0] + (options.w[1] - options.w[0]) * torch.rand(batch, generator=g)
+    return Draw(x0, cond, index, w, torch.randn(x0.shape, generator=g))
+
+
+def loss_of(
+    bench: Bench, options: Options, grid: Sequence[float], d: Draw, model: nn.Module, emas: Mapping[str, nn.Module]
+) -> Tensor:
+    """The loss of what was drawn."""
+    bounded, end = (with_lcm_boundary, 0.0) if options.boundary == "lcm" else (_as_it_is, None)
+    student, teacher = bounded(bench.guided(model, d.cond)), bench.guided(bench.teacher.unet, d.cond)
+    if options.target == "next":
+        target, element = bounded(bench.guided(emas["target"], d.cond)), options.huber_over == "element"
+        return consistency_loss(
+            student, target, teacher, bench.schedule, grid, d.x0, d.eps, d.index, d.w, options.huber, end, element
+        )
+    t = torch.tensor(grid, dtype=torch.float64)[d.index]
+    x_t = expand(bench.schedule.alpha(t), d.x0) * d.x0 + expand(bench.schedule.sigma(t), d.x0) * d.eps
+    return endpoint_loss(student, x_t, t, d.w, trajectory_end(bench, teacher, x_t, t, d.w, options.end_steps))
+
+
+def _as_it_is(predict: GuidedPrediction) -> GuidedPrediction:
+    return predict
+
+
+def _prepared(options: Options, unet: Any) -> Any:
+    if options.embedded_guidance:
+        return with_embedded_guidance(unet)
+    if guidance_dim(unet) is not None:
+        raise SettingError(
+            "embedded_guidance=false, but the network to start from has guidance embedded: set embedded_guidance=true, or"
+            " start from another."
+        )
+    return unet
 
 
 def use(options: Options, card: Card) -> Use:
     """Five steps, as the paper's, at the teacher's guidance if that was trained for."""
     guidance = min(max(card.teacher.guidance_scale, options.w[0]), options.w[1])
-    return Use(5, guidance, "consistency", f"It was trained for guidance scales {options.w[0]:g} to {options.w[1]:g}.")
+    words = f"It was trained for guidance scales {options.w[0]:g} to {options.w[1]:g}."
+    if options.embedded_guidance:
+        words += " It is told the scale: a step is one network evaluation, and a negative prompt means nothing to it."
+    return Use(5, guidance, "lcm" if options.boundary == "lcm" else "consistency", words)
 
 
 @torch.no_grad()

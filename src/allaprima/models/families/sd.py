@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from allaprima.core.errors import PromptError
-from allaprima.core.types import Condition
+from allaprima.core.types import Condition, Denoiser
 from allaprima.diffusion.denoiser import NetworkDenoiser
-from allaprima.diffusion.guidance import ClassifierFreeGuidance
+from allaprima.diffusion.guidance import ClassifierFreeGuidance, EmbeddedGuidance, GuidedDenoiser, guidance_embedding
 from allaprima.diffusion.schedule import DiscreteVP
 from allaprima.models.card import TextSettings
 from allaprima.models.load import fingerprint, load_component, load_tokenizer, read_json
@@ -41,9 +41,9 @@ class SDModel:
         return hashlib.sha256(json.dumps(dict(self.fingerprints), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
-    def denoiser(self) -> ClassifierFreeGuidance:
-        """Guided denoiser: two network evaluations a call."""
-        return ClassifierFreeGuidance(NetworkDenoiser(self._network, self.schedule, self.prediction))
+    def denoiser(self) -> GuidedDenoiser:
+        """Guided denoiser: two network evaluations a call, one if the UNet has guidance embedded."""
+        return guided(self.unet, NetworkDenoiser(self._network, self.schedule, self.prediction))
 
     def _network(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return self.output(self.unet, x_t, t, cond)
@@ -51,7 +51,7 @@ class SDModel:
     @staticmethod
     def output(network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Raw output `(B, C, H, W)` of a network of this family: this model's, or one that is made from it."""
-        return run_unet(network, x_t, t, cond.tensors["prompt_embeds"])
+        return run_unet(network, x_t, t, cond.tensors["prompt_embeds"], cond.get("guidance_scale"))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Shape of one latent for a picture of this size, read off the UNet's training size."""
@@ -94,9 +94,25 @@ class SDModel:
         return (self.vae.decode(latents / scale).sample / 2 + 0.5).clamp(0, 1)
 
 
-def run_unet(unet: Any, x_t: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
-    """A UNet's raw output `(B, C, H, W)`."""
-    return unet(x_t.contiguous(memory_format=torch.channels_last), t.float(), prompt_embeds).sample
+def guidance_dim(unet: Any) -> int | None:
+    """Width of the guidance embedding that a UNet reads beside the time; None if guidance stays outside of it."""
+    # A wrapper of parallel training hides the config, but not the network.
+    return getattr(getattr(getattr(unet, "module", unet), "config", None), "time_cond_proj_dim", None)
+
+
+def guided(unet: Any, denoiser: Denoiser) -> GuidedDenoiser:
+    """The guidance that a UNet's denoiser needs: embedded if the UNet reads it, classifier-free otherwise."""
+    return ClassifierFreeGuidance(denoiser) if guidance_dim(unet) is None else EmbeddedGuidance(denoiser)
+
+
+def run_unet(unet: Any, x_t: Tensor, t: Tensor, prompt_embeds: Tensor, guidance: Tensor | None = None) -> Tensor:
+    """A UNet's raw output `(B, C, H, W)`. `guidance: (B,)` scales, for a UNet that reads them; without any they are 1."""
+    told: dict[str, Tensor] = {}
+    if (dim := guidance_dim(unet)) is not None:
+        # Not "no embedding": the UNet would then leave its projection out, which is no scale it was taught.
+        scale = torch.ones(len(x_t), device=x_t.device) if guidance is None else guidance
+        told["timestep_cond"] = guidance_embedding(scale, dim).to(x_t.dtype)
+    return unet(x_t.contiguous(memory_format=torch.channels_last), t.float(), prompt_embeds, **told).sample
 
 
 def load_unet(folder: Path) -> Any:
