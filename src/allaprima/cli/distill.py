@@ -33,7 +33,7 @@ from allaprima.distill.training_data import (
     vae_encode,
 )  # fmt: skip
 from allaprima.models.card import Card, load_card
-from allaprima.models.families.sd import SDModel
+from allaprima.models.families.family import Family
 from allaprima.models.pair import load_pair
 
 SAMPLES = 12
@@ -47,7 +47,7 @@ def list_methods(console: Console) -> None:
         console.print("    " + "  ".join(f"{k}={v.get_default()!r}" for k, v in options.items()) + "\n", soft_wrap=True)
 
 
-def data_of(recipe: Recipe, card: Card, teacher: SDModel, out: Path, console: Console) -> tuple[TrainingData, str]:
+def data_of(recipe: Recipe, card: Card, teacher: Family, out: Path, console: Console) -> tuple[TrainingData, str]:
     """What is trained on, and that in words. Raises `TrainingError` or `SettingError` for data that can't be read."""
     if recipe.data is None:
         prompts = _prompts(recipe, card)
@@ -116,6 +116,12 @@ def distill_command(method: str | None, recipe_file: Path | None, changes: Seque
     teacher = load_pair(card).teacher
     data, words = data_of(recipe, card, teacher, out, console)
     null = teacher.condition([""]).clone()
+    missing = sorted(null.tensors.keys() - data.conditions.tensors.keys())
+    if missing:
+        raise TrainingError(
+            f"{words} holds {sorted(data.conditions.tensors)} of a prompt, and no {missing[0]}: the family {card.family}"
+            f" reads {sorted(null.tensors)}. Make the latents' file again with all of them, or give pictures."
+        )
     last: list[Progress] = []
     with Bar(console=console) as bar:
         show = watcher(console, bar, recipe.loop.max_train_steps)
@@ -125,11 +131,11 @@ def distill_command(method: str | None, recipe_file: Path | None, changes: Seque
             show(emas, p)
 
         bench = Bench(teacher, data, null, recipe, out / "training", watch)
-        unet = module.run(bench, options)
+        network = module.run(bench, options)
     if not last:
         raise TrainingError(f"{out / 'training'} says nothing of its steps: give a larger loop.max_train_steps.")
     made = Made(recipe, card, last[-1], words, len(data), bench.identity(), module.use(options, card))
-    path = publish(made, unet, out)
+    path = publish(made, network, out)
     shown = [data.captions[i * len(data.captions) // SAMPLES] for i in range(min(SAMPLES, len(data.captions)))]
     samples(load_card(path), shown, out / "samples.png")
     console.print(

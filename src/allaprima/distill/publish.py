@@ -3,7 +3,7 @@
 ```
 OUT/
   card.yaml           extends the teacher's card: allaprima generate --card OUT
-  student/            unet/, scheduler/: loads in diffusers with the teacher's other parts
+  student/            unet/ (or transformer/), scheduler/: loads in diffusers with the teacher's other parts
   README.md           the model page: recipe, data, samples, licence
   samples.png         drafts of the student
   provenance.json     recipe, data, teacher, steps, seconds, hashes of the weights
@@ -28,6 +28,7 @@ from allaprima.distill.methods import METHODS
 from allaprima.distill.methods.common import Use
 from allaprima.distill.recipe import Recipe
 from allaprima.models.card import Card
+from allaprima.models.families.registry import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ class Made:
     """How to paint with it."""
 
 
-def publish(made: Made, unet: nn.Module, out: Path) -> Path:
+def publish(made: Made, network: nn.Module, out: Path) -> Path:
     """Write the student, its card and its page; returns the card's path. What is there is written over, file by file."""
     student = out / "student"
-    plain: Any = unet.eval().requires_grad_(False)
-    plain.save_pretrained(student / "unet", safe_serialization=True)
+    plain: Any = network.eval().requires_grad_(False)
+    plain.save_pretrained(student / FAMILIES[made.card.family].component, safe_serialization=True)
     source = made.card.path(made.card.teacher.source or "")
     shutil.copytree(source / "scheduler", student / "scheduler", dirs_exist_ok=True)
     card = out / "card.yaml"
@@ -65,7 +66,7 @@ def publish(made: Made, unet: nn.Module, out: Path) -> Path:
         },
     }
     (out / "provenance.json").write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(page(made), encoding="utf-8")
+    (out / "README.md").write_text(page(made, type(network).__name__), encoding="utf-8")
     return card
 
 
@@ -74,7 +75,7 @@ def _card(made: Made) -> dict[str, Any]:
     teacher = made.card
     named = teacher.folder / "card.yaml"
     bundled = teacher.name if (teacher.folder.parent.name == "bundled") else str(named.resolve())
-    shared = ["text_encoder", "tokenizer", "vae"]
+    shared = list(FAMILIES[teacher.family].shared)
     student = {
         "source": "student", "steps": made.use.steps, "guidance_scale": made.use.guidance, "solver": made.use.solver,
         "license": teacher.teacher.license, "share": shared,
@@ -87,8 +88,10 @@ def _card(made: Made) -> dict[str, Any]:
     }
 
 
-def page(made: Made) -> str:
-    """The model page, Markdown with the head that model hubs read."""
+def page(made: Made, network: str) -> str:
+    """The model page, Markdown with the head that model hubs read; `network` is the student's class in diffusers."""
+    component = FAMILIES[made.card.family].component
+    scheduler = "LCMScheduler" if component == "unet" else "FlowMatchLCMScheduler"
     entry = METHODS[made.recipe.method]
     recipe = yaml.safe_dump(made.recipe.model_dump(exclude_none=True), sort_keys=False).strip()
     return f"""---
@@ -110,8 +113,8 @@ allaprima generate --card card.yaml "a prompt" --student-only
 allaprima calibrate --card card.yaml --budget 15 --out calibration.json    # before adaptive use
 ```
 
-In diffusers: load the teacher's pipeline and put `UNet2DConditionModel.from_pretrained("student/unet")` in its place, with
-`LCMScheduler` for several steps.
+In diffusers: load the teacher's pipeline and put `{network}.from_pretrained("student/{component}")` in its place, with
+`{scheduler}` for several steps.
 
 | | |
 |---|---|

@@ -15,12 +15,12 @@ from torch import nn
 from allaprima.core.types import Condition, Samples, Times
 from allaprima.diffusion.denoiser import NetworkDenoiser
 from allaprima.diffusion.guidance import ClassifierFreeGuidance
-from allaprima.diffusion.schedule import Schedule
+from allaprima.diffusion.schedule import DiscreteVP, Schedule
 from allaprima.distill.loop import LoopConfig, Progress
 from allaprima.distill.losses.consistency import GuidedPrediction
 from allaprima.distill.recipe import LoopSettings, Recipe
 from allaprima.distill.training_data import TrainingData
-from allaprima.models.families.sd import SDModel
+from allaprima.models.families.family import Family
 
 Watch = Callable[[Mapping[str, nn.Module], Progress], None]
 """Told at every checkpoint: EMA copies by name (`use` is what is exported), and how far the training has come."""
@@ -41,7 +41,7 @@ class Use:
 class Bench:
     """One training, ready to start."""
 
-    teacher: SDModel
+    teacher: Family
     data: TrainingData
     null: Condition
     """What the empty prompt is to the networks, one row."""
@@ -54,6 +54,11 @@ class Bench:
     def schedule(self) -> Schedule:
         """The teacher's; a student has the same."""
         return self.teacher.schedule
+
+    @property
+    def whole_times(self) -> bool:
+        """Whether networks know integer times alone: those of a VP schedule do, a flow's times are in [0, 1]."""
+        return isinstance(self.schedule, DiscreteVP)
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint belongs to: everything but the loop's settings, which the loop adds."""
@@ -85,25 +90,26 @@ class Bench:
 
     def student(self) -> nn.Module:
         """The network a student starts from, trainable: the recipe's `start`, or a copy of the teacher's."""
-        return trainable(start_unet(self.recipe.start, self.teacher), self.recipe.loop)
+        return trainable(start_network(self.recipe.start, self.teacher), self.recipe.loop)
 
 
-def start_unet(start: str | None, teacher: SDModel) -> nn.Module:
-    """A UNet folder (or a model folder that holds `unet/`), or a copy of the teacher's UNet."""
+def start_network(start: str | None, teacher: Family) -> nn.Module:
+    """A network's folder (or a model's folder that holds `unet/` or `transformer/`), or a copy of the teacher's network."""
     from allaprima.models.load import load_component
 
     if start is None:
-        return copy.deepcopy(teacher.unet)
+        return copy.deepcopy(teacher.network)
     folder = Path(start).expanduser()
-    return load_component(folder / "unet" if (folder / "unet").is_dir() else folder)
+    inner = folder / teacher.component
+    return load_component(inner if inner.is_dir() else folder)
 
 
-def trainable(unet: Any, loop: LoopSettings) -> nn.Module:
+def trainable(network: Any, loop: LoopSettings) -> nn.Module:
     """In training mode, with gradients, in the memory format that convolutions are fastest in."""
-    unet.requires_grad_(True).train().to(memory_format=torch.channels_last)
+    network.requires_grad_(True).train().to(memory_format=torch.channels_last)
     if loop.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    return unet
+        network.enable_gradient_checkpointing()
+    return network
 
 
 def loop_config(loop: LoopSettings, **emas: float) -> LoopConfig:

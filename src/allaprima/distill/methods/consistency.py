@@ -30,7 +30,8 @@ class Options(Strict):
     w: tuple[float, float] = (1.0, 8.0)
     """Guidance scales are drawn from this range, real numbers; student, target and teacher share them."""
     grid_points: int = Field(default=50, ge=2, le=1000)
-    """Times 981, 961, ..., 1 for 50; fewer points are a longer skip (LCM's skipping step is 1000 / grid_points)."""
+    """Times 981, 961, ..., 1 for 50 (of a flow 1 to a fiftieth, shifted); fewer points are a longer skip (LCM's skipping
+    step is 1000 / grid_points)."""
     target: Literal["next", "end"] = "next"
     end_steps: int = Field(default=8, ge=1)
     """`target: end` only: DDIM steps to the clean end."""
@@ -51,7 +52,7 @@ def run(bench: Bench, options: Options) -> nn.Module:
         index = torch.randint(len(grid), (batch,), generator=g)
         w = options.w[0] + (options.w[1] - options.w[0]) * torch.rand(batch, generator=g)
         eps = torch.randn(x0.shape, generator=g)
-        student, teacher = bench.guided(model, cond), bench.guided(bench.teacher.unet, cond)
+        student, teacher = bench.guided(model, cond), bench.guided(bench.teacher.network, cond)
         if options.target == "next":
             target = bench.guided(emas["target"], cond)
             return consistency_loss(student, target, teacher, bench.schedule, grid, x0, eps, index, w, options.huber)

@@ -27,8 +27,6 @@ from allaprima.distill.taps import Taps
 from allaprima.distill.two_time_scale import TwoTimeScaleConfig, train_two_time_scale
 from allaprima.models.card import Card
 
-BOTTLENECK = "mid_block"
-
 
 class Options(Strict):
     """Of both methods."""
@@ -54,12 +52,12 @@ class Options(Strict):
 def run(bench: Bench, options: Options) -> nn.Module:
     """Train; returns the student's exported copy."""
     loop = bench.recipe.loop
-    unet: Any = bench.teacher.unet
-    networks = {"generator": bench.student(), "fake_score": trainable(copy.deepcopy(unet), loop)}
+    network: Any = bench.teacher.network
+    networks = {"generator": bench.student(), "fake_score": trainable(copy.deepcopy(network), loop)}
     adversary = None
     if bench.recipe.method == "adversarial":
         generator = torch.Generator().manual_seed(loop.seed)
-        networks["head"] = _head(int(unet.config.block_out_channels[-1]), options.head_channels, generator)
+        networks["head"] = _head(bench.teacher.bottleneck(network).channels, options.head_channels, generator)
         adversary = Adversary(
             partial(_real, bench), partial(_features, bench), options.adversarial_weight, options.critic_weight
         )
@@ -76,7 +74,7 @@ def run(bench: Bench, options: Options) -> nn.Module:
         weight=uniform_weight if options.snr_limit is None else snr_weight(bench.schedule, options.snr_limit),
         regression=_regression(bench, options) if options.pairs else None,
         adversary=adversary,
-        whole_times=True,
+        whole_times=bench.whole_times,
     )
     config = TwoTimeScaleConfig(loop_config(loop), options.generator_every, options.fake_learning_rate)
     emas = train_two_time_scale(
@@ -115,14 +113,15 @@ def _real(bench: Bench, n: int, g: torch.Generator) -> tuple[Samples, Condition]
 
 def _features(bench: Bench, network: nn.Module, x_t: Samples, t: Times, cond: Condition) -> Tensor:
     """The whole network runs for its middle: the taps need no knowledge of what comes before it."""
-    with Taps(network, [BOTTLENECK]) as taps:
+    middle = bench.teacher.bottleneck(network)
+    with Taps(network, [middle.name], middle.entry) as taps:
         bench.denoiser(network)(x_t, t, cond)
-    return taps[BOTTLENECK]
+    return middle.maps(taps[middle.name], x_t)
 
 
 def _guided(bench: Bench, scale: float) -> Denoiser:
     """The teacher with guidance, for conditions that hold prompts alone."""
-    denoise = ClassifierFreeGuidance(bench.denoiser(bench.teacher.unet))
+    denoise = ClassifierFreeGuidance(bench.denoiser(bench.teacher.network))
 
     class Guided:
         evaluations_per_call = 2

@@ -20,7 +20,7 @@ SOLVER = "dpm_solver"
 @torch.inference_mode()
 def solve(bench: Bench, noise: Samples, cond: Condition, steps: int, scale: float) -> Samples:
     """The teacher's ends `(B, C, H, W)` of noise for prompts `cond`: DPM-Solver++(2M), guided."""
-    denoise = ClassifierFreeGuidance(bench.denoiser(bench.teacher.unet))
+    denoise = ClassifierFreeGuidance(bench.denoiser(bench.teacher.network))
     solver = make_solver(SOLVER, bench.schedule)
     cond = bench.with_guidance(cond, torch.full((len(cond),), scale))
     x, state = noise, solver.init(noise)
