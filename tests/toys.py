@@ -38,6 +38,9 @@ class Toy:
     def check_prompt(self, prompt):
         pass
 
+    def condition(self, prompts):
+        return Condition({"prompt_embeds": self.encode(prompts)})
+
     def encode(self, prompts):
         return torch.tensor([[[float(p or 0)]] for p in prompts])
 

@@ -46,8 +46,8 @@ class Toy:
         if not prompt.strip():
             raise PromptError("the prompt is empty")
 
-    def encode(self, prompts):
-        return torch.tensor([[float(p or 0)] for p in prompts])
+    def condition(self, prompts):
+        return Condition({"prompt_embeds": torch.tensor([[float(p or 0)] for p in prompts])})
 
     def decode(self, latents):
         return latents.expand(-1, 3, -1, -1).clamp(0, 1)

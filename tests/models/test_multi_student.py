@@ -15,7 +15,7 @@ from allaprima.cascade.run import run
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.types import Condition
 from allaprima.models.card import load_card
-from allaprima.models.multi_student import MultiStudent, UNets, load_multi_student
+from allaprima.models.multi_student import MultiStudent, Networks, load_multi_student
 from allaprima.models.pair import load_pair
 from allaprima.models.partition import fit_classes, fit_pca_median
 from allaprima.models.partition_file import save_partition
@@ -80,10 +80,10 @@ def test_a_mixed_batch_and_one_resident_student_give_the_same_bytes(pipe, partit
     folders = [EMOJI / "weights" / name for name in ("student", "teacher")]
     card = load_card("emoji")
     several = load_multi_student(folders, tmp_path / "partition.safetensors", card.text, pipe.teacher, SHARED, resident=1)
-    assert several.unets.held == ()
+    assert several.networks.held == ()
     route = several.route(several.encode(PROMPTS)).tolist()
     assert same(paint(pipe, several), [alone[k][i] for i, k in enumerate(route)])
-    assert (several.unets.loads, len(several.unets.held)) == (2, 1), "drafts of one student are painted to the end"
+    assert (several.networks.loads, len(several.networks.held)) == (2, 1), "drafts of one student are painted to the end"
 
     pair = [route.index(0), route.index(1)]
     settings = dataclasses.replace(pipe.settings, student_steps=2, batch_size=2)
@@ -94,7 +94,7 @@ def test_a_mixed_batch_and_one_resident_student_give_the_same_bytes(pipe, partit
     machine.step(jobs)
     machine.score(jobs)
     assert same([j.image for j in jobs], [alone[k][i] for k, i in enumerate(pair)])
-    assert len(several.unets.held) == 1
+    assert len(several.networks.held) == 1
 
 
 class Grey:
@@ -113,7 +113,7 @@ def toy(pipe, students=2):
     nets = [Grey(float(k)) for k in range(students)]
     partition = fit_pca_median(torch.linspace(-1, 1, 8)[:, None].repeat(1, 384) + torch.eye(8, 384) * 1e-3, students)
     shell = MultiStudent.of([pipe.student] * students, partition).shell
-    return MultiStudent(shell, partition, UNets([lambda n=n: n for n in nets])), nets
+    return MultiStudent(shell, partition, Networks([lambda n=n: n for n in nets])), nets
 
 
 def test_the_negative_half_goes_with_its_prompt_and_every_call_has_one_shape(pipe):
@@ -135,8 +135,11 @@ def test_the_negative_half_goes_with_its_prompt_and_every_call_has_one_shape(pip
 def test_drafts_gather_into_full_batches_of_one_student_each(pipe, monkeypatch):
     several, nets = toy(pipe)
     values = {f"p{i}": (-0.9 if i % 2 else 0.9) + i / 1000 for i in range(8)} | {"": 0.0}
-    encode = lambda self, prompts: torch.tensor([values[p] for p in prompts])[:, None, None].expand(-1, 4, 384)  # noqa: E731
-    monkeypatch.setattr(MultiStudent, "encode", encode)
+
+    def condition(self, prompts):
+        return Condition({"prompt_embeds": torch.tensor([values[p] for p in prompts])[:, None, None].expand(-1, 4, 384)})
+
+    monkeypatch.setattr(MultiStudent, "condition", condition)
     monkeypatch.setattr(MultiStudent, "decode", lambda self, x: x[:, :3].sigmoid())
     routed = []
     monkeypatch.setattr(MultiStudent, "route", lambda self, e: routed.append(len(e)) or self.partition.route(e))
@@ -151,12 +154,12 @@ def test_drafts_gather_into_full_batches_of_one_student_each(pipe, monkeypatch):
 
 def test_the_latest_used_stay_and_no_more_than_asked():
     made = []
-    unets = UNets([lambda k=k: made.append(k) or k for k in range(3)], resident=2)
+    unets = Networks([lambda k=k: made.append(k) or k for k in range(3)], resident=2)
     assert [unets[k] for k in (0, 1, 0, 2, 0, 1)] == [0, 1, 0, 2, 0, 1]
     assert made == [0, 1, 2, 1]
     assert unets.held == (0, 1)
     with pytest.raises(SettingError, match="resident=0"):
-        UNets([], resident=0)
+        Networks([], resident=0)
 
 
 def test_the_fingerprint_covers_every_student_and_the_partition(pipe, singles, partition):
@@ -192,7 +195,7 @@ def test_a_card_names_students_and_their_partition(pipe, partition, tmp_path):
     folders = [str(EMOJI / "weights" / name) for name in ("student", "teacher")]
     named = {"students": folders, "partition": "partition.safetensors", "resident": 1}
     several = load_pair(card_of(tmp_path, named)).student
-    assert (several.students, several.unets.resident) == (2, 1)
+    assert (several.students, several.networks.resident) == (2, 1)
     assert several.fingerprints["unet.1"] == pipe.teacher.fingerprints["unet"]
 
 

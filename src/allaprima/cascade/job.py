@@ -10,6 +10,7 @@ from torch import Tensor
 
 from allaprima.cascade.policy import Decision
 from allaprima.core.cost import Cost
+from allaprima.core.types import Condition
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ class Stage(StrEnum):
 
 @dataclass
 class Job:
-    """A request with its latents, its place in the solver's plan and what it has cost. Tensors have no batch dimension."""
+    """A request with its latents, its place in the solver's plan and what it has cost.
+
+    Tensors have no batch dimension; conditions are bundles of one row.
+    """
 
     request: Request
     stage: Stage = Stage.NEW
@@ -47,8 +51,10 @@ class Job:
     x: Tensor = field(default_factory=lambda: torch.empty(0))
     noise: Tensor = field(default_factory=lambda: torch.empty(0))
     state: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    prompt_embeds: Tensor = field(default_factory=lambda: torch.empty(0))
-    negative_prompt_embeds: Tensor = field(default_factory=lambda: torch.empty(0))
+    cond: Condition = field(default_factory=lambda: Condition({}))
+    """The prompt as the painters read it."""
+    negative: Condition = field(default_factory=lambda: Condition({}))
+    """The negative prompt, the same."""
     route: int = 0
     """Which of several students paints this prompt (`machine.Routed`)."""
     draft: Tensor | None = None
@@ -71,3 +77,8 @@ class Job:
     warning: str | None = None
     """What went wrong without stopping this picture."""
     cost: Cost = field(default_factory=Cost)
+
+    @property
+    def prompt_embeds(self) -> Tensor:
+        """`(L, D)`: what policies and routers know of the prompt."""
+        return self.cond.tensors["prompt_embeds"][0]

@@ -30,7 +30,7 @@ from allaprima.diffusion.solvers.solver import Solver, Step
 
 
 class Painter(Protocol):
-    """What the machine asks of a student or teacher model."""
+    """What the machine asks of a student or teacher model; `models.families.family` says all that a family offers."""
 
     @property
     def denoiser(self) -> GuidedDenoiser:
@@ -50,8 +50,12 @@ class Painter(Protocol):
         """Raise `PromptError` for a prompt that can't be painted."""
         ...
 
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """What the networks read of prompts, a row each; `prompt_embeds (B, L, D)` is among it."""
+        ...
+
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """`(B, L, D)`."""
+        """`prompt_embeds (B, L, D)` alone, which routers, vocabularies and banks go by; the machine doesn't ask for it."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -144,14 +148,15 @@ class Machine:
         begun = self._clock()
         texts = self._padded([j.request.prompt for j in jobs])
         negatives = self._padded([j.request.negative_prompt for j in jobs])
-        embeds, negative_embeds = painter.encode(texts), painter.encode(negatives)
+        cond, negative = painter.condition(texts), painter.condition(negatives)
         noises = noise_batch([j.request.seed for j in jobs], "initial", [0] * len(jobs), self.shape)
         firsts = noise_batch([j.request.seed for j in jobs], "initial", [j.request.attempt for j in jobs], self.shape)
         for i, job in enumerate(jobs):
-            job.prompt_embeds, job.negative_prompt_embeds = embeds[i].clone(), negative_embeds[i].clone()
+            job.cond, job.negative = cond.rows([i]), negative.rows([i])
             job.noise = noises[i]
         if self._routed is not None:
-            for job, route in zip(jobs, self._routed.route(embeds[: len(jobs)]).tolist(), strict=True):
+            embeds = cond.tensors["prompt_embeds"][: len(jobs)]
+            for job, route in zip(jobs, self._routed.route(embeds).tolist(), strict=True):
                 job.route = route
         self._charge(jobs, "text", 0, begun)
         for job, decision, first in zip(jobs, self.policy.route(self._context(jobs)), firsts, strict=True):
@@ -212,9 +217,10 @@ class Machine:
         They go in a batch of their own, so that what a picture goes through never depends on its mates.
         """
         scale = hand.scale(t)
+        negative = Condition.cat([j.negative for j in jobs]).tensors
         known = {
-            "prompt_embeds": torch.stack([j.prompt_embeds for j in jobs]),
-            "negative_prompt_embeds": torch.stack([j.negative_prompt_embeds for j in jobs]),
+            **Condition.cat([j.cond for j in jobs]).tensors,
+            **{f"negative_{k}": v for k, v in negative.items()},
             "guidance_scale": scale,
         }
         if hand is self._student and self._routed is not None:

@@ -37,7 +37,7 @@ from allaprima.distill.training_data import (
     vae_encode,
 )  # fmt: skip
 from allaprima.models.card import Card, load_card
-from allaprima.models.families.sd import SDModel
+from allaprima.models.families.family import Family
 from allaprima.models.pair import load_pair
 
 SAMPLES = 12
@@ -51,7 +51,7 @@ def list_methods(console: Console) -> None:
         console.print("    " + "  ".join(f"{k}={v.get_default()!r}" for k, v in options.items()) + "\n", soft_wrap=True)
 
 
-def data_of(recipe: Recipe, card: Card, teacher: SDModel, out: Path, console: Console) -> tuple[TrainingData, str]:
+def data_of(recipe: Recipe, card: Card, teacher: Family, out: Path, console: Console) -> tuple[TrainingData, str]:
     """What is trained on, and that in words. Raises `TrainingError` or `SettingError` for data that can't be read."""
     if recipe.data is None:
         prompts = _prompts(recipe, card)
@@ -94,7 +94,7 @@ class Work:
     module: Any
     options: Any
     card: Card
-    teacher: SDModel
+    teacher: Family
     null: Condition
     data: TrainingData
     words: str
@@ -165,26 +165,34 @@ def distill_command(method: str | None, recipe_file: Path | None, changes: Seque
     teacher = load_pair(card).teacher
     with devices.first():
         data, words = data_of(recipe, card, teacher, out, console)
-    teacher.unet.to(devices.device)
+    teacher.network.to(devices.device)
     devices.start_trackers({**recipe.model_dump(exclude={"options", "loop"}), **recipe.options, **loop.model_dump()})
-    work = Work(recipe, module, options, card, teacher, teacher.condition([""]).clone(), data, words, out, devices, console)
+    null = teacher.condition([""]).clone()
+    unread = sorted(null.tensors.keys() - data.conditions.tensors.keys())
+    if unread:
+        raise TrainingError(
+            f"{words} holds {sorted(data.conditions.tensors)} of a prompt, and no {unread[0]}: the family {card.family}"
+            f" reads {sorted(null.tensors)}. Make the latents' file again with all of them, or give pictures."
+        )
+    work = Work(recipe, module, options, card, teacher, null, data, words, out, devices, console)
     if recipe.partition is None:
         bench = Bench(teacher, data, work.null, recipe, out / "training", devices=devices)
         unet, progress = train_one(work, bench, out / "samples", "training")
         path = publish(work.made(progress, bench), unet, out) if devices.main else None
     else:
         progresses, bench = train_several(work)
-        missing = [k for k in range(recipe.partition.students) if not (student_folder(out, k) / "unet").is_dir()]
+        missing = [k for k in range(recipe.partition.students) if not (student_folder(out, k) / teacher.component).is_dir()]
         if missing:
             console.print(f"students {missing} are still due: run this again without partition.only, or with it elsewhere")
             return
-        path = publish_many(work.made(progresses[-1], bench), recipe.partition.students, out) if devices.main else None
+        made, name = work.made(progresses[-1], bench), type(teacher.network).__name__
+        path = publish_many(made, recipe.partition.students, name, out) if devices.main else None
     devices.end_trackers()
     if path is None:
         return
-    made = load_card(path)
-    title = f"{made.name}: drafts of {made.student.steps} steps"
-    save_png(sample_grid(load_pair(made).student, work.use, made, work.shown, title), out / "samples.png", {})
+    new = load_card(path)
+    title = f"{new.name}: drafts of {new.student.steps} steps"
+    save_png(sample_grid(load_pair(new).student, work.use, new, work.shown, title), out / "samples.png", {})
     console.print(
         f"student, card and page are in {out}; paint with it: allaprima generate --card {path} --student-only 'a prompt'"
     )

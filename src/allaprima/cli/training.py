@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from allaprima.distill.devices import Devices
 from allaprima.distill.loop import Progress
 from allaprima.distill.methods.common import Use
 from allaprima.models.card import Card
-from allaprima.models.families.sd import SDModel
+from allaprima.models.families.family import Family
 from allaprima.pipeline import AdaptivePipeline
 
 
@@ -44,7 +43,7 @@ class Watcher:
     bar: Bar
     task: Any
     devices: Devices
-    teacher: SDModel
+    teacher: Family
     card: Card
     use: Use
     prompts: Sequence[str]
@@ -65,7 +64,7 @@ class Watcher:
             self.painted = time.monotonic()
 
     def _paint(self, network: nn.Module, step: int) -> None:
-        student = dataclasses.replace(self.teacher, unet=network.eval())
+        student = self.teacher.with_network(network.eval(), self.teacher.fingerprints)
         sheet = sample_grid(student, self.use, self.card, self.prompts, f"step {step}: drafts of {self.use.steps} steps")
         self.folder.mkdir(parents=True, exist_ok=True)
         save_png(sheet, self.folder / f"step-{step:06d}.png", {})

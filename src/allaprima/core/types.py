@@ -68,7 +68,8 @@ class Condition:
         """Rows where `mask` is true are `other`'s, which has one row or as many as this one."""
 
         def choose(name: str, mine: Tensor) -> Tensor:
-            return torch.where(mask.reshape(-1, *[1] * (mine.ndim - 1)), other.tensors[name], mine)
+            chosen = mask.to(mine.device).reshape(-1, *[1] * (mine.ndim - 1))
+            return torch.where(chosen, other.tensors[name].to(mine.device), mine)
 
         return Condition({k: choose(k, v) for k, v in self.tensors.items()})
 

@@ -57,8 +57,8 @@ class Schedule(Protocol):
 
 
 def expand(v: Float[Tensor, " b"], like: Float[Tensor, " b *d"]) -> Float[Tensor, " b ..."]:
-    """`(B,)` -> `(B, 1, ...)` with the number of dimensions and the dtype of `like`."""
-    return v.to(like.dtype).reshape(-1, *([1] * (like.ndim - 1)))
+    """`(B,)` -> `(B, 1, ...)` with the number of dimensions, the dtype and the device of `like`."""
+    return v.to(like.device, like.dtype).reshape(-1, *([1] * (like.ndim - 1)))
 
 
 def _check_share(name: str, value: float, upper_included: bool) -> None:

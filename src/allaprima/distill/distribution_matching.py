@@ -84,6 +84,8 @@ class DistributionMatching:
     adversary: Adversary | None = None
     whole_times: bool = False
     """Integer times only, for networks trained on those."""
+    device: torch.device | str = "cpu"
+    """Where networks and conditions are; noise is drawn on the CPU all the same."""
 
     def __post_init__(self) -> None:
         if self.batch < 1 or any(n < 1 for n in self.shape):
@@ -135,7 +137,7 @@ class DistributionMatching:
         return networks["head"](adversary.features(networks["fake_score"], x_t, t, cond))
 
     def _noise(self, n: int, g: torch.Generator) -> Samples:
-        return torch.randn((n, *self.shape), generator=g)
+        return torch.randn((n, *self.shape), generator=g).to(self.device)
 
     @staticmethod
     def _bound(denoiser: Denoiser, cond: Condition) -> Prediction:

@@ -100,7 +100,7 @@ class Recipe(Strict):
     prompts: str | None = None
     """Without data: a file of prompts; default: what the card knows."""
     start: str | None = None
-    """Folder of the UNet the student starts from; default: the teacher's."""
+    """Folder of the network the student starts from; default: the teacher's."""
     partition: PartitionSettings | None = None
     options: dict[str, Any] = {}
     loop: LoopSettings = LoopSettings()

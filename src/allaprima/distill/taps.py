@@ -17,16 +17,16 @@ from allaprima.core.errors import SettingError
 class Taps:
     """`with Taps(unet, ["mid_block"]) as taps: unet(...); taps["mid_block"]`: what they said last, with gradient.
 
-    A module that returns a tuple or list is read by its first entry. Leaving the block takes the hooks off again. Raises
-    `SettingError` for names that aren't there, or that haven't been run.
+    A module that returns a tuple or list is read by its `entry`, the first unless said otherwise. Leaving the block takes
+    the hooks off again. Raises `SettingError` for names that aren't there, or that haven't been run.
     """
 
-    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, network: nn.Module, names: Sequence[str], entry: int = 0) -> None:
         modules = dict(network.named_modules())
         missing = [n for n in names if n not in modules]
         if missing:
             raise SettingError(f"no modules {missing} in {type(network).__name__}: choose among {list(modules)[1:20]}...")
-        self._modules = {n: modules[n] for n in names}
+        self._modules, self._entry = {n: modules[n] for n in names}, entry
         self._handles: list[Any] = []
         self.outputs: dict[str, Tensor] = {}
 
@@ -47,6 +47,6 @@ class Taps:
 
     def _hook(self, name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            self.outputs[name] = output[0] if isinstance(output, tuple | list) else output
+            self.outputs[name] = output[self._entry] if isinstance(output, tuple | list) else output
 
         return hook

@@ -25,12 +25,13 @@ from allaprima.core.errors import TrainingError
 from allaprima.core.types import Condition
 from allaprima.data.captioned import Captioned, squared
 from allaprima.data.images import write_bytes_atomically
+from allaprima.models.latents import to_network
 
 SHARD = 1024
 """Pictures a file."""
 INDEX = "index.json"
 Encode = Callable[[Tensor], Tensor]
-"""Pictures `(B, 3, H, W)` in [-1, 1] -> latents `(B, C, h, w)`, scaled as the UNet knows them."""
+"""Pictures `(B, 3, H, W)` in [-1, 1] -> latents `(B, C, h, w)`, scaled as the network knows them."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,12 @@ def identity_of(latents: Tensor, captions: Sequence[str], caption_of: Tensor) ->
 
 def vae_encode(vae: Any) -> Encode:
     """The encoding side of a diffusers autoencoder, in its mean, scaled (and shifted) as its config says."""
-    config = vae.config
-    scale = float(getattr(config, "scaling_factor", 1.0) or 1.0)
-    shift = float(getattr(config, "shift_factor", 0.0) or 0.0)
 
     @torch.inference_mode()
     def encode(images: Tensor) -> Tensor:
         found = vae.encode(images)
         latent = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent
-        return (latent - shift) * scale
+        return to_network(vae.config, latent)
 
     return encode
 

@@ -43,7 +43,8 @@ class ModelSource(_Strict):
     guidance_outside: float = Field(default=1.0, ge=0)
     """Guidance scale outside that interval; 1 is none."""
     share: tuple[str, ...] = ()
-    """Components taken from the other model instead of loaded again (`text_encoder`, `tokenizer`, `vae`)."""
+    """Components taken from the other model instead of loaded again: `text_encoder`, `tokenizer`, `vae`; of the families
+    `sdxl` and `sd3` also `text_encoder_2`, `tokenizer_2`; of `sd3` also `text_encoder_3`, `tokenizer_3`."""
 
     @model_validator(mode="after")
     def _one_or_several(self) -> Self:
@@ -65,11 +66,16 @@ class OracleSource(_Strict):
 
 
 class TextSettings(_Strict):
-    """How prompts become hidden states."""
+    """How prompts become hidden states.
+
+    The first three are the family `sd`'s; the tokenizers of `sdxl` and `sd3` know their own length.
+    """
 
     max_length: int = Field(default=77, ge=3)
     attention_mask: bool = False
     zero_padding: bool = False
+    max_sequence_length: int = Field(default=256, ge=1, le=512)
+    """Of T5, in the family `sd3`: how many tokens it reads, or how many zeros stand in its place."""
 
 
 class CascadeSettings(_Strict):
@@ -85,6 +91,7 @@ class Card(_Strict):
 
     name: str
     family: str
+    """`sd`, `sdxl` or `sd3` (`models.families.registry`)."""
     description: str
     height: int = Field(ge=8)
     width: int = Field(ge=8)

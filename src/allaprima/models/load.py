@@ -17,12 +17,15 @@ from allaprima.core.folder import weight_files as weight_files
 # Where a class named in a folder's config lives: only these are ever imported.
 CLASSES: Mapping[str, str] = {
     "UNet2DConditionModel": "diffusers.models.unets.unet_2d_condition",
+    "SD3Transformer2DModel": "diffusers.models.transformers.transformer_sd3",
     "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
     "AutoencoderDC": "diffusers.models.autoencoders.autoencoder_dc",
     "AutoencoderTiny": "diffusers.models.autoencoders.autoencoder_tiny",
     "PixelShuffleAutoencoder": "allaprima.models.autoencoder",
     "BertModel": "transformers",
     "CLIPTextModel": "transformers",
+    "CLIPTextModelWithProjection": "transformers",
+    "T5EncoderModel": "transformers",
 }
 
 

@@ -11,7 +11,6 @@ is saved where it can be without touching bits: `cascade.run` gathers the drafts
 
 from __future__ import annotations
 
-import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,17 +28,21 @@ from allaprima.diffusion.denoiser import NetworkDenoiser
 from allaprima.diffusion.guidance import GuidedDenoiser
 from allaprima.diffusion.schedule import Schedule
 from allaprima.models.card import TextSettings
-from allaprima.models.families.sd import SDModel, guided, load_sd, load_unet, run_unet
+from allaprima.models.families.family import Family, guidance_for
+from allaprima.models.families.registry import FAMILIES
 from allaprima.models.load import fingerprint, read_json, weight_files
 from allaprima.models.partition import Partition, partition_fingerprint
 from allaprima.models.partition_file import load_partition
 
-ALIKE = ("_class_name", "in_channels", "out_channels", "sample_size", "cross_attention_dim", "time_cond_proj_dim")
+ALIKE = (
+    "_class_name", "in_channels", "out_channels", "sample_size", "cross_attention_dim", "joint_attention_dim",
+    "pooled_projection_dim", "projection_class_embeddings_input_dim", "patch_size", "time_cond_proj_dim",
+)  # fmt: skip
 """What the configs of students must agree on; depth and width are each one's own."""
 
 
-class UNets:
-    """UNets by number, loaded when first asked for; at most `resident` of them stay, the latest used.
+class Networks:
+    """UNets or transformers by number, loaded when first asked for; at most `resident` of them stay, the latest used.
 
     Not for several threads at once: the machine is stepped by one.
     """
@@ -52,19 +55,19 @@ class UNets:
         self._loaders, self.resident = tuple(loaders), resident
         self._held: OrderedDict[int, Any] = OrderedDict()
         self.loads = 0
-        """How often a UNet was loaded so far."""
+        """How often a network was loaded so far."""
 
     def __len__(self) -> int:
         return len(self._loaders)
 
     @property
     def held(self) -> tuple[int, ...]:
-        """Numbers of the UNets in memory, the latest used last."""
+        """Numbers of the networks in memory, the latest used last."""
         return tuple(self._held)
 
     def __getitem__(self, student: int) -> Any:
         if student not in self._held:
-            # Room first: two UNets at once may be what there is no memory for.
+            # Room first: two networks at once may be what there is no memory for.
             while self.resident is not None and len(self._held) >= self.resident:
                 self._held.popitem(last=False)
             self._held[student] = self._loaders[student]()
@@ -96,21 +99,21 @@ class RoutedGuidance:
 
 @dataclass(frozen=True)
 class MultiStudent:
-    """A `cascade.machine.Painter` made of K UNets, one partition, and text encoder, tokenizer and autoencoder for all."""
+    """A `cascade.machine.Painter` made of K networks, one partition, and text encoders and autoencoder for all."""
 
-    shell: SDModel
-    """All but the UNets: its `unet` has a config and no weights, its fingerprints cover every student and the partition."""
+    shell: Family
+    """All but the networks: its own has a config and no weights, its fingerprints cover every student and the partition."""
     partition: Partition
-    unets: UNets
+    networks: Networks
 
     def __post_init__(self) -> None:
         """Raises `ModelError` for a partition of another number of students, of labels, or of another text encoder."""
-        if self.partition.students != len(self.unets):
+        if self.partition.students != len(self.networks):
             raise ModelError(
-                f"{len(self.unets)} students are given, the partition ({self.partition.method}) is one for"
-                f" {self.partition.students}: give as many students, or fit a partition for {len(self.unets)}."
+                f"{len(self.networks)} students are given, the partition ({self.partition.method}) is one for"
+                f" {self.partition.students}: give as many students, or fit a partition for {len(self.networks)}."
             )
-        dim, width = self.partition.dim, self.shell.unet.config.cross_attention_dim
+        dim, width = self.partition.dim, _text_width(self.shell.network.config)
         if dim is None:
             raise ModelError("a partition of class labels can't route prompts: fit one on their embeddings (pca_median).")
         if isinstance(width, int) and dim != width:
@@ -120,52 +123,52 @@ class MultiStudent:
             )
 
     @classmethod
-    def of(cls, models: Sequence[SDModel], partition: Partition) -> MultiStudent:
-        """From loaded models, which must share everything but the UNet (compared by fingerprint)."""
+    def of(cls, models: Sequence[Family], partition: Partition) -> MultiStudent:
+        """From loaded models, which must share everything but the network (compared by fingerprint)."""
         if not models:
             raise ModelError("no students are given: at least one is due.")
-        common = [{k: v for k, v in m.fingerprints.items() if k != "unet"} for m in models]
+        common = [{k: v for k, v in m.fingerprints.items() if k != m.component} for m in models]
         odd = next((i for i, c in enumerate(common) if c != common[0]), None)
         if odd is not None:
             different = sorted(k for k in common[0] if common[odd].get(k) != common[0][k])
-            raise ModelError(f"student {odd} differs from student 0 in {', '.join(different)}: only UNets may differ.")
+            raise ModelError(f"student {odd} differs from student 0 in {', '.join(different)}: only networks may differ.")
         for i, m in enumerate(models):
-            _check_alike(dict(models[0].unet.config), dict(m.unet.config), f"student {i}")
-        prints = [m.fingerprints["unet"] for m in models]
-        shell = dataclasses.replace(models[0], unet=_shape(dict(models[0].unet.config)), fingerprints=common[0])
-        loaders = [partial(_same, m.unet) for m in models]
-        return cls(_signed(shell, prints, partition), partition, UNets(loaders))
+            _check_alike(dict(models[0].network.config), dict(m.network.config), f"student {i}")
+        prints = [m.fingerprints[m.component] for m in models]
+        shell = models[0].with_network(_shape(dict(models[0].network.config)), common[0])
+        loaders = [partial(_same, m.network) for m in models]
+        return cls(_signed(shell, prints, partition), partition, Networks(loaders))
 
     @property
     def students(self) -> int:
         """K."""
-        return len(self.unets)
+        return len(self.networks)
 
     def route(self, embeds: Tensor) -> Tensor:
         """Whose each prompt is: `(B, L, D) -> (B,)` int64, 0..K-1."""
         return self.partition.route(embeds)
 
-    def student(self, number: int) -> SDModel:
+    def student(self, number: int) -> Family:
         """One of the students as a model of its own (it is loaded for it)."""
-        prints = {k: v for k, v in self.fingerprints.items() if k != "partition" and not k.startswith("unet.")}
-        prints["unet"] = self.fingerprints[f"unet.{number}"]
-        return dataclasses.replace(self.shell, unet=self.unets[number], fingerprints=prints)
+        name = self.shell.component
+        prints = {k: v for k, v in self.fingerprints.items() if k != "partition" and not k.startswith(f"{name}.")}
+        prints[name] = self.fingerprints[f"{name}.{number}"]
+        return self.shell.with_network(self.networks[number], prints)
 
     @property
     def denoiser(self) -> RoutedGuidance:
         """Guided denoiser: two network evaluations a row (one if guidance is embedded), of the row's own student."""
         network = NetworkDenoiser(self._network, self.shell.schedule, self.shell.prediction)
-        return RoutedGuidance(guided(self.shell.unet, network), self.route)
+        return RoutedGuidance(guidance_for(self.shell.network, network), self.route)
 
     def _network(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        route, embeds, scale = cond.tensors["route"], cond.tensors["prompt_embeds"], cond.get("guidance_scale")
+        route, told = cond.tensors["route"], Condition({k: v for k, v in cond.tensors.items() if k != "route"})
         output = torch.empty(0)
         for student in route.unique().tolist():
             rows = (route == student).nonzero()[:, 0]
             # One shape, whoever else is in the call: copies of the first row fill the places of the others' rows.
             filled = torch.cat([rows, rows[:1].expand(len(x_t) - len(rows))])
-            told = None if scale is None else scale[filled]
-            made = run_unet(self.unets[student], x_t[filled], t[filled], embeds[filled], told)
+            made = self.shell.output(self.networks[student], x_t[filled], t[filled], told.rows(filled))
             if len(output) == 0:
                 output = torch.empty_like(made)
             output[rows] = made[: len(rows)]
@@ -178,7 +181,7 @@ class MultiStudent:
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Hash of each shared component, of each UNet (`unet.0`, ...) and of the partition."""
+        """Hash of each shared component, of each network (`unet.0`, ...) and of the partition."""
         return self.shell.fingerprints
 
     @property
@@ -198,8 +201,12 @@ class MultiStudent:
         """Tokens of a prompt, begin and end included."""
         return self.shell.token_count(prompt)
 
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """Prompts -> everything the students read of them, a row each."""
+        return self.shell.condition(prompts)
+
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> hidden states `(B, L, D)`."""
+        """Prompts -> hidden states `(B, L, D)`, what they are routed by."""
         return self.shell.encode(prompts)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -207,18 +214,23 @@ class MultiStudent:
         return self.shell.decode(latents)
 
 
-def _same(unet: Any) -> Any:
-    return unet
+def _same(network: Any) -> Any:
+    return network
+
+
+def _text_width(config: Any) -> Any:
+    """D of the hidden states a network reads, of either kind; None where the config doesn't say."""
+    return getattr(config, "cross_attention_dim", None) or getattr(config, "joint_attention_dim", None)
 
 
 def _shape(config: Mapping[str, Any]) -> SimpleNamespace:
-    """What stands for a UNet where only its config is asked for."""
+    """What stands for a network where only its config is asked for."""
     return SimpleNamespace(config=SimpleNamespace(**config))
 
 
-def _signed(shell: SDModel, unets: Sequence[str], partition: Partition) -> SDModel:
-    prints = {**shell.fingerprints, **{f"unet.{i}": p for i, p in enumerate(unets)}}
-    return dataclasses.replace(shell, fingerprints={**prints, "partition": partition_fingerprint(partition)})
+def _signed(shell: Family, networks: Sequence[str], partition: Partition) -> Family:
+    prints = {**shell.fingerprints, **{f"{shell.component}.{i}": p for i, p in enumerate(networks)}}
+    return shell.with_network(shell.network, {**prints, "partition": partition_fingerprint(partition)})
 
 
 def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any], name: str) -> None:
@@ -231,25 +243,27 @@ def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any], name: str) 
 
 
 def load_multi_student(
-    folders: Sequence[Path], partition_file: Path, text: TextSettings, share: SDModel | None = None,
-    shared: Sequence[str] = (), resident: int | None = None,
+    folders: Sequence[Path], partition_file: Path, text: TextSettings, share: Family | None = None,
+    shared: Sequence[str] = (), resident: int | None = None, family: str = "sd",
 ) -> MultiStudent:  # fmt: skip
-    """Students from folders in diffusers' format, each with `unet` and `scheduler`; UNets are loaded when first needed.
+    """Students from folders in diffusers' format, each with its network and `scheduler`; networks are loaded when needed.
 
     Components not in `shared` are those of the first folder. Every file is looked at here, so that a broken one is named
     before anything is painted. Raises `ModelError`; `SettingError` for `resident` below 1.
     """
     if not folders:
         raise ModelError("no student folders are given: at least one is due.")
-    first = read_json(folders[0] / "unet" / "config.json")
+    entry = FAMILIES[family]
+    parts = [folder / entry.component for folder in folders]
+    first = read_json(parts[0] / "config.json")
     scheduler = read_json(folders[0] / "scheduler" / "scheduler_config.json")
-    for folder in folders:
-        _check_alike(first, read_json(folder / "unet" / "config.json"), str(folder))
+    for folder, part in zip(folders, parts, strict=True):
+        _check_alike(first, read_json(part / "config.json"), str(folder))
         if read_json(folder / "scheduler" / "scheduler_config.json") != scheduler:
             raise ModelError(f"{folder / 'scheduler'} differs from {folders[0] / 'scheduler'}: students share one schedule.")
-        weight_files(folder / "unet")
+        weight_files(part)
     partition = load_partition(partition_file)
-    shell = load_sd(folders[0], text, share, shared, _shape(first))
-    prints = [fingerprint(folder / "unet") for folder in folders]
-    unets = UNets([partial(load_unet, folder / "unet") for folder in folders], resident)
-    return MultiStudent(_signed(shell, prints, partition), partition, unets)
+    shell = entry.load(folders[0], text, share, shared, _shape(first))
+    prints = [fingerprint(part) for part in parts]
+    networks = Networks([partial(entry.load_network, part) for part in parts], resident)
+    return MultiStudent(_signed(shell, prints, partition), partition, networks)

@@ -26,7 +26,7 @@ from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.diffusion.solvers import make_solver
 from allaprima.models.card import load_card
-from allaprima.models.families.sd import SDModel
+from allaprima.models.families.family import Family
 from allaprima.models.pair import load_pair
 
 STEPS = 16
@@ -40,7 +40,7 @@ INTERVAL = GuidanceInterval(100, 1000, outside=2.0)
 
 
 @torch.inference_mode()
-def solve(teacher: SDModel, x: Tensor, cond: Condition, steps: int, start: float | None) -> tuple[Tensor, Tensor, Tensor]:
+def solve(teacher: Family, x: Tensor, cond: Condition, steps: int, start: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Points `(B, steps, C, H, W)`, their times `(B, steps)` and ends `(B, C, H, W)` from `x` at time `start`."""
     solver = make_solver("dpm_solver", teacher.schedule, last_time=LAST_TIME)
     state, points, times = solver.init(x), [], []

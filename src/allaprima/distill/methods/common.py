@@ -14,13 +14,13 @@ from torch import nn
 
 from allaprima.core.types import Condition, Samples, Times
 from allaprima.diffusion.denoiser import NetworkDenoiser
-from allaprima.diffusion.schedule import Schedule
+from allaprima.diffusion.schedule import DiscreteVP, Schedule
 from allaprima.distill.devices import Devices
 from allaprima.distill.loop import LoopConfig, Progress
 from allaprima.distill.losses.consistency import GuidedPrediction
 from allaprima.distill.recipe import LoopSettings, Recipe
 from allaprima.distill.training_data import TrainingData
-from allaprima.models.families.sd import SDModel, guided
+from allaprima.models.families.family import Family, guidance_for
 
 Watch = Callable[[Mapping[str, nn.Module], Progress], None]
 """Told at every checkpoint: EMA copies by name (`use` is what is exported), and how far the training has come."""
@@ -51,7 +51,7 @@ class Whole:
 class Bench:
     """One training, ready to start."""
 
-    teacher: SDModel
+    teacher: Family
     data: TrainingData
     null: Condition
     """What the empty prompt is to the networks, one row."""
@@ -67,6 +67,11 @@ class Bench:
     def schedule(self) -> Schedule:
         """The teacher's; a student has the same."""
         return self.teacher.schedule
+
+    @property
+    def whole_times(self) -> bool:
+        """Whether networks know integer times alone: those of a VP schedule do, a flow's times are in [0, 1]."""
+        return isinstance(self.schedule, DiscreteVP)
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint belongs to: everything but the loop's settings, which the loop adds."""
@@ -84,7 +89,7 @@ class Bench:
 
     def guided(self, network: nn.Module, cond: Condition) -> GuidedPrediction:
         """The guided clean prediction for prompts `cond`: one doubled forward pass, a plain one if guidance is embedded."""
-        denoise = guided(network, self.denoiser(network))
+        denoise = guidance_for(network, self.denoiser(network))
 
         def predict(x_t: Samples, t: Times, w: Times) -> Samples:
             return denoise(x_t, t, self.with_guidance(cond, w))
@@ -94,7 +99,7 @@ class Bench:
     def with_guidance(self, cond: Condition, w: Times) -> Condition:
         """Prompts with the empty prompt for a negative, and guidance scales `w: (B,)`."""
         negative = {f"negative_{k}": v.expand_as(cond.tensors[k]) for k, v in self.null.tensors.items()}
-        return Condition({**cond.tensors, **negative, "guidance_scale": w.float()})
+        return Condition({**cond.tensors, **negative, "guidance_scale": w.float()}).to(self.devices.device)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Samples, Condition]:
         """Rows of the data, drawn with replacement, where this process computes."""
@@ -110,26 +115,27 @@ class Bench:
 
         `prepare` makes another network of it before.
         """
-        unet = start_unet(self.recipe.start, self.teacher)
-        return trainable(unet if prepare is None else prepare(unet), self.recipe.loop)
+        network = start_network(self.recipe.start, self.teacher)
+        return trainable(network if prepare is None else prepare(network), self.recipe.loop)
 
 
-def start_unet(start: str | None, teacher: SDModel) -> nn.Module:
-    """A UNet folder (or a model folder that holds `unet/`), or a copy of the teacher's UNet."""
+def start_network(start: str | None, teacher: Family) -> nn.Module:
+    """A network's folder (or a model's folder that holds `unet/` or `transformer/`), or a copy of the teacher's network."""
     from allaprima.models.load import load_component
 
     if start is None:
-        return copy.deepcopy(teacher.unet)
+        return copy.deepcopy(teacher.network)
     folder = Path(start).expanduser()
-    return load_component(folder / "unet" if (folder / "unet").is_dir() else folder)
+    inner = folder / teacher.component
+    return load_component(inner if inner.is_dir() else folder)
 
 
-def trainable(unet: Any, loop: LoopSettings) -> nn.Module:
+def trainable(network: Any, loop: LoopSettings) -> nn.Module:
     """In training mode, with gradients, in the memory format that convolutions are fastest in."""
-    unet.requires_grad_(True).train().to(memory_format=torch.channels_last)
+    network.requires_grad_(True).train().to(memory_format=torch.channels_last)
     if loop.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    return unet
+        network.enable_gradient_checkpointing()
+    return network
 
 
 def loop_config(loop: LoopSettings, **emas: float) -> LoopConfig:

@@ -34,7 +34,7 @@ from allaprima.distill.losses.consistency import (
 from allaprima.distill.methods.common import Bench, Use, loop_config
 from allaprima.distill.recipe import Strict
 from allaprima.models.card import Card
-from allaprima.models.families.sd import guidance_dim
+from allaprima.models.families.family import guidance_dim
 
 
 class Options(Strict):
@@ -43,7 +43,8 @@ class Options(Strict):
     w: tuple[float, float] = (1.0, 8.0)
     """Guidance scales are drawn from this range, real numbers; student, target and teacher share them."""
     grid_points: int = Field(default=50, ge=2, le=1000)
-    """Times 981, 961, ..., 1 for 50; fewer points are a longer skip (LCM's skipping step is 1000 / grid_points)."""
+    """Times 981, 961, ..., 1 for 50 (of a flow 1 to a fiftieth, shifted); fewer points are a longer skip (LCM's skipping
+    step is 1000 / grid_points)."""
     target: Literal["next", "end"] = "next"
     end_steps: int = Field(default=8, ge=1)
     """`target: end` only: DDIM steps to the clean end."""
@@ -75,7 +76,7 @@ def run(bench: Bench, options: Options) -> nn.Module:
     emas = {"target": options.target_ema} if options.target == "next" else {}
     config = loop_config(bench.recipe.loop, **emas)
     model = bench.student(partial(_prepared, options))
-    return train(model, loss, config, bench.folder, bench.identity(), bench.watch)["use"]
+    return train(model, loss, config, bench.folder, bench.identity(), bench.watch, devices=bench.devices)["use"]
 
 
 def objective(bench: Bench, options: Options) -> Loss:
@@ -101,10 +102,10 @@ def grid_of(bench: Bench, options: Options) -> list[float]:
 def draw(bench: Bench, options: Options, points: int, g: torch.Generator) -> Draw:
     """A step's randomness, on a grid of so many points."""
     batch = bench.recipe.loop.train_batch_size
-    x0, cond = bench.data.draw(batch, g)
+    x0, cond = bench.draw(batch, g)
     index = torch.randint(points, (batch,), generator=g)
     w = options.w[0] + (options.w[1] - options.w[0]) * torch.rand(batch, generator=g)
-    return Draw(x0, cond, index, w, torch.randn(x0.shape, generator=g))
+    return Draw(x0, cond, index, w, bench.normal(x0, g))
 
 
 def loss_of(
@@ -112,7 +113,7 @@ def loss_of(
 ) -> Tensor:
     """The loss of what was drawn."""
     bounded, end = (with_lcm_boundary, 0.0) if options.boundary == "lcm" else (_as_it_is, None)
-    student, teacher = bounded(bench.guided(model, d.cond)), bench.guided(bench.teacher.unet, d.cond)
+    student, teacher = bounded(bench.guided(model, d.cond)), bench.guided(bench.teacher.network, d.cond)
     if options.target == "next":
         target, element = bounded(bench.guided(emas["target"], d.cond)), options.huber_over == "element"
         return consistency_loss(

@@ -27,8 +27,6 @@ from allaprima.distill.taps import Taps
 from allaprima.distill.two_time_scale import TwoTimeScaleConfig, train_two_time_scale
 from allaprima.models.card import Card
 
-BOTTLENECK = "mid_block"
-
 
 class Options(Strict):
     """Of both methods."""
@@ -54,12 +52,12 @@ class Options(Strict):
 def run(bench: Bench, options: Options) -> nn.Module:
     """Train; returns the student's exported copy."""
     loop = bench.recipe.loop
-    unet: Any = bench.teacher.unet
-    networks = {"generator": bench.student(), "fake_score": trainable(copy.deepcopy(unet), loop)}
+    network: Any = bench.teacher.network
+    networks = {"generator": bench.student(), "fake_score": trainable(copy.deepcopy(network), loop)}
     adversary = None
     if bench.recipe.method == "adversarial":
         generator = torch.Generator().manual_seed(loop.seed)
-        networks["head"] = _head(int(unet.config.block_out_channels[-1]), options.head_channels, generator)
+        networks["head"] = _head(bench.teacher.bottleneck(network).channels, options.head_channels, generator)
         adversary = Adversary(
             partial(_real, bench), partial(_features, bench), options.adversarial_weight, options.critic_weight
         )
@@ -76,12 +74,14 @@ def run(bench: Bench, options: Options) -> nn.Module:
         weight=uniform_weight if options.snr_limit is None else snr_weight(bench.schedule, options.snr_limit),
         regression=_regression(bench, options) if options.pairs else None,
         adversary=adversary,
-        whole_times=True,
+        whole_times=bench.whole_times,
+        device=bench.devices.device,
     )
     config = TwoTimeScaleConfig(loop_config(loop), options.generator_every, options.fake_learning_rate)
     emas = train_two_time_scale(
-        networks, matching.generator_loss, matching.critic_loss, config, bench.folder, bench.identity(), bench.watch
-    )
+        networks, matching.generator_loss, matching.critic_loss, config, bench.folder, bench.identity(), bench.watch,
+        devices=bench.devices,
+    )  # fmt: skip
     return emas["use"]
 
 
@@ -106,23 +106,24 @@ def _head(channels: int, hidden: int, generator: torch.Generator) -> nn.Module:
 def _conditions(bench: Bench, n: int, g: torch.Generator) -> Condition:
     """Prompts as often as the data has them."""
     index = torch.randint(len(bench.data), (n,), generator=g)
-    return bench.data.conditions.rows(bench.data.caption_of[index]).float()
+    return bench.data.conditions.rows(bench.data.caption_of[index]).float().to(bench.devices.device)
 
 
 def _real(bench: Bench, n: int, g: torch.Generator) -> tuple[Samples, Condition]:
-    return bench.data.draw(n, g)
+    return bench.draw(n, g)
 
 
 def _features(bench: Bench, network: nn.Module, x_t: Samples, t: Times, cond: Condition) -> Tensor:
     """The whole network runs for its middle: the taps need no knowledge of what comes before it."""
-    with Taps(network, [BOTTLENECK]) as taps:
+    middle = bench.teacher.bottleneck(network)
+    with Taps(network, [middle.name], middle.entry) as taps:
         bench.denoiser(network)(x_t, t, cond)
-    return taps[BOTTLENECK]
+    return middle.maps(taps[middle.name], x_t)
 
 
 def _guided(bench: Bench, scale: float) -> Denoiser:
     """The teacher with guidance, for conditions that hold prompts alone."""
-    denoise = ClassifierFreeGuidance(bench.denoiser(bench.teacher.unet))
+    denoise = ClassifierFreeGuidance(bench.denoiser(bench.teacher.network))
 
     class Guided:
         evaluations_per_call = 2
@@ -142,6 +143,7 @@ def _regression(bench: Bench, options: Options) -> Regression:
 
     def draw(n: int, g: torch.Generator) -> Pairs:
         index = torch.randint(len(noise), (n,), generator=g)
-        return Pairs(noise[index], ends[index], conditions.rows(captions[index]).float())
+        cond = conditions.rows(captions[index]).float().to(bench.devices.device)
+        return Pairs(noise[index].to(bench.devices.device), ends[index].to(bench.devices.device), cond)
 
     return Regression(draw, options.regression_weight)

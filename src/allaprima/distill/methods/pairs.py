@@ -20,14 +20,15 @@ SOLVER = "dpm_solver"
 @torch.inference_mode()
 def solve(bench: Bench, noise: Samples, cond: Condition, steps: int, scale: float) -> Samples:
     """The teacher's ends `(B, C, H, W)` of noise for prompts `cond`: DPM-Solver++(2M), guided."""
-    denoise = ClassifierFreeGuidance(bench.denoiser(bench.teacher.unet))
+    denoise = ClassifierFreeGuidance(bench.denoiser(bench.teacher.network))
     solver = make_solver(SOLVER, bench.schedule)
     cond = bench.with_guidance(cond, torch.full((len(cond),), scale))
+    noise = noise.to(bench.devices.device)
     x, state = noise, solver.init(noise)
     for p in solver.plan(steps):
         t, s = (torch.full((len(x),), v, dtype=torch.float64) for v in (p.t, p.s))
         x, state = solver.step(x, denoise(x, t, cond), t, s, state)
-    return x
+    return x.cpu()
 
 
 def painted_pairs(bench: Bench, count: int, steps: int, scale: float, path: Path) -> tuple[Samples, Samples, Tensor]:

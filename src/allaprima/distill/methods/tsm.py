@@ -41,19 +41,20 @@ def run(bench: Bench, options: Options) -> nn.Module:
     weight = uniform_weight if options.snr_limit is None else snr_weight(bench.schedule, options.snr_limit)
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
-        x0, cond = bench.data.draw(batch, g)
+        x0, cond = bench.draw(batch, g)
         cond = cond.replaced(torch.rand(batch, generator=g) < options.drop, bench.null)
-        t = draw_times(bench.schedule, batch, g, low=1e-3, whole=True)
-        eps = torch.randn(x0.shape, generator=g)
-        student, teacher = prediction(bench, model, cond), prediction(bench, bench.teacher.unet, cond)
+        t = draw_times(bench.schedule, batch, g, low=1e-3, whole=bench.whole_times)
+        eps = bench.normal(x0, g)
+        student, teacher = prediction(bench, model, cond), prediction(bench, bench.teacher.network, cond)
         return teacher_score_matching_loss(student, teacher, bench.schedule, x0, eps, t, weight)
 
-    return train(bench.student(), loss, loop_config(bench.recipe.loop), bench.folder, bench.identity(), bench.watch)["use"]
+    config = loop_config(bench.recipe.loop)
+    return train(bench.student(), loss, config, bench.folder, bench.identity(), bench.watch, devices=bench.devices)["use"]
 
 
 def use(options: Options, card: Card) -> Use:
     """As the teacher: it is a many-step model."""
-    words = "It paints in as many steps as the teacher; distil it further with start=student/unet."
+    words = "It paints in as many steps as the teacher; distil it further with start=student."
     return Use(card.teacher.steps, card.teacher.guidance_scale, card.teacher.solver, words)
 
 

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from allaprima.core.errors import PromptError
-from allaprima.core.types import Condition, Denoiser
-from allaprima.diffusion.denoiser import NetworkDenoiser
-from allaprima.diffusion.guidance import ClassifierFreeGuidance, EmbeddedGuidance, GuidedDenoiser, guidance_embedding
+from allaprima.core.types import Condition
+from allaprima.diffusion.guidance import GuidedDenoiser, guidance_embedding
 from allaprima.diffusion.schedule import DiscreteVP
 from allaprima.models.card import TextSettings
-from allaprima.models.load import fingerprint, load_component, load_tokenizer, read_json
+from allaprima.models.families.family import (
+    Bottleneck,
+    Family,
+    combined,
+    guidance_dim,
+    guided,
+    load_parts,
+    refuse_unreadable,
+)
+from allaprima.models.latents import decoded
+from allaprima.models.load import fingerprint, load_component, read_json
+
+SHARED = ("text_encoder", "tokenizer", "vae")
+"""What a student and a teacher may have in common."""
 
 
 @dataclass(frozen=True)
 class SDModel:
-    """A text-to-image latent diffusion model: everything the cascade asks of a student or teacher."""
+    """A `Family` whose networks read `prompt_embeds (B, L, D)`."""
 
     unet: Any
     vae: Any
@@ -36,22 +46,34 @@ class SDModel:
     """Hash of each component, shared ones included: a draft's score depends on the decoder as much as on the UNet."""
 
     @property
+    def component(self) -> str:
+        """The UNet's folder."""
+        return "unet"
+
+    @property
+    def network(self) -> Any:
+        """The UNet."""
+        return self.unet
+
+    @property
     def fingerprint(self) -> str:
         """One hash of all components."""
-        return hashlib.sha256(json.dumps(dict(self.fingerprints), sort_keys=True).encode()).hexdigest()[:16]
+        return combined(self.fingerprints)
 
     @property
     def denoiser(self) -> GuidedDenoiser:
         """Guided denoiser: two network evaluations a call, one if the UNet has guidance embedded."""
-        return guided(self.unet, NetworkDenoiser(self._network, self.schedule, self.prediction))
-
-    def _network(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        return self.output(self.unet, x_t, t, cond)
+        return guided(self)
 
     @staticmethod
     def output(network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Raw output `(B, C, H, W)` of a network of this family: this model's, or one that is made from it."""
         return run_unet(network, x_t, t, cond.tensors["prompt_embeds"], cond.get("guidance_scale"))
+
+    @staticmethod
+    def bottleneck(network: Any) -> Bottleneck:
+        """The mid block."""
+        return Bottleneck("mid_block", int(network.config.block_out_channels[-1]))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Shape of one latent for a picture of this size, read off the UNet's training size."""
@@ -65,13 +87,7 @@ class SDModel:
 
     def check_prompt(self, prompt: str) -> None:
         """Raise `PromptError` for an empty or an over-long prompt: nothing is cut in silence."""
-        if not prompt.strip():
-            raise PromptError("the prompt is empty: say what to paint, for example 'red apple, noto'.")
-        n = self.token_count(prompt)
-        if n > self.text.max_length:
-            raise PromptError(
-                f"the prompt {prompt[:60]!r}... has {n} tokens; this text encoder reads {self.text.max_length}. Shorten it."
-            )
+        refuse_unreadable(prompt, [(self.token_count(prompt), self.text.max_length)])
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> Tensor:
@@ -87,32 +103,34 @@ class SDModel:
         """Prompts -> everything `output` reads of them, a row each."""
         return Condition({"prompt_embeds": self.encode(prompts)})
 
-    @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
-        scale = float(getattr(self.vae.config, "scaling_factor", 1.0) or 1.0)
-        return (self.vae.decode(latents / scale).sample / 2 + 0.5).clamp(0, 1)
+        return decoded(self.vae, latents)
+
+    def with_network(self, network: Any, fingerprints: Mapping[str, str]) -> Self:
+        """The same with another UNet."""
+        return dataclasses.replace(self, unet=network, fingerprints=fingerprints)
 
 
-def guidance_dim(unet: Any) -> int | None:
-    """Width of the guidance embedding that a UNet reads beside the time; None if guidance stays outside of it."""
-    # A wrapper of parallel training hides the config, but not the network.
-    return getattr(getattr(getattr(unet, "module", unet), "config", None), "time_cond_proj_dim", None)
+def run_unet(
+    unet: Any, x_t: Tensor, t: Tensor, prompt_embeds: Tensor, guidance: Tensor | None = None,
+    added: Mapping[str, Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """A UNet's raw output `(B, C, H, W)`.
 
-
-def guided(unet: Any, denoiser: Denoiser) -> GuidedDenoiser:
-    """The guidance that a UNet's denoiser needs: embedded if the UNet reads it, classifier-free otherwise."""
-    return ClassifierFreeGuidance(denoiser) if guidance_dim(unet) is None else EmbeddedGuidance(denoiser)
-
-
-def run_unet(unet: Any, x_t: Tensor, t: Tensor, prompt_embeds: Tensor, guidance: Tensor | None = None) -> Tensor:
-    """A UNet's raw output `(B, C, H, W)`. `guidance: (B,)` scales, for a UNet that reads them; without any they are 1."""
-    told: dict[str, Tensor] = {}
+    `guidance: (B,)`: scales, for a UNet that reads them; without any they are 1. `added`: what some read beside the prompt's
+    hidden states.
+    """
+    told: dict[str, Any] = {}
     if (dim := guidance_dim(unet)) is not None:
         # Not "no embedding": the UNet would then leave its projection out, which is no scale it was taught.
-        scale = torch.ones(len(x_t), device=x_t.device) if guidance is None else guidance
+        scale = torch.ones(len(x_t), device=x_t.device) if guidance is None else guidance.to(x_t.device)
         told["timestep_cond"] = guidance_embedding(scale, dim).to(x_t.dtype)
-    return unet(x_t.contiguous(memory_format=torch.channels_last), t.float(), prompt_embeds, **told).sample
+    if added is not None:
+        # A UNet may note things in the mapping it is given.
+        told["added_cond_kwargs"] = dict(added)
+    x_t, t = x_t.contiguous(memory_format=torch.channels_last), t.float().to(x_t.device)
+    return unet(x_t, t, prompt_embeds, **told).sample
 
 
 def load_unet(folder: Path) -> Any:
@@ -121,22 +139,13 @@ def load_unet(folder: Path) -> Any:
 
 
 def load_sd(
-    folder: Path, text: TextSettings, share: SDModel | None = None, shared: Sequence[str] = (), unet: Any = None
+    folder: Path, text: TextSettings, share: Family | None = None, shared: Sequence[str] = (), network: Any = None
 ) -> SDModel:
-    """Read an `sd` folder; the components named in `shared` are those of `share` instead of being loaded again.
-
-    `unet`: taken as it is, in place of the folder's; it has no fingerprint then.
-    """
+    """Read an `sd` folder (`family.Load`)."""
     config = read_json(folder / "scheduler" / "scheduler_config.json")
-    parts: dict[str, Any] = {}
     prints = {"scheduler": fingerprint(folder / "scheduler")}
-    if unet is None:
-        unet, prints["unet"] = load_unet(folder / "unet"), fingerprint(folder / "unet")
-    for name in ("vae", "text_encoder", "tokenizer"):
-        if share is not None and name in shared:
-            parts[name], prints[name] = getattr(share, name), share.fingerprints[name]
-        else:
-            parts[name] = load_tokenizer(folder / name) if name == "tokenizer" else load_component(folder / name)
-            prints[name] = fingerprint(folder / name)
-    kind = str(config.get("prediction_type", "epsilon"))
-    return SDModel(unet, **parts, schedule=DiscreteVP.from_config(config), prediction=kind, text=text, fingerprints=prints)
+    if network is None:
+        network, prints["unet"] = load_unet(folder / "unet"), fingerprint(folder / "unet")
+    parts, more = load_parts(folder, ("vae", "text_encoder", "tokenizer"), share, shared)
+    kind, schedule = str(config.get("prediction_type", "epsilon")), DiscreteVP.from_config(config)
+    return SDModel(network, **parts, schedule=schedule, prediction=kind, text=text, fingerprints={**prints, **more})

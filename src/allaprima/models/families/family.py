@@ -1,0 +1,201 @@
+"""What a family of models is: how its parts are read, told and asked. One file a family; this page says what each offers.
+
+`cascade.machine.Painter` is the part of it that the cascade needs; distillation needs the rest. What a prompt is to a
+network is one `Condition`, made by `condition` and read by `output`, and its tensors' names are nobody else's business, but
+for `prompt_embeds (B, L, D)`, which every family has: prompts are routed by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from torch import Tensor
+
+from allaprima.core.errors import ModelError, PromptError, SettingError
+from allaprima.core.types import Condition, Denoiser
+from allaprima.diffusion.denoiser import NetworkDenoiser
+from allaprima.diffusion.guidance import ClassifierFreeGuidance, EmbeddedGuidance, GuidedDenoiser
+from allaprima.diffusion.schedule import Schedule
+from allaprima.models.card import TextSettings
+from allaprima.models.load import fingerprint, load_component, load_tokenizer
+
+ABSENT = "absent"
+"""Fingerprint of a component that a folder does without."""
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """Where a network's middle is read, for a discriminator's head."""
+
+    name: str
+    """Of the module."""
+    channels: int
+    entry: int = 0
+    """Which of its outputs, if it has several."""
+    patch: int | None = None
+    """Its outputs are tokens `(B, N, C)` of so many latents a side; None: they are maps `(B, C, h, w)`."""
+
+    def maps(self, hidden: Tensor, x_t: Tensor) -> Tensor:
+        """What the module said of `x_t: (B, ..., H, W)` as `(B, C, h, w)`."""
+        if self.patch is None:
+            return hidden
+        return hidden.transpose(1, 2).unflatten(2, (x_t.shape[-2] // self.patch, x_t.shape[-1] // self.patch))
+
+
+class Family(Protocol):
+    """A text-to-image latent diffusion model."""
+
+    @property
+    def component(self) -> str:
+        """Name of the trained network: of the folder it is saved in, and of the field that holds it."""
+        ...
+
+    @property
+    def network(self) -> Any:
+        """The trained network, diffusers' own class."""
+        ...
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder."""
+        ...
+
+    @property
+    def schedule(self) -> Schedule:
+        """Noise schedule."""
+        ...
+
+    @property
+    def prediction(self) -> str:
+        """What the network says (`diffusion.prediction.PREDICTIONS`)."""
+        ...
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Hash of each component, shared ones included."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """One hash of all components."""
+        ...
+
+    @property
+    def denoiser(self) -> GuidedDenoiser:
+        """Guided denoiser: two network evaluations a call, one if the network has guidance embedded."""
+        ...
+
+    def output(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Raw output `(B, C, H, W)` of a network of this family at times `t: (B,)`: this model's, or one made from it."""
+        ...
+
+    def bottleneck(self, network: Any) -> Bottleneck:
+        """Where the middle of a network of this family is."""
+        ...
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """Prompts -> everything `output` reads of them, a row each. An empty prompt is what guidance leads away from."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """`prompt_embeds (B, L, D)` of `condition` alone: what prompts are routed by."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
+        ...
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Shape of one latent for a picture of this size."""
+        ...
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise `PromptError` for an empty or an over-long prompt: nothing is cut in silence."""
+        ...
+
+    def token_count(self, prompt: str) -> int:
+        """Tokens of a prompt, begin and end included, by the tokenizer that makes most of it."""
+        ...
+
+    def with_network(self, network: Any, fingerprints: Mapping[str, str]) -> Self:
+        """The same with another network."""
+        ...
+
+
+class Load(Protocol):
+    """Reads a model's folder; components named in `shared` are those of `share` instead of being loaded again."""
+
+    def __call__(
+        self, folder: Path, text: TextSettings, share: Family | None = None, shared: Sequence[str] = (), network: Any = None
+    ) -> Family:
+        """`network`: taken as it is, in place of the folder's; it has no fingerprint then. Raises `ModelError`."""
+        ...
+
+
+def combined(fingerprints: Mapping[str, str]) -> str:
+    """One hash of all components."""
+    return hashlib.sha256(json.dumps(dict(fingerprints), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def guidance_dim(network: Any) -> int | None:
+    """Width of the guidance embedding that a network reads beside the time; None if guidance stays outside of it."""
+    # A wrapper of parallel training hides the config, but not the network.
+    return getattr(getattr(getattr(network, "module", network), "config", None), "time_cond_proj_dim", None)
+
+
+def guidance_for(network: Any, denoiser: Denoiser) -> GuidedDenoiser:
+    """The guidance that a network's denoiser needs: embedded if the network reads it, classifier-free otherwise."""
+    return ClassifierFreeGuidance(denoiser) if guidance_dim(network) is None else EmbeddedGuidance(denoiser)
+
+
+def guided(model: Family) -> GuidedDenoiser:
+    """A model's guided denoiser."""
+
+    def network(x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return model.output(model.network, x_t, t, cond)
+
+    return guidance_for(model.network, NetworkDenoiser(network, model.schedule, model.prediction))
+
+
+def refuse_unreadable(prompt: str, tokens: Sequence[tuple[int, int]]) -> None:
+    """Raise `PromptError` for an empty prompt, or one that has more tokens than an encoder reads (pairs of both)."""
+    if not prompt.strip():
+        raise PromptError("the prompt is empty: say what to paint, for example 'red apple, noto'.")
+    for n, most in tokens:
+        if n > most:
+            raise PromptError(f"the prompt {prompt[:60]!r}... has {n} tokens; this text encoder reads {most}. Shorten it.")
+
+
+def refuse_size(height: int, width: int, factor: int) -> None:
+    """Raise `SettingError` for a picture's size that isn't a multiple of `factor`."""
+    if height % factor or width % factor or min(height, width) < factor:
+        raise SettingError(f"{width}x{height} can't be painted by this model: multiples of {factor} are due, both sides.")
+
+
+def refuse_text_settings(text: TextSettings, family: str) -> None:
+    """Raise `ModelError` for settings of the text encoder that a family doesn't have."""
+    odd = [name for name in ("attention_mask", "zero_padding") if getattr(text, name)]
+    if odd:
+        raise ModelError(f"text.{odd[0]} = True means nothing to the family {family}: leave it out of the card.")
+
+
+def load_parts(
+    folder: Path, names: Sequence[str], share: Family | None, shared: Sequence[str], optional: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Components by name, and their fingerprints. An `optional` one that has no folder is None."""
+    parts: dict[str, Any] = {}
+    prints: dict[str, str] = {}
+    for name in names:
+        if share is not None and name in shared:
+            parts[name], prints[name] = getattr(share, name), share.fingerprints[name]
+        elif name in optional and not (folder / name).is_dir():
+            parts[name], prints[name] = None, ABSENT
+        else:
+            parts[name] = (load_tokenizer if name.startswith("tokenizer") else load_component)(folder / name)
+            prints[name] = fingerprint(folder / name)
+    return parts, prints

@@ -1,0 +1,32 @@
+"""The families by the name a card gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from allaprima.models.families import sd, sd3, sdxl
+from allaprima.models.families.family import Load
+from allaprima.models.load import load_component
+
+
+@dataclass(frozen=True)
+class FamilyEntry:
+    """How a family is read and written."""
+
+    load: Load
+    component: str
+    """Folder of the trained network."""
+    load_network: Callable[[Path], Any]
+    """Reads that folder."""
+    shared: tuple[str, ...]
+    """What a card's `share` may name."""
+
+
+FAMILIES: Mapping[str, FamilyEntry] = {
+    "sd": FamilyEntry(sd.load_sd, "unet", sd.load_unet, sd.SHARED),
+    "sdxl": FamilyEntry(sdxl.load_sdxl, "unet", sd.load_unet, sdxl.SHARED),
+    "sd3": FamilyEntry(sd3.load_sd3, "transformer", load_component, sd3.SHARED),
+}

@@ -1,0 +1,181 @@
+"""Family `sd3`: SD3Transformer2DModel, two CLIP text encoders, T5 if there is one, rectified flow (arXiv 2403.03206)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from allaprima.core.errors import ModelError
+from allaprima.core.types import Condition
+from allaprima.diffusion.guidance import GuidedDenoiser
+from allaprima.diffusion.schedule import Flow
+from allaprima.models.card import TextSettings
+from allaprima.models.families.family import (
+    Bottleneck,
+    Family,
+    combined,
+    guided,
+    load_parts,
+    refuse_size,
+    refuse_text_settings,
+    refuse_unreadable,
+)
+from allaprima.models.latents import decoded, downsampling
+from allaprima.models.load import fingerprint, load_component, read_json
+
+T5 = ("text_encoder_3", "tokenizer_3")
+SHARED = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3", "vae")
+"""What a student and a teacher may have in common."""
+
+
+@dataclass(frozen=True)
+class SD3Model:
+    """A `Family` whose networks read `prompt_embeds (B, L, D)`, CLIP's tokens before T5's, and `pooled (B, P)`."""
+
+    transformer: Any
+    vae: Any
+    text_encoder: Any
+    text_encoder_2: Any
+    text_encoder_3: Any
+    """T5; None: zeros in its place, as diffusers has it."""
+    tokenizer: Any
+    tokenizer_2: Any
+    tokenizer_3: Any
+    schedule: Flow
+    prediction: str
+    text: TextSettings
+    num_train_timesteps: int
+    """What the network calls the time 1."""
+    fingerprints: Mapping[str, str]
+    """Hash of each component, shared ones included."""
+
+    @property
+    def component(self) -> str:
+        """The transformer's folder."""
+        return "transformer"
+
+    @property
+    def network(self) -> Any:
+        """The transformer."""
+        return self.transformer
+
+    @property
+    def fingerprint(self) -> str:
+        """One hash of all components."""
+        return combined(self.fingerprints)
+
+    @property
+    def denoiser(self) -> GuidedDenoiser:
+        """Guided denoiser: two network evaluations a call."""
+        return guided(self)
+
+    def output(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Raw output `(B, C, H, W)`, a velocity, of a network of this family: this model's, or one made from it."""
+        return network(
+            hidden_states=x_t, timestep=(t * self.num_train_timesteps).float().to(x_t.device),
+            encoder_hidden_states=cond.tensors["prompt_embeds"], pooled_projections=cond.tensors["pooled"],
+        ).sample  # fmt: skip
+
+    @staticmethod
+    def bottleneck(network: Any) -> Bottleneck:
+        """The picture's tokens after the middle block (a block says the prompt's first): there is no narrower place."""
+        config, middle = network.config, (len(network.transformer_blocks) - 1) // 2
+        width = int(config.num_attention_heads * config.attention_head_dim)
+        return Bottleneck(f"transformer_blocks.{middle}", width, entry=1, patch=int(config.patch_size))
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Shape of one latent for a picture of this size. Raises `SettingError` for one that isn't whole patches."""
+        factor = downsampling(self.vae.config)
+        refuse_size(height, width, factor * int(self.transformer.config.patch_size))
+        return self.transformer.config.in_channels, height // factor, width // factor
+
+    def _tokens(self, prompt: str) -> list[tuple[int, int]]:
+        """For each tokenizer, the prompt's tokens and how many are read. CLIP's all matter, also where T5 reads more."""
+        # The pipeline takes the first tokenizer's limit for the second too.
+        most = int(self.tokenizer.model_max_length)
+        found = [(len(tok(prompt).input_ids), most) for tok in (self.tokenizer, self.tokenizer_2)]
+        if self.tokenizer_3 is not None and self.text_encoder_3 is not None:
+            found.append((len(self.tokenizer_3(prompt).input_ids), self.text.max_sequence_length))
+        return found
+
+    def token_count(self, prompt: str) -> int:
+        """Tokens of a prompt, begin and end included, by the tokenizer that makes most of it."""
+        return max(n for n, _ in self._tokens(prompt))
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise `PromptError` for an empty or an over-long prompt: nothing is cut in silence."""
+        refuse_unreadable(prompt, self._tokens(prompt))
+
+    @cached_property
+    def _pipeline(self) -> Any:
+        """Diffusers' pipeline of the text side alone: `encode_prompt` is theirs."""
+        from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+
+        nothing: Any = None
+        pipeline: Any = StableDiffusion3Pipeline(
+            nothing, nothing, nothing, self.text_encoder, self.tokenizer, self.text_encoder_2, self.tokenizer_2,
+            self.text_encoder_3, self.tokenizer_3,
+        )  # fmt: skip
+        # It asks the transformer for the width of T5's zeros, and for nothing else.
+        width = self.transformer.config.joint_attention_dim
+        pipeline.transformer = SimpleNamespace(config=SimpleNamespace(joint_attention_dim=width))
+        return pipeline
+
+    @torch.inference_mode()
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """Prompts -> `prompt_embeds` and `pooled`, a row each."""
+        nothing: Any = None
+        embeds, _, pooled, _ = self._pipeline.encode_prompt(
+            list(prompts), nothing, nothing, device=next(self.text_encoder.parameters()).device,
+            do_classifier_free_guidance=False, max_sequence_length=self.text.max_sequence_length,
+        )  # fmt: skip
+        return Condition({"prompt_embeds": embeds, "pooled": pooled})
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts -> hidden states `(B, L, D)`."""
+        return self.condition(prompts).tensors["prompt_embeds"]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
+        return decoded(self.vae, latents)
+
+    def with_network(self, network: Any, fingerprints: Mapping[str, str]) -> Self:
+        """The same with another transformer."""
+        return dataclasses.replace(self, transformer=network, fingerprints=fingerprints)
+
+
+def load_sd3(
+    folder: Path, text: TextSettings, share: Family | None = None, shared: Sequence[str] = (), network: Any = None
+) -> SD3Model:
+    """Read an `sd3` folder (`family.Load`); `text_encoder_3` and `tokenizer_3` may be missing, both."""
+    refuse_text_settings(text, "sd3")
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    prints = {"scheduler": fingerprint(folder / "scheduler")}
+    if network is None:
+        network, prints["transformer"] = load_component(folder / "transformer"), fingerprint(folder / "transformer")
+    parts, more = load_parts(folder, ("vae", *SHARED[:-1]), share, shared, optional=T5)
+    if (parts["text_encoder_3"] is None) != (parts["tokenizer_3"] is None):
+        raise ModelError(f"{folder} has one of {' and '.join(T5)}: give both, or neither for zeros in T5's place.")
+    return SD3Model(
+        network, **parts, schedule=_flow(folder, config), prediction="flow_prediction", text=text,
+        num_train_timesteps=int(config.get("num_train_timesteps", 1000)), fingerprints={**prints, **more},
+    )  # fmt: skip
+
+
+def _flow(folder: Path, config: Mapping[str, Any]) -> Flow:
+    """The schedule of a FlowMatchEulerDiscreteScheduler. Raises `ModelError` for a grid that `Flow` doesn't have."""
+    odd = [k for k in ("use_dynamic_shifting", "shift_terminal", "invert_sigmas", "stochastic_sampling") if config.get(k)]
+    if odd:
+        raise ModelError(
+            f"{folder / 'scheduler'} has {odd[0]}={config[odd[0]]!r}: a constant shift is what is known. Leave it out if the"
+            " model was trained without."
+        )
+    return Flow(float(config.get("shift", 1.0)))

@@ -1,0 +1,179 @@
+"""Family `sdxl`: UNet2DConditionModel, two CLIP text encoders, added conditions, a VP schedule (arXiv 2307.01952)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from allaprima.core.errors import ModelError
+from allaprima.core.types import Condition
+from allaprima.diffusion.guidance import GuidedDenoiser
+from allaprima.diffusion.schedule import DiscreteVP
+from allaprima.models.card import TextSettings
+from allaprima.models.families.family import (
+    Bottleneck,
+    Family,
+    combined,
+    guided,
+    load_parts,
+    refuse_size,
+    refuse_text_settings,
+    refuse_unreadable,
+)
+from allaprima.models.families.sd import load_unet, run_unet
+from allaprima.models.latents import decoded, downsampling
+from allaprima.models.load import fingerprint, read_json
+
+SHARED = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
+"""What a student and a teacher may have in common."""
+TIME_IDS = 6
+"""Height and width of the original, top and left of the crop, height and width of the target."""
+
+
+@dataclass(frozen=True)
+class SDXLModel:
+    """A `Family` whose networks read `prompt_embeds (B, L, D)`, `pooled (B, P)` and `time_ids (B, 6)`.
+
+    `time_ids` are those of the condition where it holds any (latents of a data set may have been cropped), else those of an
+    uncropped picture of the latents' own size: a condition serves any size.
+    """
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    text_encoder_2: Any
+    tokenizer: Any
+    tokenizer_2: Any
+    schedule: DiscreteVP
+    prediction: str
+    text: TextSettings
+    zeros_for_empty: bool
+    """An empty prompt is zeros, not what the encoders say of it (diffusers' `force_zeros_for_empty_prompt`)."""
+    fingerprints: Mapping[str, str]
+    """Hash of each component, shared ones included."""
+
+    @property
+    def component(self) -> str:
+        """The UNet's folder."""
+        return "unet"
+
+    @property
+    def network(self) -> Any:
+        """The UNet."""
+        return self.unet
+
+    @property
+    def fingerprint(self) -> str:
+        """One hash of all components."""
+        return combined(self.fingerprints)
+
+    @property
+    def denoiser(self) -> GuidedDenoiser:
+        """Guided denoiser: two network evaluations a call, one if the UNet has guidance embedded."""
+        return guided(self)
+
+    def output(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Raw output `(B, C, H, W)` of a network of this family: this model's, or one that is made from it."""
+        given = cond.tensors.get("time_ids")
+        added = {"text_embeds": cond.tensors["pooled"], "time_ids": self._time_ids(x_t) if given is None else given}
+        return run_unet(network, x_t, t, cond.tensors["prompt_embeds"], cond.get("guidance_scale"), added)
+
+    def _time_ids(self, x_t: Tensor) -> Tensor:
+        factor = downsampling(self.vae.config)
+        height, width = float(x_t.shape[-2] * factor), float(x_t.shape[-1] * factor)
+        return torch.tensor([[height, width, 0.0, 0.0, height, width]], device=x_t.device).expand(len(x_t), -1)
+
+    @staticmethod
+    def bottleneck(network: Any) -> Bottleneck:
+        """The mid block."""
+        return Bottleneck("mid_block", int(network.config.block_out_channels[-1]))
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Shape of one latent for a picture of this size. Raises `SettingError` for one that no latent has."""
+        factor = downsampling(self.vae.config)
+        refuse_size(height, width, factor)
+        return self.unet.config.in_channels, height // factor, width // factor
+
+    def token_count(self, prompt: str) -> int:
+        """Tokens of a prompt, begin and end included, by the tokenizer that makes most of it."""
+        return max(len(tokenizer(prompt).input_ids) for tokenizer in (self.tokenizer, self.tokenizer_2))
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise `PromptError` for an empty or an over-long prompt: nothing is cut in silence."""
+        both = (self.tokenizer, self.tokenizer_2)
+        refuse_unreadable(prompt, [(len(tok(prompt).input_ids), int(tok.model_max_length)) for tok in both])
+
+    @cached_property
+    def _pipeline(self) -> Any:
+        """Diffusers' pipeline of the text side alone: `encode_prompt` is theirs."""
+        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+        nothing: Any = None
+        return StableDiffusionXLPipeline(
+            nothing, self.text_encoder, self.text_encoder_2, self.tokenizer, self.tokenizer_2, nothing, nothing,
+            add_watermarker=False,
+        )  # fmt: skip
+
+    @torch.inference_mode()
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """Prompts -> `prompt_embeds` and `pooled`, a row each."""
+        device = next(self.text_encoder_2.parameters()).device
+        embeds, _, pooled, _ = self._pipeline.encode_prompt(
+            list(prompts), device=device, do_classifier_free_guidance=False
+        )  # fmt: skip
+        if self.zeros_for_empty:
+            empty = torch.tensor([not p for p in prompts], device=device)
+            embeds, pooled = embeds.masked_fill(empty[:, None, None], 0), pooled.masked_fill(empty[:, None], 0)
+        return Condition({"prompt_embeds": embeds, "pooled": pooled})
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts -> hidden states `(B, L, D)`."""
+        return self.condition(prompts).tensors["prompt_embeds"]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
+        return decoded(self.vae, latents)
+
+    def with_network(self, network: Any, fingerprints: Mapping[str, str]) -> Self:
+        """The same with another UNet."""
+        return dataclasses.replace(self, unet=network, fingerprints=fingerprints)
+
+
+def load_sdxl(
+    folder: Path, text: TextSettings, share: Family | None = None, shared: Sequence[str] = (), network: Any = None
+) -> SDXLModel:
+    """Read an `sdxl` folder (`family.Load`). A folder without `model_index.json` takes an empty prompt as `share` does."""
+    refuse_text_settings(text, "sdxl")
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    prints = {"scheduler": fingerprint(folder / "scheduler")}
+    if network is None:
+        network, prints["unet"] = load_unet(folder / "unet"), fingerprint(folder / "unet")
+    parts, more = load_parts(folder, ("vae", *SHARED[:-1]), share, shared)
+    _check_added(folder, network.config, parts["text_encoder_2"].config)
+    zeros = bool(getattr(share, "zeros_for_empty", True))
+    if (folder / "model_index.json").exists():
+        zeros = bool(read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True))
+    prints["empty_prompt"] = "zeros" if zeros else "encoded"
+    kind, schedule = str(config.get("prediction_type", "epsilon")), DiscreteVP.from_config(config)
+    return SDXLModel(
+        network, **parts, schedule=schedule, prediction=kind, text=text, zeros_for_empty=zeros,
+        fingerprints={**prints, **more},
+    )  # fmt: skip
+
+
+def _check_added(folder: Path, unet: Any, encoder: Any) -> None:
+    """Raise `ModelError` for a UNet that reads other added conditions (refiners read an aesthetic score)."""
+    due = getattr(unet, "projection_class_embeddings_input_dim", None)
+    have = int(getattr(unet, "addition_time_embed_dim", None) or 0) * TIME_IDS + int(encoder.projection_dim)
+    if getattr(unet, "addition_embed_type", None) != "text_time" or due != have:
+        raise ModelError(
+            f"{folder / 'unet'} reads added conditions of {due} numbers; pooled text and {TIME_IDS} time ids are {have}."
+            " Give a base model of the family sdxl, not a refiner."
+        )
