@@ -117,6 +117,7 @@ def distill_command(method: str | None, recipe_file: Path | None, changes: Seque
     data, words = data_of(recipe, card, teacher, out, console)
     null = teacher.condition([""]).clone()
     last: list[Progress] = []
+    notes: list[str] = []
     with Bar(console=console) as bar:
         show = watcher(console, bar, recipe.loop.max_train_steps)
 
@@ -124,11 +125,15 @@ def distill_command(method: str | None, recipe_file: Path | None, changes: Seque
             last.append(p)
             show(emas, p)
 
-        bench = Bench(teacher, data, null, recipe, out / "training", watch)
+        def note(words: str) -> None:
+            notes.append(words)
+            console.print(words)
+
+        bench = Bench(teacher, data, null, recipe, out / "training", watch, note)
         unet = module.run(bench, options)
     if not last:
         raise TrainingError(f"{out / 'training'} says nothing of its steps: give a larger loop.max_train_steps.")
-    made = Made(recipe, card, last[-1], words, len(data), bench.identity(), module.use(options, card))
+    made = Made(recipe, card, last[-1], words, len(data), bench.identity(), module.use(options, card), "; ".join(notes))
     path = publish(made, unet, out)
     shown = [data.captions[i * len(data.captions) // SAMPLES] for i in range(min(SAMPLES, len(data.captions)))]
     samples(load_card(path), shown, out / "samples.png")

@@ -1,7 +1,8 @@
 """Training checkpoints: everything a training needs to go on as if it had never stopped.
 
-One safetensors file holds the weights, the EMA copies and the optimizer's moments; a JSON beside it holds counters
-and the recipe. Both are written beside, synced and renamed, so a kill at any instant leaves the last whole one.
+One safetensors file holds the weights, the EMA copies and the optimizer's moments; its header holds counters and the recipe.
+It is written beside, synced and renamed, so a kill at any instant leaves the last whole one. Parameters that are frozen (the
+base under adapters) are left out: a training that goes on has them from where it began.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from allaprima.core.errors import TrainingError
+from allaprima.distill.twins import frozen, moving
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str = "optim") -> dict[str, Tensor]:
@@ -86,8 +88,9 @@ class Parts:
 def save_checkpoint(folder: Path, parts: Parts, meta: Mapping[str, Any]) -> None:
     """Write `checkpoint.safetensors`; its header carries `meta` so weights and counters can't part company."""
     tensors: dict[str, Tensor] = {}
+    still = frozen(parts.networks.values())
     for name, module in parts.modules().items():
-        tensors |= {f"{name}.{k}": v.detach().contiguous() for k, v in module.state_dict().items()}
+        tensors |= {f"{name}.{k}": v.detach().contiguous() for k, v in moving(module, still).items()}
     for name, optimizer in parts.optimizers.items():
         tensors |= flatten_optimizer(optimizer, name)
     header = {"meta": json.dumps(dict(meta))}
@@ -104,10 +107,12 @@ def load_checkpoint(folder: Path, parts: Parts) -> None:
     """Restore what `save_checkpoint` wrote. Raises `TrainingError` if it doesn't fit."""
     path = folder / "checkpoint.safetensors"
     tensors = load_file(path)
+    still = frozen(parts.networks.values())
     try:
         for name, module in parts.modules().items():
-            start = f"{name}."
-            module.load_state_dict({k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)})
+            start, moves = f"{name}.", moving(module, still)
+            state = {k: v for k, v in module.state_dict().items() if k not in moves}
+            module.load_state_dict(state | {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)})
     except RuntimeError as e:
         raise TrainingError(f"{path} holds another network: {e}. Start in a fresh folder, or use the same recipe.") from e
     for name, optimizer in parts.optimizers.items():

@@ -10,7 +10,6 @@ equals an uninterrupted one to the bit.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from allaprima.core.errors import SettingError
 from allaprima.distill.checkpoint import Parts
 from allaprima.distill.loop import LoopConfig, Progress, adamw, descend, learning_rate, run, step_generator, update_emas
+from allaprima.distill.twins import twin
 
 Networks = Mapping[str, nn.Module]
 """`generator`, `fake_score` and, where there is one, `head`."""
@@ -87,7 +87,7 @@ def train_two_time_scale(
         raise SettingError(f"networks {sorted(networks)}: 'generator' and 'fake_score' are due, and 'head' if there is one.")
     loop = config.loop
     generator = networks["generator"]
-    emas = {name: copy.deepcopy(generator).requires_grad_(False) for name in loop.emas}
+    emas = {name: twin(generator).requires_grad_(False) for name in loop.emas}
     optimizers = {name: adamw(network, loop) for name, network in networks.items()}
     critic = [optimizer for name, optimizer in optimizers.items() if name != "generator"]
 

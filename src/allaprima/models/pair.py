@@ -26,12 +26,15 @@ def load_pair(card: Card) -> Pair:
     if card.family not in FAMILIES:
         raise ModelError(f"card {card.name!r} is of the family {card.family!r}: {', '.join(FAMILIES)} can be loaded.")
     load, student = FAMILIES[card.family], card.student
-    if card.teacher.source is None:
+    if card.teacher.source is None or card.teacher.lora is not None:
         raise ModelError(
-            f"card {card.name!r} gives its teacher students: only a student can be several. Give teacher.source."
+            f"card {card.name!r} gives its teacher students or a lora: those are for the student. Give teacher.source alone."
         )
     teacher = load(card.path(card.teacher.source), card.text)
-    if student.source is not None:
-        return Pair(load(card.path(student.source), card.text, teacher, student.share), teacher)
+    if not student.students:
+        # Adapters without a network of their own sit on the teacher's, read once more: theirs are multiplied into it.
+        source = card.path(student.source or card.teacher.source)
+        lora = None if student.lora is None else card.path(student.lora)
+        return Pair(load(source, card.text, teacher, student.share, lora=lora), teacher)
     folders, partition = [card.path(f) for f in student.students], card.path(student.partition or "")
     return Pair(load_multi_student(folders, partition, card.text, teacher, student.share, student.resident), teacher)

@@ -18,6 +18,7 @@ from allaprima.diffusion.guidance import ClassifierFreeGuidance
 from allaprima.diffusion.schedule import Schedule
 from allaprima.distill.loop import LoopConfig, Progress
 from allaprima.distill.losses.consistency import GuidedPrediction
+from allaprima.distill.network import Note, adapted, cut, folder_of, identity
 from allaprima.distill.recipe import LoopSettings, Recipe
 from allaprima.distill.training_data import TrainingData
 from allaprima.models.families.sd import SDModel
@@ -49,6 +50,8 @@ class Bench:
     folder: Path
     """Where checkpoints go; resumed from when it holds one."""
     watch: Watch | None = None
+    note: Note | None = None
+    """Told what the student's network is, where it isn't just what it starts from."""
 
     @property
     def schedule(self) -> Schedule:
@@ -63,6 +66,7 @@ class Bench:
             "start": self.recipe.start,
             "teacher": self.teacher.fingerprint,
             "data": self.data.identity,
+            **identity(self.recipe),
         }
 
     def denoiser(self, network: nn.Module) -> NetworkDenoiser:
@@ -84,18 +88,21 @@ class Bench:
         return Condition({**cond.tensors, **negative, "guidance_scale": w.float()})
 
     def student(self) -> nn.Module:
-        """The network a student starts from, trainable: the recipe's `start`, or a copy of the teacher's."""
-        return trainable(start_unet(self.recipe.start, self.teacher), self.recipe.loop)
+        """What a student starts from, trainable: the network of `start` or the teacher's, cut or with adapters on it."""
+        recipe, own = self.recipe, self.teacher.unet
+        start = own if recipe.start is None else load_start(recipe.start)
+        if recipe.lora is not None:
+            return adapted(start, recipe, self.note)
+        if recipe.smaller:
+            return trainable(cut(start, recipe, self.note), recipe.loop)
+        return trainable(copy.deepcopy(start) if start is own else start, recipe.loop)
 
 
-def start_unet(start: str | None, teacher: SDModel) -> nn.Module:
-    """A UNet folder (or a model folder that holds `unet/`), or a copy of the teacher's UNet."""
+def load_start(start: str) -> nn.Module:
+    """A UNet folder, or a model folder that holds `unet/`."""
     from allaprima.models.load import load_component
 
-    if start is None:
-        return copy.deepcopy(teacher.unet)
-    folder = Path(start).expanduser()
-    return load_component(folder / "unet" if (folder / "unet").is_dir() else folder)
+    return load_component(folder_of(start))
 
 
 def trainable(unet: Any, loop: LoopSettings) -> nn.Module:

@@ -19,6 +19,7 @@ from allaprima.diffusion.guidance import ClassifierFreeGuidance
 from allaprima.diffusion.schedule import DiscreteVP
 from allaprima.models.card import TextSettings
 from allaprima.models.load import fingerprint, load_component, load_tokenizer, read_json
+from allaprima.models.lora import fuse_lora, fused_fingerprint
 
 
 @dataclass(frozen=True)
@@ -105,17 +106,22 @@ def load_unet(folder: Path) -> Any:
 
 
 def load_sd(
-    folder: Path, text: TextSettings, share: SDModel | None = None, shared: Sequence[str] = (), unet: Any = None
-) -> SDModel:
+    folder: Path, text: TextSettings, share: SDModel | None = None, shared: Sequence[str] = (), unet: Any = None,
+    lora: Path | None = None,
+) -> SDModel:  # fmt: skip
     """Read an `sd` folder; the components named in `shared` are those of `share` instead of being loaded again.
 
-    `unet`: taken as it is, in place of the folder's; it has no fingerprint then.
+    `unet`: taken as it is, in place of the folder's; it has no fingerprint then. `lora`: a file that is multiplied into the
+    folder's.
     """
     config = read_json(folder / "scheduler" / "scheduler_config.json")
     parts: dict[str, Any] = {}
     prints = {"scheduler": fingerprint(folder / "scheduler")}
     if unet is None:
         unet, prints["unet"] = load_unet(folder / "unet"), fingerprint(folder / "unet")
+        if lora is not None:
+            unet = fuse_lora(unet, lora).to(memory_format=torch.channels_last)
+            prints["unet"] = fused_fingerprint(prints["unet"], lora)
     for name in ("vae", "text_encoder", "tokenizer"):
         if share is not None and name in shared:
             parts[name], prints[name] = getattr(share, name), share.fingerprints[name]
