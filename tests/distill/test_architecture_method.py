@@ -17,6 +17,7 @@ from allaprima.distill.recipe import checked
 
 def cut_bench(folder, network="full", width=1.0, method="architecture", **more):
     b = bench(folder, method, **more)
+    b.teacher.unet.to(memory_format=torch.channels_last)  # As `load_unet` lays it out; another layout has other bits.
     return replace(b, recipe=type(b.recipe).model_validate({**b.recipe.model_dump(), "network": network, "width": width}))
 
 
