@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import SCHEDULER, bench, tiny_model, tiny_unet
 
 from allaprima.core.errors import ModelError, SettingError, TrainingError, UnsafeWeights
+from allaprima.distill.architecture import make_student
 from allaprima.distill.methods import METHODS
 from allaprima.distill.recipe import checked, read_recipe
 from allaprima.distill.twins import twin
@@ -145,11 +147,14 @@ def test_files_that_cannot_be_used(tmp_path):
     with pytest.raises(ModelError, match="doesn't fit UNet2DConditionModel"):
         fuse_lora(tiny_unet(), tmp_path / FILE)
     save_file({"text_encoder.q_proj.lora_A.weight": torch.zeros(2, 2)}, tmp_path / FILE)
-    with pytest.raises(ModelError, match="no adapter is one of a unet"):
+    with pytest.raises(ModelError, match="it adapts text_encoder, and only a unet"):
         fuse_lora(tiny_unet(), tmp_path / FILE)
     save_lora(lora_bench(tmp_path, "consistency", teacher=tiny_model()).student(), tmp_path)
     with pytest.raises(ModelError, match="doesn't fit"):
         fuse_lora(tiny_unet(width=16), tmp_path / FILE)
+    with warnings.catch_warnings(), pytest.raises(ModelError, match=r"of its \d+ tensors have a place"):
+        warnings.simplefilter("ignore")
+        fuse_lora(make_student(tiny_unet(), "base").unet, tmp_path / FILE)
     with pytest.raises(ModelError, match="LoRA files of Linear"):
         save_lora(torch.nn.Linear(2, 2), tmp_path)
 

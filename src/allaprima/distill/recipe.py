@@ -51,7 +51,7 @@ class LoopSettings(Strict):
 
 
 class LoraSettings(Strict):
-    """Adapters in place of whole weights: `W x + (alpha / rank) B A x`."""
+    """Adapters in place of whole weights: `W x + (alpha / rank) B A x`; of the student, never of a fake score."""
 
     rank: int = Field(default=64, ge=1)
     alpha: float | None = Field(default=None, gt=0)

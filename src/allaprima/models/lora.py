@@ -98,9 +98,14 @@ def fuse_lora(network: Any, file: Path) -> Any:
             return_lora_metadata=True, **known,
         )  # fmt: skip
         state, alphas, metadata = read if len(read) == 3 else (read[0], None, read[1])
-        if not any(k.startswith(f"{component}.") for k in state):
-            raise ValueError(f"no adapter is one of a {component}")
+        others = {k.split(".")[0] for k in state} - {component}
+        if others:
+            raise ValueError(f"it adapts {', '.join(sorted(others))}, and only a {component} can be adapted")
         network.load_lora_adapter(state, prefix=component, network_alphas=alphas, metadata=metadata)
+        # What finds no place is logged by diffusers, no more: half a LoRA would paint, and nobody would know.
+        due, placed = (sum(".alpha" not in k for k in state), sum(".lora_" in k for k, _ in network.named_parameters()))
+        if placed != due or not due:
+            raise ValueError(f"{placed} of its {due} tensors have a place there")
         network.fuse_lora()
         network.unload_lora()
     except Exception as e:
