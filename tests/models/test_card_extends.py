@@ -4,6 +4,7 @@ import pytest
 
 from allaprima.core.errors import ModelError
 from allaprima.models.card import load_card
+from allaprima.models.pair import load_pair
 
 
 def write(path, text):
@@ -38,6 +39,22 @@ def test_several_students_in_place_of_one_and_one_in_place_of_several(tmp_path):
     )
     one = load_card(write(tmp_path / "one" / "card.yaml", "extends: ../many/card.yaml\nstudent: {source: s}\n"))
     assert (one.student.source, one.student.students, one.student.partition) == ("s", (), None)
+
+
+def test_a_lora_sits_on_the_teacher_or_on_a_source_of_its_own(tmp_path):
+    card = load_card(write(tmp_path / "a" / "card.yaml", "extends: emoji\nstudent: {lora: l.safetensors, steps: 4}\n"))
+    assert (card.student.source, card.student.lora) == (None, "l.safetensors")
+    further = load_card(write(tmp_path / "b" / "card.yaml", "extends: ../a\nname: further\n"))
+    assert further.path(further.student.lora) == tmp_path / "b" / ".." / "a" / "l.safetensors"
+    own = load_card(write(tmp_path / "c" / "card.yaml", "extends: ../a\nstudent: {source: s, lora: m.safetensors}\n"))
+    assert (own.student.source, own.student.lora) == ("s", "m.safetensors")
+    without = load_card(write(tmp_path / "d" / "card.yaml", "extends: ../a\nstudent: {source: s}\n"))
+    assert (without.student.source, without.student.lora) == ("s", None)
+    with pytest.raises(ModelError, match="either source, one folder, or students"):
+        load_card(write(tmp_path / "e" / "card.yaml", "extends: emoji\nstudent: {students: [a], partition: p, lora: l}\n"))
+    wrong = load_card(write(tmp_path / "f" / "card.yaml", "extends: emoji\nteacher: {lora: l.safetensors}\n"))
+    with pytest.raises(ModelError, match="gives its teacher students or a lora"):
+        load_pair(wrong)
 
 
 def test_refused(tmp_path):

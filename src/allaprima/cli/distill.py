@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ class Work:
     out: Path
     devices: Devices
     console: Console
+    notes: list[str] = field(default_factory=list)
 
     @property
     def use(self) -> Use:
@@ -115,7 +116,14 @@ class Work:
 
     def made(self, progress: Progress, bench: Bench) -> Made:
         """What is published."""
-        return Made(self.recipe, self.card, progress, self.words, len(self.data), bench.identity(), self.use)
+        network = "; ".join(dict.fromkeys(self.notes))
+        return Made(self.recipe, self.card, progress, self.words, len(self.data), bench.identity(), self.use, network)
+
+    def note(self, words: str) -> None:
+        """Keep what a network is for the model page, and say it."""
+        if words not in self.notes:
+            self.console.print(words)
+        self.notes.append(words)
 
 
 def train_one(work: Work, bench: Bench, grids: Path, what: str) -> tuple[nn.Module, Progress]:
@@ -126,7 +134,7 @@ def train_one(work: Work, bench: Bench, grids: Path, what: str) -> tuple[nn.Modu
         every = 0.0 if loop.fsdp else loop.sample_seconds
         prompts = bench.data.captions[:: max(1, len(bench.data.captions) // SAMPLES)][:SAMPLES]
         watch = Watcher(bar, task, work.devices, work.teacher, work.card, work.use, prompts, grids, every)
-        unet = work.module.run(replace(bench, watch=watch), work.options)
+        unet = work.module.run(replace(bench, watch=watch, note=work.note), work.options)
     if watch.last is None:
         raise TrainingError(f"{bench.folder} says nothing of its steps: give a larger loop.max_train_steps.")
     return unet, watch.last

@@ -1,7 +1,8 @@
 """Training checkpoints: everything a training needs to go on as if it had never stopped.
 
-One safetensors file holds the weights, the EMA copies and the optimizer's moments; a JSON beside it holds counters
-and the recipe. Both are written beside, synced and renamed, so a kill at any instant leaves the last whole one.
+One safetensors file holds the weights, the EMA copies and the optimizer's moments; its header holds counters and the recipe.
+It is written beside, synced and renamed, so a kill at any instant leaves the last whole one. Parameters that are frozen (the
+base under adapters) are left out: a training that goes on has them from where it began.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from allaprima.core.errors import TrainingError
 from allaprima.distill.devices import share_of, whole_tensor
+from allaprima.distill.twins import frozen, moving
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str = "optim") -> dict[str, Tensor]:
@@ -100,8 +102,9 @@ def save_checkpoint(folder: Path, parts: Parts, meta: Mapping[str, Any], write: 
     Of several processes all must come here, for shares of sharded tensors are gathered; one of them should `write`.
     """
     tensors: dict[str, Tensor] = {}
+    still = frozen(parts.networks.values())
     for name, module in parts.modules().items():
-        tensors |= {f"{name}.{k}": whole_tensor(v.detach()).contiguous() for k, v in module.state_dict().items()}
+        tensors |= {f"{name}.{k}": whole_tensor(v.detach()).contiguous() for k, v in moving(module, still).items()}
     for name, optimizer in parts.optimizers.items():
         tensors |= flatten_optimizer(optimizer, name)
     header = {"meta": json.dumps(dict(meta))}
@@ -120,12 +123,13 @@ def load_checkpoint(folder: Path, parts: Parts) -> None:
     """Restore what `save_checkpoint` wrote. Raises `TrainingError` if it doesn't fit."""
     path = folder / "checkpoint.safetensors"
     tensors = load_file(path)
+    still = frozen(parts.networks.values())
     try:
         for name, module in parts.modules().items():
-            start = f"{name}."
-            mine = module.state_dict()
+            start, state, moves = f"{name}.", module.state_dict(), moving(module, still)
             given = {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}
-            module.load_state_dict({k: share_of(v, mine[k]) if k in mine else v for k, v in given.items()})
+            given = {k: share_of(v, state[k]) if k in state else v for k, v in given.items()}
+            module.load_state_dict({k: v for k, v in state.items() if k not in moves} | given)
     except RuntimeError as e:
         raise TrainingError(f"{path} holds another network: {e}. Start in a fresh folder, or use the same recipe.") from e
     for name, optimizer in parts.optimizers.items():

@@ -7,7 +7,6 @@ uninterrupted one.
 
 from __future__ import annotations
 
-import copy
 import csv
 import io
 import json
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from allaprima.core.errors import TrainingError
 from allaprima.distill.checkpoint import Parts, load_checkpoint, read_meta, save_checkpoint
 from allaprima.distill.devices import Devices, whole_tensor
+from allaprima.distill.twins import shared, twin
 
 Loss = Callable[[nn.Module, Mapping[str, nn.Module], torch.Generator], Tensor]
 """`(model, emas, generator of this step) -> scalar loss`."""
@@ -77,10 +77,18 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 
 @torch.no_grad()
 def ema_update(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """`ema <- decay * ema + (1 - decay) * model`, parameters and floating buffers, in one fused pass."""
-    ours = [v for v in ema.state_dict().values() if v.is_floating_point()]
-    theirs = [v for v in model.state_dict().values() if v.is_floating_point()]
-    torch._foreach_lerp_(ours, theirs, 1.0 - decay)  # pyright: ignore[reportPrivateUsage]
+    """`ema <- decay * ema + (1 - decay) * model`, parameters and floating buffers, in one fused pass.
+
+    What both share (`twins.twin`: what is frozen) has nowhere to go.
+    """
+    pairs = [
+        (mine, theirs)
+        for mine, theirs in zip(ema.state_dict().values(), model.state_dict().values(), strict=True)
+        if mine.is_floating_point() and not shared(mine, theirs)
+    ]
+    if pairs:
+        ours, theirs = [mine for mine, _ in pairs], [theirs for _, theirs in pairs]
+        torch._foreach_lerp_(ours, theirs, 1.0 - decay)  # pyright: ignore[reportPrivateUsage]
 
 
 def step_generator(seed: int, step: int, part: int = 0) -> torch.Generator:
@@ -160,7 +168,7 @@ def train(
     to another recipe.
     """
     devices = devices or Devices()
-    emas = {name: devices.place(copy.deepcopy(model).requires_grad_(False)) for name in config.emas}
+    emas = {name: devices.place(twin(model).requires_grad_(False)) for name in config.emas}
     devices.place(model)
     optimizer = adamw(model, config)
 
@@ -216,6 +224,8 @@ def run(
     with _open_curve(folder / "curve.csv", step, losses) if devices.main else io.StringIO() as rows:
         writer = csv.writer(rows)
         while not (stop is not None and stop(parts.emas, step)) and step < config.max_train_steps:
+            # Layers that draw for themselves (dropout) do so from the global generator.
+            torch.manual_seed(step_generator(config.seed, step).initial_seed())
             for name, value in update(step).items():
                 running[name] = value if math.isnan(running[name]) else 0.98 * running[name] + 0.02 * value
             step += 1

@@ -3,7 +3,8 @@
 ```
 OUT/
   card.yaml           extends the teacher's card: allaprima generate --card OUT
-  student/            unet/ (or transformer/), scheduler/: loads in diffusers with the teacher's other parts
+  student/            unet/ (or transformer/), scheduler/: loads in diffusers with the teacher's other parts; of a LoRA its
+                      file instead, and the network only if it sits on another than the teacher's
   students/0/, ...    the same of a multi-student training, with partition.safetensors that says whose a prompt is
   README.md           the model page: recipe, data, samples, licence
   samples.png         drafts of the student
@@ -24,13 +25,17 @@ from typing import Any
 import yaml
 from torch import nn
 
+from allaprima.core.folder import PICKLES
 from allaprima.distill.loop import Progress
 from allaprima.distill.many import FILE, student_folder
 from allaprima.distill.methods import METHODS
 from allaprima.distill.methods.common import Use
+from allaprima.distill.network import folder_of
 from allaprima.distill.recipe import Recipe
 from allaprima.models.card import Card
 from allaprima.models.families.registry import FAMILIES
+from allaprima.models.lora import FILE as LORA
+from allaprima.models.lora import save_lora
 
 
 @dataclass(frozen=True)
@@ -47,19 +52,31 @@ class Made:
     identity: Mapping[str, Any]
     use: Use
     """How to paint with it."""
+    network: str = ""
+    """What the student's network is, in words, where it isn't just the teacher's."""
 
 
 def save_student(network: nn.Module, folder: Path, card: Card) -> None:
     """Write a trained network with the scheduler of `card`'s teacher: a folder that cards may name and diffusers loads."""
     plain: Any = network.cpu().eval().requires_grad_(False)
     plain.save_pretrained(folder / FAMILIES[card.family].component, safe_serialization=True)
-    shutil.copytree(card.path(card.teacher.source or "") / "scheduler", folder / "scheduler", dirs_exist_ok=True)
+    _scheduler(card, folder)
 
 
 def publish(made: Made, network: nn.Module, out: Path) -> Path:
     """Write the student, its card and its page; returns the card's path. What is there is written over, file by file."""
-    save_student(network, out / "student", made.card)
-    return _described(made, {"source": "student"}, [out / "student"], type(network).__name__, out)
+    if made.recipe.lora is None:
+        save_student(network, out / "student", made.card)
+        return _described(made, {"source": "student"}, [out / "student"], type(network).__name__, out)
+    save_lora(network.eval(), out / "student")
+    source = {"lora": f"student/{LORA}"}
+    if made.recipe.start is not None:
+        # What the adapters sit on, if it isn't the teacher: a card's folder should be enough to paint with.
+        component = FAMILIES[made.card.family].component
+        _copied(folder_of(made.recipe.start, component), out / "student" / component)
+        _scheduler(made.card, out / "student")
+        source["source"] = "student"
+    return _described(made, source, [out / "student"], type(network).__name__, out)
 
 
 def publish_many(made: Made, students: int, network: str, out: Path) -> Path:
@@ -83,12 +100,22 @@ def _described(made: Made, source: Mapping[str, Any], folders: Sequence[Path], n
         "sha256": {
             str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
             for folder in folders
-            for p in sorted((folder / FAMILIES[made.card.family].component).glob("*.safetensors"))
+            for place in (folder, folder / FAMILIES[made.card.family].component)
+            for p in sorted(place.glob("*.safetensors"))
         },
     }
     (out / "provenance.json").write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
     (out / "README.md").write_text(page(made, name), encoding="utf-8")
     return card
+
+
+def _copied(base: Path, folder: Path) -> None:
+    if base.resolve() != folder.resolve():
+        shutil.copytree(base, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*(f"*{p}" for p in PICKLES)))
+
+
+def _scheduler(card: Card, folder: Path) -> None:
+    shutil.copytree(card.path(card.teacher.source or "") / "scheduler", folder / "scheduler", dirs_exist_ok=True)
 
 
 def _card(made: Made, source: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,16 +137,26 @@ def _card(made: Made, source: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _in_diffusers(made: Made, network: str) -> str:
+    component, where = FAMILIES[made.card.family].component, "student" if made.recipe.partition is None else "students/0"
+    scheduler = "LCMScheduler" if component == "unet" else "FlowMatchLCMScheduler"
+    put = f'put `{network}.from_pretrained("{where}/{component}")` in its place'
+    both = "load the teacher's pipeline"
+    if made.recipe.lora is not None:
+        also = "" if made.recipe.start is None else f", {put}"
+        return f"""In diffusers: {both}{also} and call `load_lora_weights("student", weight_name="{LORA}")`, with
+`{scheduler}` for several steps."""
+    return f"In diffusers: {both} and {put},\nwith `{scheduler}` for several steps."
+
+
 def page(made: Made, network: str) -> str:
     """The model page, Markdown with the head that model hubs read; `network` is the student's class in diffusers."""
-    component = FAMILIES[made.card.family].component
-    scheduler = "LCMScheduler" if component == "unet" else "FlowMatchLCMScheduler"
     entry = METHODS[made.recipe.method]
     recipe = yaml.safe_dump(made.recipe.model_dump(exclude_none=True), sort_keys=False).strip()
-    student, several, where = "student", "", "student"
+    student, several = "student", ""
     if made.recipe.partition is not None:
         k = made.recipe.partition.students
-        student, where = f"{k} students", "students/0"
+        student = f"{k} students"
         several = (
             f"\n\nA prompt is painted by one of {k} students, as `partition.safetensors` says"
             f" ({made.recipe.partition.kind}): {k} times one student's training, one student's cost of painting."
@@ -143,11 +180,11 @@ allaprima generate --card card.yaml "a prompt" --student-only
 allaprima calibrate --card card.yaml --budget 15 --out calibration.json    # before adaptive use
 ```
 
-In diffusers: load the teacher's pipeline and put `{network}.from_pretrained("{where}/{component}")` in its place, with
-`{scheduler}` for several steps.
+{_in_diffusers(made, network)}
 
 | | |
 |---|---|
+| network | {made.network or "the teacher's"} |
 | trained on | {made.data}: {made.pictures} pictures |
 | steps, samples | {made.progress.step}, {made.progress.samples} |
 | seconds | {made.progress.seconds:.0f} |

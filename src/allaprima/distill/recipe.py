@@ -14,12 +14,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from allaprima.core.errors import SettingError
+from allaprima.models.lora import TARGETS
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -89,6 +90,22 @@ class PartitionSettings(Strict):
         return self.only or tuple(range(self.students))
 
 
+class LoraSettings(Strict):
+    """Adapters in place of whole weights: `W x + (alpha / rank) B A x`; of the student, never of a fake score."""
+
+    rank: int = Field(default=64, ge=1)
+    alpha: float | None = Field(default=None, gt=0)
+    """None: the rank."""
+    targets: tuple[str, ...] = Field(default=TARGETS, min_length=1)
+    """Ends of the names of the modules that are adapted."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def scale(self) -> float:
+        """Alpha."""
+        return float(self.rank if self.alpha is None else self.alpha)
+
+
 class Recipe(Strict):
     """One training, or with `partition` one for each student."""
 
@@ -101,9 +118,36 @@ class Recipe(Strict):
     """Without data: a file of prompts; default: what the card knows."""
     start: str | None = None
     """Folder of the network the student starts from; default: the teacher's."""
+    network: Literal["full", "base", "small", "tiny"] = "full"
+    """How much of that is left of the student's blocks (`distill.architecture`)."""
+    width: float = Field(default=1.0, gt=0, le=1)
+    """And of its channels, about."""
+    lora: LoraSettings | None = None
+    """Train adapters only; `{}` takes the defaults."""
     partition: PartitionSettings | None = None
     options: dict[str, Any] = {}
     loop: LoopSettings = LoopSettings()
+
+    @property
+    def smaller(self) -> bool:
+        """Whether the student's network is cut from what it starts from."""
+        return self.network != "full" or self.width != 1.0
+
+    @field_validator("lora")
+    @classmethod
+    def _whole(cls, lora: LoraSettings | None, info: ValidationInfo) -> LoraSettings | None:
+        """What is cut off is missed by every weight that is left, so all of them must train first."""
+        if lora is not None and (info.data.get("network", "full") != "full" or info.data.get("width", 1.0) != 1.0):
+            raise ValueError("adapters don't mend a cut network: train network=... without lora, then start=... with it")
+        return lora
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.lora is not None and self.partition is not None:
+            raise ValueError("several students of adapters are not known: leave lora or partition out")
+        if self.lora is not None and self.loop.fsdp:
+            raise ValueError("adapters share their base, which fsdp would shard twice: leave lora or loop.fsdp out")
+        return self
 
 
 def override(raw: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
@@ -181,6 +225,7 @@ def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     for part in path:
         field = model.model_fields.get(part)
         inner = None if field is None else field.annotation
+        inner = next((a for a in get_args(inner) if isinstance(a, type) and issubclass(a, BaseModel)), inner)
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return []
         model = inner

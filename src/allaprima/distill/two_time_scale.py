@@ -10,7 +10,6 @@ equals an uninterrupted one to the bit.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from allaprima.core.errors import SettingError
 from allaprima.distill.checkpoint import Parts
 from allaprima.distill.devices import Devices
 from allaprima.distill.loop import LoopConfig, Progress, adamw, descend, learning_rate, run, step_generator, update_emas
+from allaprima.distill.twins import twin
 
 Networks = Mapping[str, nn.Module]
 """`generator`, `fake_score` and, where there is one, `head`."""
@@ -90,7 +90,7 @@ def train_two_time_scale(
     loop = config.loop
     devices = devices or Devices()
     generator = networks["generator"]
-    emas = {name: devices.place(copy.deepcopy(generator).requires_grad_(False)) for name in loop.emas}
+    emas = {name: devices.place(twin(generator).requires_grad_(False)) for name in loop.emas}
     networks = {name: devices.place(network, again=True) for name, network in networks.items()}
     optimizers = {name: adamw(network, loop) for name, network in networks.items()}
     critic = [optimizer for name, optimizer in optimizers.items() if name != "generator"]

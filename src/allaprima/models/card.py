@@ -26,6 +26,8 @@ class ModelSource(_Strict):
 
     source: str | None = None
     """Folder (relative to the card) or hub id, in diffusers' format."""
+    lora: str | None = None
+    """LoRA file (.safetensors, relative to the card) that sits on `source`; without a source, on the teacher's."""
     students: tuple[str, ...] = ()
     """In place of `source`: folders of several students, each with `unet` and `scheduler` (`models.multi_student`)."""
     partition: str | None = None
@@ -48,8 +50,8 @@ class ModelSource(_Strict):
 
     @model_validator(mode="after")
     def _one_or_several(self) -> Self:
-        if (self.source is None) == (not self.students):
-            raise ValueError("either source, one folder, or students, several, is due")
+        if (self.source is None and self.lora is None) == (not self.students):
+            raise ValueError("either source, one folder, or students, several, is due (or lora, a file that sits on one)")
         if bool(self.students) != (self.partition is not None):
             raise ValueError("students and partition belong together: give both or neither")
         if self.resident is not None and not self.students:
@@ -162,8 +164,8 @@ def bundled_cards() -> list[str]:
 def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     """With the fields of the card that `extends` names under those given here; groups are merged field by field.
 
-    A student of one's own needs its own source and steps only. The other card's folders are taken where that card is; its
-    calibration is left out, for thresholds don't hold for other models.
+    A student of one's own needs its own source (or students, or lora) and steps only. The other card's folders are taken
+    where that card is; its calibration is left out, for thresholds don't hold for other models.
     """
     if "extends" not in raw:
         return raw
@@ -174,15 +176,15 @@ def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     other = load_card(beside if beside.exists() else name)
     base = other.model_dump(exclude={"folder", "calibration"}, exclude_none=True)
     for part in ("student", "teacher", "oracle"):
-        for key in ("source", "partition"):
+        for key in ("source", "partition", "lora"):
             if key in base[part]:
                 base[part][key] = str(other.path(base[part][key]))
         if "students" in base[part]:
             base[part]["students"] = [str(other.path(f)) for f in base[part]["students"]]
     base |= {key: str(other.path(base[key])) for key in ("knows", "keywords") if key in base}
     student = raw.get("student")
-    if isinstance(student, dict) and ("source" in student or "students" in student):
-        replaced = ("source", "students", "partition", "resident")
+    if isinstance(student, dict) and not student.keys().isdisjoint(("source", "students", "lora")):
+        replaced = ("source", "students", "partition", "resident", "lora")
         base["student"] = {k: v for k, v in base["student"].items() if k not in replaced}
     return _merged(base, {k: v for k, v in raw.items() if k != "extends"})
 

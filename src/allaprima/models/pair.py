@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 
 from allaprima.core.errors import ModelError
 from allaprima.models.card import Card
 from allaprima.models.families.family import Family
 from allaprima.models.families.registry import FAMILIES as FAMILIES
+from allaprima.models.load import fingerprint
+from allaprima.models.lora import fuse_lora, fused_fingerprint
 from allaprima.models.multi_student import MultiStudent, load_multi_student
 
 
@@ -30,13 +35,28 @@ def load_pair(card: Card) -> Pair:
             f"card {card.name!r}: student.share names {odd[0]!r}; of the family {card.family} {', '.join(family.shared)} can"
             " be shared."
         )
-    if card.teacher.source is None:
+    if card.teacher.source is None or card.teacher.lora is not None:
         raise ModelError(
-            f"card {card.name!r} gives its teacher students: only a student can be several. Give teacher.source."
+            f"card {card.name!r} gives its teacher students or a lora: those are for the student. Give teacher.source alone."
         )
     teacher = family.load(card.path(card.teacher.source), card.text)
-    if student.source is not None:
-        return Pair(family.load(card.path(student.source), card.text, teacher, student.share), teacher)
+    if not student.students:
+        # Adapters without a network of their own sit on the teacher's, read once more: theirs are multiplied into it.
+        source = card.path(student.source or card.teacher.source)
+        if student.lora is None:
+            return Pair(family.load(source, card.text, teacher, student.share), teacher)
+        return Pair(_with_lora(card, source, card.path(student.lora), teacher), teacher)
     folders, partition = [card.path(f) for f in student.students], card.path(student.partition or "")
     several = load_multi_student(folders, partition, card.text, teacher, student.share, student.resident, card.family)
     return Pair(several, teacher)
+
+
+def _with_lora(card: Card, source: Path, lora: Path, teacher: Family) -> Family:
+    family = FAMILIES[card.family]
+    folder = source / family.component
+    network = fuse_lora(family.load_network(folder), lora)
+    # Fusing makes new weights, contiguous ones.
+    network = network.to(memory_format=torch.channels_last) if family.component == "unet" else network
+    model = family.load(source, card.text, teacher, card.student.share, network)
+    print_ = fused_fingerprint(fingerprint(folder), lora)
+    return model.with_network(network, {**model.fingerprints, family.component: print_})

@@ -26,6 +26,11 @@ METHODS: Mapping[str, MethodEntry] = {
         "a smaller network that says what the teacher says; the start of a small one-step student",
         "arXiv 2410.23274, stage 1",
     ),
+    "architecture": MethodEntry(
+        "allaprima.distill.methods.architecture",
+        "a smaller network (network=base, small, tiny) that learns the task, the teacher's outputs and its hidden states",
+        "arXiv 2305.15798",
+    ),
     "distribution_matching": MethodEntry(
         "allaprima.distill.methods.matching",
         "a one- or few-step student whose pictures are distributed as the teacher's",

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition, Samples, Times
 from allaprima.diffusion.denoiser import NetworkDenoiser
 from allaprima.diffusion.schedule import DiscreteVP, Schedule
 from allaprima.distill.devices import Devices
 from allaprima.distill.loop import LoopConfig, Progress
 from allaprima.distill.losses.consistency import GuidedPrediction
+from allaprima.distill.network import Note, adapted, cut, folder_of, identity
 from allaprima.distill.recipe import LoopSettings, Recipe
 from allaprima.distill.training_data import TrainingData
 from allaprima.models.families.family import Family, guidance_for
@@ -62,6 +64,8 @@ class Bench:
     devices: Devices = field(default_factory=Devices)
     whole: Whole | None = None
     """Of a multi-student training; `data` is this student's part."""
+    note: Note | None = None
+    """Told what the student's network is, where it isn't just what it starts from."""
 
     @property
     def schedule(self) -> Schedule:
@@ -81,6 +85,7 @@ class Bench:
             "start": self.recipe.start,
             "teacher": self.teacher.fingerprint,
             "data": self.data.identity,
+            **identity(self.recipe, self.teacher.component),
         }
 
     def denoiser(self, network: nn.Module) -> NetworkDenoiser:
@@ -111,23 +116,30 @@ class Bench:
         return torch.randn(like.shape, generator=generator).to(like.device)
 
     def student(self, prepare: Callable[[Any], Any] | None = None) -> nn.Module:
-        """The network a student starts from, trainable: the recipe's `start`, or a copy of the teacher's.
+        """What a student starts from, trainable: the network of `start` or the teacher's, cut or with adapters on it.
 
         `prepare` makes another network of it before.
         """
-        network = start_network(self.recipe.start, self.teacher)
-        return trainable(network if prepare is None else prepare(network), self.recipe.loop)
+        recipe, own = self.recipe, self.teacher.network
+        start = own if recipe.start is None else load_start(recipe.start, self.teacher)
+        plain = start if prepare is None else prepare(start)
+        if recipe.lora is not None:
+            if plain is not start:
+                raise SettingError(
+                    "lora: adapters sit on the network as it is, and these options make another one of it (embedded"
+                    " guidance). Leave lora or the option out."
+                )
+            return adapted(plain, recipe, self.note)
+        if recipe.smaller:
+            return trainable(cut(plain, recipe, self.note), recipe.loop)
+        return trainable(copy.deepcopy(plain) if plain is own else plain, recipe.loop)
 
 
-def start_network(start: str | None, teacher: Family) -> nn.Module:
-    """A network's folder (or a model's folder that holds `unet/` or `transformer/`), or a copy of the teacher's network."""
+def load_start(start: str, teacher: Family) -> nn.Module:
+    """A network's folder, or a model's folder that holds `unet/` or `transformer/`."""
     from allaprima.models.load import load_component
 
-    if start is None:
-        return copy.deepcopy(teacher.network)
-    folder = Path(start).expanduser()
-    inner = folder / teacher.component
-    return load_component(inner if inner.is_dir() else folder)
+    return load_component(folder_of(start, teacher.component))
 
 
 def trainable(network: Any, loop: LoopSettings) -> nn.Module:

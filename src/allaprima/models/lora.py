@@ -1,0 +1,133 @@
+"""LoRA adapters (arXiv 2106.09685) on networks of diffusers, through peft: `W x + (alpha / rank) B A x`, B = 0 at first.
+
+The file is diffusers' (`pytorch_lora_weights.safetensors`, read by a pipeline's `load_lora_weights`). peft is needed here
+alone, and is imported when it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from allaprima.core.errors import ModelError, SettingError, UnsafeWeights
+
+FILE = "pytorch_lora_weights.safetensors"
+TARGETS = (
+    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
+    "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
+)  # fmt: skip
+"""What LCM-LoRA adapts (arXiv 2311.05556): attention, feed-forward layers, resnets, resampling. By the names' ends."""
+MIXINS: Mapping[str, tuple[str, str]] = {
+    "UNet2DConditionModel": ("StableDiffusionLoraLoaderMixin", "unet"),
+    "SD3Transformer2DModel": ("SD3LoraLoaderMixin", "transformer"),
+}
+"""By the network's class: who in diffusers reads and writes its LoRA files, and what they call the network."""
+
+
+def add_adapters(
+    network: Any, rank: int, alpha: float, targets: Sequence[str] = TARGETS, dropout: float = 0.0, seed: int = 0
+) -> None:
+    """Put fresh adapters on `network`, in place; they alone are trainable then. What it says doesn't change.
+
+    `targets`: ends of module names; those that aren't there are passed over. A is drawn from `seed`.
+    Raises `SettingError` where peft is missing or no target is there.
+    """
+    peft = _peft()
+    network.requires_grad_(False)
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=dropout, init_lora_weights=True
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            network.add_adapter(config)
+        except ValueError as e:
+            raise SettingError(
+                f"lora.targets={list(targets)!r}: {type(network).__name__} has no modules of these names ({e}). Name others,"
+                f" such as {TARGETS[0]!r}."
+            ) from e
+    for name, p in network.named_parameters():
+        p.requires_grad_(".lora_" in name)
+
+
+def save_lora(network: Any, folder: Path) -> Path:
+    """Write the adapters of `network` in diffusers' format; returns the file.
+
+    `alpha / rank` is multiplied into B: not every program reads alpha, and without one all of them take 1.
+    """
+    peft = _peft()
+    from diffusers.loaders import lora_pipeline
+
+    mixin, component = _mixin(network)
+    config = network.peft_config["default"]
+    scale = config.lora_alpha / config.r
+    # Under peft's own names. Diffusers' older ones (`convert_state_dict_to_diffusers`) exist for attention only, and its
+    # loader reads a file with both as if it had one kind.
+    layers: dict[str, Tensor] = peft.get_peft_model_state_dict(network)
+    layers = {k: (v * scale if ".lora_B." in k else v).detach().float().contiguous().cpu() for k, v in layers.items()}
+    getattr(lora_pipeline, mixin).save_lora_weights(folder, **{f"{component}_lora_layers": layers})
+    return folder / FILE
+
+
+def fuse_lora(network: Any, file: Path) -> Any:
+    """`network` with a LoRA file's adapters multiplied into its weights, in place: `W + B A`, at no cost in use.
+
+    Raises `ModelError` for a missing file, one that doesn't fit, or where peft is missing; `UnsafeWeights` for pickles.
+    """
+    if file.suffix != ".safetensors":
+        raise UnsafeWeights(f"{file}: a LoRA is read from .safetensors alone; pickles can run code. Convert it.")
+    if not file.is_file():
+        raise ModelError(f"{file} is missing: a LoRA file is due. Check the card's student.lora.")
+    try:
+        _peft()
+    except SettingError as e:
+        raise ModelError(f"{file}: {e}") from e
+    from diffusers.loaders import lora_pipeline
+
+    mixin, component = _mixin(network)
+    try:
+        loader = getattr(lora_pipeline, mixin)
+        known = {"unet_config": network.config} if component == "unet" else {}
+        read = loader.lora_state_dict(
+            str(file.parent), weight_name=file.name, use_safetensors=True, local_files_only=True,
+            return_lora_metadata=True, **known,
+        )  # fmt: skip
+        state, alphas, metadata = read if len(read) == 3 else (read[0], None, read[1])
+        others = {k.split(".")[0] for k in state} - {component}
+        if others:
+            raise ValueError(f"it adapts {', '.join(sorted(others))}, and only a {component} can be adapted")
+        network.load_lora_adapter(state, prefix=component, network_alphas=alphas, metadata=metadata)
+        # What finds no place is logged by diffusers, no more: half a LoRA would paint, and nobody would know.
+        due, placed = (sum(".alpha" not in k for k in state), sum(".lora_" in k for k, _ in network.named_parameters()))
+        if placed != due or not due:
+            raise ValueError(f"{placed} of its {due} tensors have a place there")
+        network.fuse_lora()
+        network.unload_lora()
+    except Exception as e:
+        raise ModelError(f"{file} doesn't fit {type(network).__name__}: {e}. Check the card's lora and source.") from e
+    return network.eval().requires_grad_(False)
+
+
+def fused_fingerprint(base: str, file: Path) -> str:
+    """Of a network with fingerprint `base` and the LoRA in `file`."""
+    return hashlib.sha256(base.encode() + file.read_bytes()).hexdigest()[:16]
+
+
+def _mixin(network: Any) -> tuple[str, str]:
+    name = type(network).__name__
+    if name not in MIXINS:
+        raise ModelError(f"LoRA files of {name} are not known: those of {', '.join(MIXINS)} are.")
+    return MIXINS[name]
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as e:
+        raise SettingError(f"LoRA needs peft ({e}): pip install 'allaprima[train]'.") from e
+    return peft
