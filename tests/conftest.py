@@ -1,5 +1,7 @@
 """Types and shapes checked in tests, free in production; a fixed number of threads, so that bits don't depend on load."""
 
+import os
+
 import torch
 from jaxtyping import install_import_hook
 
@@ -8,7 +10,8 @@ install_import_hook(
     ["allaprima.core", "allaprima.diffusion", "allaprima.distill.losses", "allaprima.calibration"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
-torch.set_num_threads(2)
+# On a machine with other work, ALLAPRIMA_TEST_THREADS=1: threads that wait for each other wait longest.
+torch.set_num_threads(int(os.environ.get("ALLAPRIMA_TEST_THREADS", "1")))
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
