@@ -11,7 +11,7 @@ from allaprima.distill.methods.common import Use
 from allaprima.distill.publish import Made, page, publish
 from allaprima.distill.recipe import read_recipe
 from allaprima.models.card import load_card
-from allaprima.models.families.sd import load_sd
+from allaprima.models.families.sd import load_unet
 from allaprima.models.lora import FILE, add_adapters
 from allaprima.models.pair import load_pair
 
@@ -56,7 +56,7 @@ def test_a_lora_on_another_network_brings_that_along(tmp_path):
     start = emoji.path(emoji.student.source)
     recipe = read_recipe(None, "consistency", [f"start={start}", "lora={rank: 2, targets: [to_q]}"])
     made = Made(recipe, emoji, Progress(1, 1, 1.0, 0.5), "words", 1, {}, Use(5, 4.5, "consistency"), "")
-    unet = load_sd(start, emoji.text).unet
+    unet = load_unet(start / "unet")
     add_adapters(unet, 2, 2.0, ["to_q"])
     with torch.no_grad():
         for name, p in unet.named_parameters():

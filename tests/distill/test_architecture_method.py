@@ -97,15 +97,17 @@ def test_it_trains_and_a_resumed_run_is_the_uninterrupted_one(tmp_path, network,
 
 @pytest.mark.parametrize("width", [1.0, 0.5])
 def test_the_loss_falls(tmp_path, width):
-    b = cut_bench(tmp_path, "base", width, max_train_steps=40, learning_rate=1e-2, train_batch_size=4, use_ema=0.5)
+    """The teacher is random and knows nothing of the task, so its outputs must weigh more to be what is learned."""
+    loop = {"max_train_steps": 50, "learning_rate": 1e-2, "train_batch_size": 4, "use_ema": 0.5}
+    b = cut_bench(tmp_path, "base", width, options={"output_weight": 30}, **loop)
     start = b.student()
     made = run(b)
-    options = {} if width == 1 else {"feature_weight": 0}
+    options = {} if width == 1 else {"feature_weight": 0}  # What is exported has no projections.
     before, after = ([terms(b, n, seed, **options) for seed in range(4)] for n in (start, made))
-    assert sum(float(x.total) for x in after) < 0.8 * sum(float(x.total) for x in before)
-    if width == 1:
-        assert sum(float(x.features) for x in after) < 0.8 * sum(float(x.features) for x in before)
-        assert sum(float(x.output) for x in after) < 0.8 * sum(float(x.output) for x in before)
+    for term in ("output", "features")[: 2 if width == 1 else 1]:
+        a, z = (sum(float(getattr(x, term)) for x in found) for found in (before, after))
+        print(width, term, a, z)
+        assert z < 0.7 * a
 
 
 def test_a_projection_begins_as_the_teachers_first_channels():

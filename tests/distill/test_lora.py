@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from tiny import SCHEDULER, bench, tiny_model, tiny_unet
 
 from allaprima.core.errors import ModelError, SettingError, TrainingError, UnsafeWeights
-from allaprima.distill.architecture import make_student
 from allaprima.distill.methods import METHODS
 from allaprima.distill.recipe import checked, read_recipe
 from allaprima.distill.twins import twin
@@ -110,9 +109,10 @@ def test_another_base_is_another_training(tmp_path):
     tiny_unet(4).save_pretrained(tmp_path / "start")
     with pytest.raises(TrainingError, match=r"recipe\.base was"):
         run(b)
+    tiny_unet(3).save_pretrained(tmp_path / "start")
+    other = {"start": str(tmp_path / "start"), "lora": {**LORA, "rank": 3}}
     with pytest.raises(TrainingError, match=r"recipe\.lora\.rank was 2, now 3"):
-        tiny_unet(3).save_pretrained(tmp_path / "start")
-        run(lora_bench(tmp_path / "run", "tsm", {"start": str(tmp_path / "start"), "lora": {**LORA, "rank": 3}}))
+        run(lora_bench(tmp_path / "run", "tsm", other, max_train_steps=1))
 
 
 def test_diffusers_paints_with_the_file(tmp_path):
@@ -154,7 +154,7 @@ def test_files_that_cannot_be_used(tmp_path):
         fuse_lora(tiny_unet(width=16), tmp_path / FILE)
     with warnings.catch_warnings(), pytest.raises(ModelError, match=r"of its \d+ tensors have a place"):
         warnings.simplefilter("ignore")
-        fuse_lora(make_student(tiny_unet(), "base").unet, tmp_path / FILE)
+        fuse_lora(tiny_unet(mid_block_type=None), tmp_path / FILE)
     with pytest.raises(ModelError, match="LoRA files of Linear"):
         save_lora(torch.nn.Linear(2, 2), tmp_path)
 

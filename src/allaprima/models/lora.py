@@ -109,7 +109,8 @@ def fuse_lora(network: Any, file: Path) -> Any:
         network.fuse_lora()
         network.unload_lora()
     except Exception as e:
-        raise ModelError(f"{file} doesn't fit {type(network).__name__}: {e}. Check the card's lora and source.") from e
+        why = " ".join(str(e).split())[:300]
+        raise ModelError(f"{file} doesn't fit {type(network).__name__}: {why}. Check the card's lora and source.") from e
     return network.eval().requires_grad_(False)
 
 

@@ -66,7 +66,8 @@ def run(bench: Bench, options: Options) -> nn.Module:
     """Train; returns the student's exported copy."""
     network = bench.student()
     widths = projections(network, bench.teacher.network) if options.feature_weight else {}
-    model = Projected(network, widths).train().to(memory_format=torch.channels_last) if widths else network
+    model: Any = Projected(network, widths).train() if widths else network
+    model.to(memory_format=torch.channels_last)
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
         return terms(bench, options, model, g).total
