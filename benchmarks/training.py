@@ -100,7 +100,7 @@ def emoji() -> Case:
 
 
 def sd15_tiny() -> Case:
-    """Random weights in Stable Diffusion 1.5's shape: its blocks, 77 tokens of 768 numbers; a tenth as wide, 16 x 16."""
+    """Random weights in Stable Diffusion 1.5's shape: its blocks and 77 tokens of 768, a tenth of its width."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=16, block_out_channels=(32, 64, 128, 128), layers_per_block=2, cross_attention_dim=768,
