@@ -125,9 +125,8 @@ class SDXLModel:
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Prompts -> `prompt_embeds` and `pooled`, a row each."""
         device = next(self.text_encoder_2.parameters()).device
-        embeds, _, pooled, _ = self._pipeline.encode_prompt(
-            list(prompts), device=device, do_classifier_free_guidance=False
-        )  # fmt: skip
+        made = self._pipeline.encode_prompt(list(prompts), device=device, do_classifier_free_guidance=False)
+        embeds, _, pooled, _ = made
         if self.zeros_for_empty:
             empty = torch.tensor([not p for p in prompts], device=device)
             embeds, pooled = embeds.masked_fill(empty[:, None, None], 0), pooled.masked_fill(empty[:, None], 0)
