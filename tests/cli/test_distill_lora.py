@@ -66,4 +66,4 @@ def test_a_lora_on_another_network_brings_that_along(tmp_path):
     card = load_card(publish(made, unet, tmp_path))
     assert (card.student.source, card.student.lora) == ("student", f"student/{FILE}")
     torch.testing.assert_close(says(load_pair(card).student.unet), due, atol=1e-5, rtol=0)
-    assert "in its place and call `load_lora_weights" in page(made)
+    assert "in its place and call `load_lora_weights" in page(made, "UNet2DConditionModel")
