@@ -144,7 +144,12 @@ class Ours:
         """Train by it."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
-        current = descend(self.loss(step), [self.optimizer], self.config, f"step {step}")
+        generators = [step_generator(self.config.seed, step)]
+
+        def loss(g: torch.Generator) -> Tensor:
+            return self.objective(self.model, self.emas, g)
+
+        current = descend(loss, generators, [self.optimizer], self.config, f"step {step}", self.bench.devices)
         update_emas(self.emas, self.model, self.config, step)
         return current
 
