@@ -98,3 +98,27 @@ def test_too_few_prompts_are_refused(toy, tmp_path):
     (tmp_path / "few.txt").write_text("0.1\n0.1\n0.2\n")
     with pytest.raises(PromptError, match="2 different prompts"):
         frontier_command(options(tmp_path, prompts_file=str(tmp_path / "few.txt")))
+
+
+def test_the_paper_tunes_apart_for_each_metric(toy, tmp_path, monkeypatch, capsys):
+    """The oracle likes it bright, the reference is dark: what is best by one is not what is best by the other."""
+    import torch
+
+    from allaprima.cli.looks import Looks
+    from allaprima.evaluation.frontier import Measure
+
+    def look(images, captions):
+        grey = images.float().mean((1, 2, 3)) / 255
+        return {"oracle": grey, "features": torch.stack([grey, grey**2], 1).half()}
+
+    dark = torch.rand(200, 1, generator=torch.Generator().manual_seed(0)) * 0.5
+    measures = (Measure("oracle", "oracle", True), Measure("frechet", "Frechet", False))
+    looks = Looks(look, measures, {}, torch.cat([dark, dark**2], 1))
+    monkeypatch.setattr("allaprima.cli.frontier.looks_for", lambda *_: looks)
+    frontier_command(options(tmp_path, budgets=(6.0,)))
+    rows = table(tmp_path)
+    names = ("adaptive, tuned for Frechet", "adaptive refine", "adaptive regenerate")
+    frechet = {m: float(rows[m, 6.0]["frechet"]) for m in names}
+    assert frechet[names[0]] == pytest.approx(min(frechet.values()), rel=0.1)
+    assert max(frechet.values()) > 1.05 * frechet[names[0]]
+    capsys.readouterr()
