@@ -15,8 +15,8 @@ demo: $(READY)  ## prompts to pictures through the cascade, offline, on the bund
 	rm -rf out/demo
 	$(BIN)/allaprima generate --demo --out out/demo
 
-test: $(READY)
-	$(BIN)/python -m pytest
+test: $(READY)  ## two processes of one thread each: small tests lose more by sharing threads than they gain
+	ALLAPRIMA_TEST_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -65,7 +65,7 @@ def test_an_oracle_learns_what_people_prefer(pairs, tmp_path, capsys):
     ],
 )
 def test_rows_that_cannot_be_used_are_named(pairs, tmp_path, capsys, change, words):
-    rows = list(csv.DictReader(pairs.open()))
+    rows = list(csv.DictReader(pairs.read_text().splitlines()))
     rows[0].update(change)
     allaprima("finetune-oracle", write(tmp_path, rows), "--out", tmp_path / "out", expect=2)
     assert words in said(capsys)
