@@ -71,9 +71,14 @@ def test_two_processes_do_what_one_does(tmp_path):
         )
         for rank in (0, 1)
     ]  # fmt: skip
-    for process in both:
-        _, errors = process.communicate(timeout=400)
-        assert process.returncode == 0, errors[-3000:]
+    try:
+        for process in both:
+            _, errors = process.communicate(timeout=400)
+            assert process.returncode == 0, errors[-3000:]
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
     alone = Devices(accumulation=4)
     plain_training(tmp_path / "plain", alone)
     matching_training(tmp_path / "matching", alone)
@@ -82,6 +87,9 @@ def test_two_processes_do_what_one_does(tmp_path):
     assert not close(kept(start), kept(tmp_path / "plain")), "what is compared has moved"
     for name in ("copies", "sharded"):
         assert close(kept(tmp_path / "plain"), kept(tmp_path / f"{name}-plain"))
+        exported = load_file(tmp_path / f"{name}-exported" / "diffusion_pytorch_model.safetensors")
+        saved = kept(tmp_path / f"{name}-plain")
+        assert all(torch.equal(v, saved[f"ema.use.{k}"]) for k, v in exported.items())
         assert close(kept(tmp_path / "matching"), kept(tmp_path / f"{name}-matching"))
         plain_training(tmp_path / f"{name}-half", alone)
         assert close(kept(tmp_path / "plain"), kept(tmp_path / f"{name}-half")), "one process went on with two's work"

@@ -15,7 +15,10 @@ if __name__ == "__main__":
         name = "sharded" if sharded else "copies"
         devices = Devices.here(accumulation=2, sharded=sharded)
         assert devices.processes == 2
-        plain_training(folder / f"{name}-plain", devices)
+        _, use = plain_training(folder / f"{name}-plain", devices)
+        whole = devices.gathered(use)
+        if devices.main:
+            whole.save_pretrained(folder / f"{name}-exported")
         matching_training(folder / f"{name}-matching", devices)
         # The first half only: the test goes on with it in a single process.
         plain_training(folder / f"{name}-half", devices, stop_at=2)

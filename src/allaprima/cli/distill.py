@@ -137,7 +137,7 @@ def train_one(work: Work, bench: Bench, grids: Path, what: str) -> tuple[nn.Modu
         unet = work.module.run(replace(bench, watch=watch, note=work.note), work.options)
     if watch.last is None:
         raise TrainingError(f"{bench.folder} says nothing of its steps: give a larger loop.max_train_steps.")
-    return unet, watch.last
+    return work.devices.gathered(unet), watch.last
 
 
 def train_several(work: Work) -> tuple[list[Progress], Bench]:
@@ -161,7 +161,6 @@ def train_several(work: Work) -> tuple[list[Progress], Bench]:
 
 def distill_command(method: str | None, recipe_file: Path | None, changes: Sequence[str], out: Path) -> None:
     """Read the recipe, train, publish."""
-    console = Console(stderr=True, highlight=False)
     recipe = read_recipe(recipe_file, method, changes)
     if recipe.method not in METHODS:
         raise SettingError(f"method={recipe.method!r} is not known: {', '.join(METHODS)} are.")
@@ -170,6 +169,7 @@ def distill_command(method: str | None, recipe_file: Path | None, changes: Seque
     card = load_card(recipe.teacher)
     loop = recipe.loop
     devices = Devices.here(loop.mixed_precision, loop.gradient_accumulation_steps, loop.fsdp, loop.report_to, out / "logs")
+    console = Console(stderr=True, highlight=False, quiet=not devices.main)
     teacher = load_pair(card).teacher
     with devices.first():
         data, words = data_of(recipe, card, teacher, out, console)
@@ -183,19 +183,10 @@ def distill_command(method: str | None, recipe_file: Path | None, changes: Seque
             f" reads {sorted(null.tensors)}. Make the latents' file again with all of them, or give pictures."
         )
     work = Work(recipe, module, options, card, teacher, null, data, words, out, devices, console)
-    if recipe.partition is None:
-        bench = Bench(teacher, data, work.null, recipe, out / "training", devices=devices)
-        unet, progress = train_one(work, bench, out / "samples", "training")
-        path = publish(work.made(progress, bench), unet, out) if devices.main else None
-    else:
-        progresses, bench = train_several(work)
-        missing = [k for k in range(recipe.partition.students) if not (student_folder(out, k) / teacher.component).is_dir()]
-        if missing:
-            console.print(f"students {missing} are still due: run this again without partition.only, or with it elsewhere")
-            return
-        made, name = work.made(progresses[-1], bench), type(teacher.network).__name__
-        path = publish_many(made, recipe.partition.students, name, out) if devices.main else None
-    devices.end_trackers()
+    try:
+        path = trained(work)
+    finally:
+        devices.end_trackers()
     if path is None:
         return
     new = load_card(path)
@@ -204,3 +195,20 @@ def distill_command(method: str | None, recipe_file: Path | None, changes: Seque
     console.print(
         f"student, card and page are in {out}; paint with it: allaprima generate --card {path} --student-only 'a prompt'"
     )
+
+
+def trained(work: Work) -> Path | None:
+    """Train and publish; the card's path, or None where another process writes it or students are still due."""
+    recipe, out, devices = work.recipe, work.out, work.devices
+    if recipe.partition is None:
+        bench = Bench(work.teacher, work.data, work.null, recipe, out / "training", devices=devices)
+        network, progress = train_one(work, bench, out / "samples", "training")
+        return publish(work.made(progress, bench), network, out) if devices.main else None
+    progresses, bench = train_several(work)
+    students = range(recipe.partition.students)
+    due = [k for k in students if not (student_folder(out, k) / work.teacher.component).is_dir()]
+    if due:
+        work.console.print(f"students {due} are still due: run this again without partition.only, or with it elsewhere")
+        return None
+    made, name = work.made(progresses[-1], bench), type(work.teacher.network).__name__
+    return publish_many(made, len(students), name, out) if devices.main else None

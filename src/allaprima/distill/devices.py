@@ -131,6 +131,18 @@ class Devices:
                     if isinstance(module, FSDPModule):
                         module.reshard()
 
+    def gathered(self, network: nn.Module) -> nn.Module:
+        """A sharded network as a plain one on the CPU, in every process (all must ask); others as they are."""
+        if not self._sharded:
+            return network
+        from torch.distributed.fsdp import FSDPModule
+
+        state = {k: whole_tensor(v.detach()).cpu() for k, v in network.state_dict().items()}
+        plain: Any = next(c for c in type(network).__mro__ if not issubclass(c, FSDPModule))
+        made = plain.from_config(network.config)
+        made.load_state_dict(state)
+        return made
+
     def autocast(self) -> AbstractContextManager[Any]:
         """In which losses are computed; no cast without mixed precision."""
         return nullcontext() if self._accelerator is None else self._accelerator.autocast()
