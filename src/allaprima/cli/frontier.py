@@ -102,7 +102,7 @@ def singles(base: CascadeSettings, quick: bool, guidance: float | None) -> dict[
     own: dict[str, Any] = {k: getattr(base, k) for k in USUAL}
     rows = {
         "student": [(float(base.student_steps), Painting("student", "student-only", student))],
-        "teacher, DDIM": [teacher("DDIM", "ddim", n) for n in (10, 50)],
+        "teacher, DDIM": [teacher("DDIM", "ddim", n) for n in (50,)],
         "teacher, DPM-Solver++": [teacher("DPM-Solver++", "dpm_solver", n) for n in (10, 25)],
         "refine all": [refined(n) for n in (5, 12)],
     }
