@@ -242,7 +242,7 @@ class Frontier:
     def _over_threshold(
         self, method: str, made: Mapping[str, Point], rows: Mapping[str, Sequence[Mapping[str, Tensor]]]
     ) -> Point:
-        """The point with its differences, by every measure, from the better of the paper's two thresholds."""
+        """The point with its differences, by every measure, from the best of the paper's thresholds."""
         point, papers = made[method], [t for t in THRESHOLDS if t in made]
         if method in THRESHOLDS or not papers:
             return point

@@ -20,7 +20,7 @@ from allaprima.evaluation.study import (
 )  # fmt: skip
 
 OVER_THRESHOLD = "_over_threshold"
-"""Ends the names of differences of a policy from the paper's threshold at the same budget, the better of its two."""
+"""Ends the names of differences of a policy from the paper's threshold at the same budget, the best of its kinds."""
 WINS = "_wins"
 """Ends the names of shares of pictures that are preferred to the baseline's, ties one half."""
 CARD_STEPS = 14
