@@ -34,8 +34,10 @@ class Agreement:
 class Labels(Protocol):
     """What a fine-tuning needs of its labels; a row is one labelled example."""
 
-    prompt: Tensor
-    """`(N,)` int64, which prompt a row belongs to."""
+    @property
+    def prompt(self) -> Tensor:
+        """`(N,)` int64, which prompt a row belongs to."""
+        ...
 
     def loss(self, model: nn.Module, rows: Tensor) -> Tensor:
         """Scalar loss of these rows."""
