@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from allaprima.cli import main
 
@@ -65,7 +66,7 @@ def test_killed_and_resumed_is_byte_identical(tmp_path):
     common = [*RUN, "--prompts-file", str(prompts), "--images-per-prompt", "3", "--out"]
     allaprima(*common, tmp_path / "whole")
     # As many as this process has (conftest.py): other sums, other last bits.
-    threads = {**os.environ, "OMP_NUM_THREADS": "2"}
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     child = subprocess.Popen([sys.executable, "-m", "allaprima", *common, str(tmp_path / "killed")], env=threads)
     images = tmp_path / "killed" / "images"
     limit = time.monotonic() + 120
