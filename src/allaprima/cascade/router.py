@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,12 @@ class Ridge:
 
     def predict(self, x: np.ndarray) -> float:
         """For one row `(F,)`: one at a time, so that an answer never depends on who shares the batch."""
-        return self.bias + float(np.dot((x - np.asarray(self.mean)) / np.asarray(self.scale), np.asarray(self.weights)))
+        mean, scale, weights = self._arrays
+        return self.bias + float(np.dot((x - mean) / scale, weights))
+
+    @cached_property
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return np.asarray(self.mean), np.asarray(self.scale), np.asarray(self.weights)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; an infinite scale (a feature without spread) is written as 0."""
