@@ -50,6 +50,19 @@ def test_a_step_is_down_the_mean_of_its_parts(tmp_path):
     assert row[:2] == ["1", "6"], "one step, three batches of two"
 
 
+def test_dropout_is_a_parts_own(tmp_path):
+    config, seen = dataclasses.replace(CONFIG, max_train_steps=2), []
+
+    def loss(model, emas, g):
+        seen.append(torch.nn.functional.dropout(torch.ones(64), 0.5))
+        return model.w.sum() ** 2
+
+    train(Line(), loss, config, tmp_path / "one", {}, devices=Devices(accumulation=2))
+    assert len({tuple(x.tolist()) for x in seen}) == 4, "no two parts or steps have the same mask"
+    torch.manual_seed(step_generator(CONFIG.seed, 1, 1).initial_seed())
+    assert torch.equal(seen[3], torch.nn.functional.dropout(torch.ones(64), 0.5)), "step and part alone say which"
+
+
 def test_a_number_of_parts_belongs_to_a_training(tmp_path):
     plain_training(tmp_path, Devices(accumulation=2), stop_at=2)
     with pytest.raises(TrainingError, match="parts"):

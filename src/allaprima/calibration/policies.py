@@ -15,7 +15,17 @@ import numpy as np
 from torch import Tensor
 
 from allaprima.calibration.bank import Bank, replay
-from allaprima.cascade.policy import BandPolicy, BestOf, Decision, Policy, PreRoute, Recheck, ThresholdPolicy
+from allaprima.cascade.policy import (
+    Around,
+    BandPolicy,
+    BestOf,
+    Context,
+    Decision,
+    Policy,
+    PreRoute,
+    Recheck,
+    ThresholdPolicy,
+)
 from allaprima.cascade.router import PromptRouter
 from allaprima.cascade.value import GainModel, ValuePolicy, draft_features
 from allaprima.core.errors import SettingError
@@ -105,6 +115,16 @@ def fit_bands(bank: Bank, budget: float, shares: Sequence[float] = (0, 0.1, 0.2,
     return found
 
 
+@dataclass(frozen=True)
+class _Routed(Around):
+    """A bank's routes, known before: a search for a threshold asks for them at every halving, and they never change."""
+
+    routes: tuple[Decision | None, ...]
+
+    def route(self, context: Context) -> list[Decision | None]:
+        return list(self.routes)
+
+
 def fit_pre_routes(
     bank: Bank, budget: float, otherwise: Decision, shares: Sequence[float] = (0, 0.1, 0.2, 0.3, 0.5)
 ) -> list[Policy]:
@@ -114,14 +134,17 @@ def fit_pre_routes(
     found: list[Policy] = []
     for share in shares:
         below = -math.inf if share == 0 else float(np.quantile(expected, share))
+        routes = tuple(Decision.REGENERATE if e < below else None for e in expected)
 
-        def family(tau: float, below: float = below) -> Policy:
-            return PreRoute(ThresholdPolicy(tau, otherwise), router, below)
+        def family(tau: float, routes: tuple[Decision | None, ...] = routes) -> Policy:
+            return _Routed(ThresholdPolicy(tau, otherwise), routes)
 
         try:
-            found.append(spend(family, *_range(bank), bank, budget))
+            policy = spend(family, *_range(bank), bank, budget)
         except SettingError:
             continue
+        assert isinstance(policy, _Routed)
+        found.append(PreRoute(policy.inner, router, below))
     return found
 
 

@@ -121,6 +121,9 @@ def descend(
         optimizer.zero_grad(set_to_none=True)
     values: list[Tensor] = []
     for g in generators:
+        # Layers that draw for themselves (dropout) do so from the global generator: a part's masks are its own, in whichever
+        # process it runs.
+        torch.manual_seed(g.initial_seed())
         with devices.autocast():
             value = loss(g)
         devices.backward(value)
@@ -224,8 +227,6 @@ def run(
     with _open_curve(folder / "curve.csv", step, losses) if devices.main else io.StringIO() as rows:
         writer = csv.writer(rows)
         while not (stop is not None and stop(parts.emas, step)) and step < config.max_train_steps:
-            # Layers that draw for themselves (dropout) do so from the global generator.
-            torch.manual_seed(step_generator(config.seed, step).initial_seed())
             for name, value in update(step).items():
                 running[name] = value if math.isnan(running[name]) else 0.98 * running[name] + 0.02 * value
             step += 1

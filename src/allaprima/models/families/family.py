@@ -7,12 +7,13 @@ for `prompt_embeds (B, L, D)`, which every family has: prompts are routed by it.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor
 
@@ -160,6 +161,34 @@ def guided(model: Family) -> GuidedDenoiser:
         return model.output(model.network, x_t, t, cond)
 
     return guidance_for(model.network, NetworkDenoiser(network, model.schedule, model.prediction))
+
+
+class FamilyBase:
+    """What every family answers alike: a frozen dataclass with a field named as its `component`, and `fingerprints`."""
+
+    component: ClassVar[str]
+    """Name of the trained network: of the folder it is saved in, and of the field that holds it."""
+    fingerprints: Mapping[str, str]
+
+    @property
+    def network(self) -> Any:
+        """The trained network."""
+        return getattr(self, self.component)
+
+    @property
+    def fingerprint(self) -> str:
+        """One hash of all components."""
+        return combined(self.fingerprints)
+
+    @property
+    def denoiser(self: Any) -> GuidedDenoiser:
+        """Guided denoiser: two network evaluations a call, one if the network has guidance embedded."""
+        return guided(self)
+
+    def with_network(self, network: Any, fingerprints: Mapping[str, str]) -> Self:
+        """The same with another network."""
+        changed: Any = self
+        return dataclasses.replace(changed, **{self.component: network}, fingerprints=fingerprints)
 
 
 def refuse_unreadable(prompt: str, tokens: Sequence[tuple[int, int]]) -> None:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from allaprima.core.types import Condition
-from allaprima.diffusion.guidance import GuidedDenoiser, guidance_embedding
+from allaprima.diffusion.guidance import guidance_embedding
 from allaprima.diffusion.schedule import DiscreteVP
 from allaprima.models.card import TextSettings
 from allaprima.models.families.family import (
     Bottleneck,
     Family,
-    combined,
+    FamilyBase,
     guidance_dim,
-    guided,
     load_parts,
     refuse_unreadable,
 )
@@ -32,7 +30,7 @@ SHARED = ("text_encoder", "tokenizer", "vae")
 
 
 @dataclass(frozen=True)
-class SDModel:
+class SDModel(FamilyBase):
     """A `Family` whose networks read `prompt_embeds (B, L, D)`."""
 
     unet: Any
@@ -45,25 +43,7 @@ class SDModel:
     fingerprints: Mapping[str, str]
     """Hash of each component, shared ones included: a draft's score depends on the decoder as much as on the UNet."""
 
-    @property
-    def component(self) -> str:
-        """The UNet's folder."""
-        return "unet"
-
-    @property
-    def network(self) -> Any:
-        """The UNet."""
-        return self.unet
-
-    @property
-    def fingerprint(self) -> str:
-        """One hash of all components."""
-        return combined(self.fingerprints)
-
-    @property
-    def denoiser(self) -> GuidedDenoiser:
-        """Guided denoiser: two network evaluations a call, one if the UNet has guidance embedded."""
-        return guided(self)
+    component = "unet"
 
     @staticmethod
     def output(network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -106,10 +86,6 @@ class SDModel:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
         return decoded(self.vae, latents)
-
-    def with_network(self, network: Any, fingerprints: Mapping[str, str]) -> Self:
-        """The same with another UNet."""
-        return dataclasses.replace(self, unet=network, fingerprints=fingerprints)
 
 
 def run_unet(

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
-from allaprima.diffusion.guidance import GuidedDenoiser
 from allaprima.diffusion.schedule import Flow
 from allaprima.models.card import TextSettings
 from allaprima.models.families.family import (
     Bottleneck,
     Family,
-    combined,
-    guided,
+    FamilyBase,
     load_parts,
     refuse_size,
     refuse_text_settings,
@@ -37,7 +34,7 @@ SHARED = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "toke
 
 
 @dataclass(frozen=True)
-class SD3Model:
+class SD3Model(FamilyBase):
     """A `Family` whose networks read `prompt_embeds (B, L, D)`, CLIP's tokens before T5's, and `pooled (B, P)`."""
 
     transformer: Any
@@ -57,25 +54,7 @@ class SD3Model:
     fingerprints: Mapping[str, str]
     """Hash of each component, shared ones included."""
 
-    @property
-    def component(self) -> str:
-        """The transformer's folder."""
-        return "transformer"
-
-    @property
-    def network(self) -> Any:
-        """The transformer."""
-        return self.transformer
-
-    @property
-    def fingerprint(self) -> str:
-        """One hash of all components."""
-        return combined(self.fingerprints)
-
-    @property
-    def denoiser(self) -> GuidedDenoiser:
-        """Guided denoiser: two network evaluations a call."""
-        return guided(self)
+    component = "transformer"
 
     def output(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Raw output `(B, C, H, W)`, a velocity, of a network of this family: this model's, or one made from it."""
@@ -146,10 +125,6 @@ class SD3Model:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
         return decoded(self.vae, latents)
-
-    def with_network(self, network: Any, fingerprints: Mapping[str, str]) -> Self:
-        """The same with another transformer."""
-        return dataclasses.replace(self, transformer=network, fingerprints=fingerprints)
 
 
 def load_sd3(

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
-from allaprima.diffusion.guidance import GuidedDenoiser
 from allaprima.diffusion.schedule import DiscreteVP
 from allaprima.models.card import TextSettings
 from allaprima.models.families.family import (
     Bottleneck,
     Family,
-    combined,
-    guided,
+    FamilyBase,
     load_parts,
     refuse_size,
     refuse_text_settings,
@@ -38,7 +35,7 @@ TIME_IDS = 6
 
 
 @dataclass(frozen=True)
-class SDXLModel:
+class SDXLModel(FamilyBase):
     """A `Family` whose networks read `prompt_embeds (B, L, D)`, `pooled (B, P)` and `time_ids (B, 6)`.
 
     `time_ids` are those of the condition where it holds any (latents of a data set may have been cropped), else those of an
@@ -59,25 +56,7 @@ class SDXLModel:
     fingerprints: Mapping[str, str]
     """Hash of each component, shared ones included."""
 
-    @property
-    def component(self) -> str:
-        """The UNet's folder."""
-        return "unet"
-
-    @property
-    def network(self) -> Any:
-        """The UNet."""
-        return self.unet
-
-    @property
-    def fingerprint(self) -> str:
-        """One hash of all components."""
-        return combined(self.fingerprints)
-
-    @property
-    def denoiser(self) -> GuidedDenoiser:
-        """Guided denoiser: two network evaluations a call, one if the UNet has guidance embedded."""
-        return guided(self)
+    component = "unet"
 
     def output(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Raw output `(B, C, H, W)` of a network of this family: this model's, or one that is made from it."""
@@ -139,10 +118,6 @@ class SDXLModel:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
         return decoded(self.vae, latents)
-
-    def with_network(self, network: Any, fingerprints: Mapping[str, str]) -> Self:
-        """The same with another UNet."""
-        return dataclasses.replace(self, unet=network, fingerprints=fingerprints)
 
 
 def load_sdxl(
