@@ -41,6 +41,15 @@ class FrontierOptions:
     usual_guidance: float | None
     out: Path
 
+    def command(self) -> str:
+        """What to type for the same run."""
+        parts = [f"--card {self.card}", f"--prompts {self.prompts}", f"--seeds {self.seeds}"]
+        parts += [f"--prompts-file {self.prompts_file}"] if self.prompts_file is not None else []
+        parts += ["--budgets " + ",".join(f"{b:g}" for b in self.budgets)]
+        parts += [f"--usual-guidance {self.usual_guidance:g}"] if self.usual_guidance is not None else []
+        parts += [f"--reference {self.reference}"] if self.reference is not None else []
+        return " ".join(["allaprima frontier", *(["--quick"] if self.quick else []), *parts])
+
     def check(self) -> None:
         """Raise `SettingError` before anything is loaded."""
         if self.seeds < 1 or self.prompts < 20:
@@ -102,7 +111,7 @@ def frontier_command(o: FrontierOptions) -> None:
     points = frontier.single_points(singles(frontier.base, o.quick, o.usual_guidance))
     points += frontier.adaptive_points(o.budgets, o.quick)
     points += frontier.bound_points(o.budgets, frontier.measures[0].name, CARD_STEPS)
-    about["command"] = f"allaprima frontier --card {o.card} --prompts {len(frontier.store.prompts)} --seeds {o.seeds}"
+    about["command"] = o.command()
     title = f"{o.card}: {len(frontier.store.prompts)} prompts, {o.seeds} seeds"
     measures = frontier.shown()
     drawn = [m for m in measures if m.name in (f"judge{OVER}", f"oracle{OVER}", f"frechet{OVER}")][:3]

@@ -190,15 +190,20 @@ def draw_simulated(pair: Pair, curves: Mapping[float, Sequence[SimulatedPoint]])
 
 def draw_preference(points: Sequence[Point], name: str, baseline: str) -> bytes:
     """Figure 7 with a judge for people: share of pictures preferred to the baseline's, against steps. PNG."""
+    import matplotlib as mpl
+
     figure, axis = _panel(1)
-    for method, group in by_method([p for p in points if not p.bound and p.method != "chance"]).items():
+    colours = mpl.colormaps["tab20"]
+    for k, (method, group) in enumerate(by_method([p for p in points if not p.bound and p.method != "chance"]).items()):
         known = sorted((p for p in group if name in p.values), key=lambda p: p.steps)
         if not known:
             continue
         x, y = [p.steps for p in known], [100 * p.values[name].mean for p in known]
         low = [100 * (p.values[name].mean - p.values[name].low) for p in known]
         high = [100 * (p.values[name].high - p.values[name].mean) for p in known]
-        axis[0].errorbar(x, y, [low, high], marker="o", ms=4, lw=1.2, capsize=2, label=method)
+        axis[0].errorbar(
+            x, y, [low, high], marker="o", ms=4, lw=1.2, capsize=2, label=method, color=colours(k % 20)
+        )  # fmt: skip
     axis[0].axhline(50, color="0.4", ls="--", lw=1)
     axis[0].set_xscale("log")
     ticks = [3, 5, 8, 10, 15, 20, 25, 50]
