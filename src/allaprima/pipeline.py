@@ -13,7 +13,8 @@ import torch
 
 from allaprima.calibration.artifact import Calibration
 from allaprima.cascade.job import Request
-from allaprima.cascade.machine import Machine, Painter
+from allaprima.cascade.machine import Machine
+from allaprima.cascade.painter import Painter
 from allaprima.cascade.policy import AlwaysPolicy, Decision, Policy, ThresholdPolicy
 from allaprima.cascade.result import Result
 from allaprima.cascade.run import run
@@ -26,6 +27,7 @@ from allaprima.models.card import Card, load_card
 from allaprima.models.pair import load_pair
 from allaprima.oracles.load import load_oracle
 from allaprima.oracles.oracle import Oracle
+from allaprima.tasks.inputs import Images, controls_of, edits_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,7 +47,7 @@ class AdaptiveOutput:
 class AdaptivePipeline:
     """A student paints, an oracle looks, a teacher retouches what falls short (arXiv 2312.10835).
 
-    `AdaptivePipeline.from_card("emoji")`, or your own `student`, `teacher` (see `cascade.machine.Painter`) and `oracle`.
+    `AdaptivePipeline.from_card("emoji")`, or your own `student`, `teacher` (see `cascade.painter.Painter`) and `oracle`.
     """
 
     def __init__(
@@ -71,27 +73,48 @@ class AdaptivePipeline:
         card = card if isinstance(card, Card) else load_card(card)
         pair = load_pair(card)
         oracle = load_oracle(card.oracle.kind, card.path(card.oracle.source), pair.student.encode)
-        between = card.teacher.guidance_interval
-        settings = CascadeSettings(
-            student_steps=card.student.steps,
-            student_solver=card.student.solver,
-            student_guidance=card.student.guidance_scale,
-            teacher_steps=card.teacher.steps,
-            teacher_solver=card.teacher.solver,
-            teacher_guidance=card.teacher.guidance_scale,
-            teacher_last_time=card.teacher.last_time,
-            teacher_guidance_interval=None if between is None else GuidanceInterval(*between, card.teacher.guidance_outside),
-            strategy=card.cascade.strategy,
-            sigma=make_sigma(card.cascade.sigma_is, card.cascade.sigma),
-            height=card.height,
-            width=card.width,
-        )
         path = None if card.calibration is None else card.path(card.calibration)
         own = Calibration.load(path) if path is not None and path.exists() and calibration is None else None
-        pipe = cls(pair.student, pair.teacher, oracle, settings, own, card)
+        pipe = cls(pair.student, pair.teacher, oracle, card_settings(card), own, card)
         if calibration is not None:
             pipe.use(Calibration.load(Path(calibration)))
         return pipe
+
+    def with_controlnets(self, nets: Sequence[str | Path]) -> AdaptivePipeline:
+        """The same models with ControlNets on student and teacher: folders in diffusers' format, or names of the card's.
+
+        Where the card has a net of the student's own (CoDi), the student is the teacher's network with it, in its few steps.
+        Raises `ModelError` for nets that don't fit, `SettingError` for a name that the card doesn't have.
+        """
+        from allaprima.models.adapters.controlnet import ControlNet, controlled
+
+        known = {} if self.card is None else self.card.controls
+        odd = next((net for net in nets if str(net) not in known and not Path(net).is_dir()), None)
+        if odd is not None:
+            raise SettingError(f"no ControlNet {str(odd)!r}: a folder is due, or one of the card's: {', '.join(known)}.")
+
+        def loaded(own: bool) -> list[ControlNet]:
+            sources = [known[str(n)].student if own and str(n) in known else None for n in nets]
+            named = [known[str(n)].source if str(n) in known else None for n in nets]
+            folders = [s or m for s, m in zip(sources, named, strict=True)]
+            return [
+                ControlNet.load(Path(n) if f is None or self.card is None else self.card.path(f))
+                for n, f in zip(nets, folders, strict=True)
+            ]
+
+        teacher, settings = controlled(self.teacher, loaded(False)), self.settings
+        few = next((known[str(n)] for n in nets if str(n) in known and known[str(n)].student is not None), None)
+        student = controlled(self.student if few is None else self.teacher, loaded(few is not None))
+        if few is not None:
+            settings = settings.changed(
+                student_steps=few.student_steps, student_solver=few.student_solver, student_guidance=few.student_guidance
+            )
+        return AdaptivePipeline(student, teacher, self.oracle, settings, None, self.card)
+
+    @property
+    def controls(self) -> int:
+        """How many ControlNets there are."""
+        return len(getattr(self.student, "controls", ()))
 
     def use(self, calibration: Calibration) -> None:
         """Take a calibration with the settings it was made for; `CalibrationError` when it belongs to other models."""
@@ -177,12 +200,22 @@ class AdaptivePipeline:
         threshold: float | None = None,
         mode: str = "adaptive",
         steer: bool = False,
+        image: Images | None = None,
+        strength: float | Sequence[float] | None = None,
+        mask_image: Images | None = None,
+        control_image: Images | Sequence[Images] | None = None,
+        controlnet_conditioning_scale: float | Sequence[float] = 1.0,
         **changes: Any,
     ) -> AdaptiveOutput:
         """Paint; arguments are named as diffusers names them, the rest are fields of `CascadeSettings`.
 
         `num_inference_steps` is the teacher's. A picture's seed is `seed + its place`, or the given list's entry, or
-        drawn from its generator. Raises `PromptError` or `SettingError` before anything is painted.
+        drawn from its generator. With `image` (one for all prompts, or one each) pictures are edited (`tasks.edit`):
+        `strength` in (0, 1) says how much, 0.8 as diffusers has it, or 1 with a mask; `mask_image` where (white is painted
+        anew). The teacher regenerates then unless `strategy` says otherwise: refining an edit is noise on noise.
+        With ControlNets (`with_controlnets`) `control_image` is one picture for all prompts or one each; with several nets
+        a list of these, one a net; `controlnet_conditioning_scale` says how much they are heeded. Raises `PromptError` or
+        `SettingError` before anything is painted.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if num_images_per_prompt < 1:
@@ -195,6 +228,9 @@ class AdaptivePipeline:
         if not changes.keys() <= known:
             bad = sorted(changes.keys() - known)[0]
             raise SettingError(f"{bad!r} is not a setting: {', '.join(sorted(known))} are.")
+        edits = edits_of(len(prompts), image, strength, mask_image)
+        if edits is not None:
+            changes.setdefault("strategy", "regenerate")
         settings = self.settings.changed(**changes)
         total = len(prompts) * num_images_per_prompt
         seeds = _seeds(total, seed, generator)
@@ -207,13 +243,18 @@ class AdaptivePipeline:
             raise SettingError(
                 f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for all or one each."
             )
+        of = [i // num_images_per_prompt for i in range(total)]
+        starts = [None] * len(prompts) if edits is None else edits
+        controls, scales = controls_of(len(prompts), self.controls, control_image, controlnet_conditioning_scale)
         requests = [
-            Request(prompts[i // num_images_per_prompt], seeds[i], negatives[i // num_images_per_prompt], i)
-            for i in range(total)
+            Request(prompts[k], seeds[i], negatives[k], i, edit=starts[k], controls=controls[k], control_scales=scales)
+            for i, k in enumerate(of)
         ]
+        policy = self.policy(settings, threshold, budget, mode, steer)
+        machine = self.machine(settings, policy)
         for r in requests:
-            self.student.check_prompt(r.prompt)
-        results = list(self.stream(requests, settings, self.policy(settings, threshold, budget, mode, steer)))
+            machine.check(r)
+        results = list(run(machine, requests))
         results.sort(key=lambda r: r.request.index)
         failed = next((r for r in results if r.image is None), None)
         if failed is not None:
@@ -225,6 +266,25 @@ class AdaptivePipeline:
             [r.cost for r in results],
             results,
         )
+
+
+def card_settings(card: Card) -> CascadeSettings:
+    """The settings that a card names."""
+    between = card.teacher.guidance_interval
+    return CascadeSettings(
+        student_steps=card.student.steps,
+        student_solver=card.student.solver,
+        student_guidance=card.student.guidance_scale,
+        teacher_steps=card.teacher.steps,
+        teacher_solver=card.teacher.solver,
+        teacher_guidance=card.teacher.guidance_scale,
+        teacher_last_time=card.teacher.last_time,
+        teacher_guidance_interval=None if between is None else GuidanceInterval(*between, card.teacher.guidance_outside),
+        strategy=card.cascade.strategy,
+        sigma=make_sigma(card.cascade.sigma_is, card.cascade.sigma),
+        height=card.height,
+        width=card.width,
+    )
 
 
 def _seeds(

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from allaprima.core.errors import SettingError
-from allaprima.data.captioned import read_captioned, squared
+from allaprima.data.captioned import read_captioned
+from allaprima.data.images import covering
 
 COLOURS = {"a": (255, 0, 0), "b": (0, 255, 0), "c": (0, 0, 255)}
 
@@ -83,10 +84,10 @@ def test_transparency_is_white(tmp_path):
 def test_squared_covers_and_cuts_the_middle():
     image = Image.new("RGB", (9, 3), "red")
     image.paste((0, 255, 0), (3, 0, 6, 3))
-    cut = squared(image, 3, 3)
+    cut = covering(image, 3, 3)
     assert cut.size == (3, 3)
     assert {cut.getpixel((x, y)) for x in range(3) for y in range(3)} == {(0, 255, 0)}
-    assert squared(Image.new("RGB", (100, 37)), 64, 64).size == (64, 64)
+    assert covering(Image.new("RGB", (100, 37)), 64, 64).size == (64, 64)
 
 
 def test_refused(tmp_path):

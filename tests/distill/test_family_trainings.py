@@ -16,8 +16,9 @@ from allaprima.distill.methods import consistency
 from allaprima.distill.methods.common import Bench
 from allaprima.distill.methods.matching import _features
 from allaprima.distill.recipe import Recipe
-from allaprima.distill.training_data import read_latents, vae_encode
+from allaprima.distill.training_data import read_latents
 from allaprima.models.card import load_card
+from allaprima.models.latents import encoded
 from allaprima.models.pair import load_pair
 
 CLASSES = {"sd": UNet2DConditionModel, "sdxl": UNet2DConditionModel, "sd3": SD3Transformer2DModel}
@@ -151,7 +152,7 @@ def test_the_end_of_a_flows_trajectory_is_the_euler_solvers(cards, tmp_path):
 def test_encoding_is_the_inverse_of_what_decoding_does_to_numbers(cards, family):
     vae = load_pair(load_card(cards[family])).teacher.vae
     pictures = torch.rand(1, 3, 16, 16) * 2 - 1
-    latent, config = vae_encode(vae)(pictures), vae.config
+    latent, config = encoded(vae, pictures), vae.config
     raw = vae.encode(pictures).latent_dist.mode()
     due = {
         "sd": lambda z: z * 0.18215,

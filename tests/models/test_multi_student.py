@@ -9,7 +9,8 @@ import torch
 import yaml
 
 from allaprima.cascade.job import Job, Request
-from allaprima.cascade.machine import Machine, Routed
+from allaprima.cascade.machine import Machine
+from allaprima.cascade.painter import Routed
 from allaprima.cascade.policy import AlwaysPolicy, Decision
 from allaprima.cascade.run import run
 from allaprima.core.errors import ModelError, SettingError

@@ -11,6 +11,7 @@ from torch import Tensor
 from allaprima.cascade.policy import Decision
 from allaprima.core.cost import Cost
 from allaprima.core.types import Condition
+from allaprima.tasks.edit import Edit, Picture
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,12 @@ class Request:
     """Place in the caller's list; only results carry it, nothing is computed from it."""
     attempt: int = 0
     """Which of the seed's drafts comes first: 1 begins with what `BestOf` would paint second."""
+    edit: Edit | None = None
+    """The picture to start from; None paints from noise."""
+    controls: tuple[Picture, ...] = ()
+    """Pictures that the painters' ControlNets read, one each."""
+    control_scales: tuple[float, ...] = ()
+    """How much each of them is heeded; empty: 1 each."""
 
 
 class Stage(StrEnum):
@@ -56,7 +63,11 @@ class Job:
     negative: Condition = field(default_factory=lambda: Condition({}))
     """The negative prompt, the same."""
     route: int = 0
-    """Which of several students paints this prompt (`machine.Routed`)."""
+    """Which of several students paints this prompt (`painter.Routed`)."""
+    source: Tensor = field(default_factory=lambda: torch.empty(0))
+    """Latents of the picture that is edited."""
+    mask: Tensor | None = None
+    """`(1, H, W)` of an edit: what is painted anew."""
     draft: Tensor | None = None
     """The student's picture, `(3, H, W)` in [0, 1]."""
     image: Tensor | None = None

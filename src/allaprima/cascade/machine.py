@@ -7,16 +7,27 @@ mates, to the bit (eager float32, fixed threads).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from allaprima.cascade.given import (
+    check_given,
+    controls_of,
+    first_latents,
+    kept,
+    pasted,
+    pictures_of,
+    student_plan,
+    teacher_plan,
+)
 from allaprima.cascade.job import Job, Request, Stage
+from allaprima.cascade.painter import Controlled, Painter, Reads, Routed, Scorer
 from allaprima.cascade.policy import Context, Decision, Policy
 from allaprima.cascade.settings import MAX_STEPS, CascadeSettings
 from allaprima.core.errors import SettingError
@@ -24,65 +35,11 @@ from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import GuidanceInterval, GuidedDenoiser
 from allaprima.diffusion.rollback import rollback, start_time
-from allaprima.diffusion.schedule import Schedule
 from allaprima.diffusion.solvers import make_solver
 from allaprima.diffusion.solvers.solver import Solver, Step
 
-
-class Painter(Protocol):
-    """What the machine asks of a student or teacher model; `models.families.family` says all that a family offers."""
-
-    @property
-    def denoiser(self) -> GuidedDenoiser:
-        """Guided denoiser."""
-        ...
-
-    @property
-    def schedule(self) -> Schedule:
-        """Noise schedule."""
-        ...
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Shape of one latent."""
-        ...
-
-    def check_prompt(self, prompt: str) -> None:
-        """Raise `PromptError` for a prompt that can't be painted."""
-        ...
-
-    def condition(self, prompts: Sequence[str]) -> Condition:
-        """What the networks read of prompts, a row each; `prompt_embeds (B, L, D)` is among it."""
-        ...
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """`prompt_embeds (B, L, D)` alone, which routers, vocabularies and banks go by; the machine doesn't ask for it."""
-        ...
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """`(B, 3, H, W)` in [0, 1]."""
-        ...
-
-
-@runtime_checkable
-class Routed(Protocol):
-    """What else a painter says that is several students, of which one paints a prompt (`models.multi_student`)."""
-
-    @property
-    def students(self) -> int:
-        """How many."""
-        ...
-
-    def route(self, embeds: Tensor) -> Tensor:
-        """`(B, L, D) -> (B,)`, whose each prompt is."""
-        ...
-
-
-class Scorer(Protocol):
-    """What the machine asks of an oracle."""
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """`(B,)`, higher is better."""
-        ...
+STUDENT = "student"
+"""The student's name for noises and costs."""
 
 
 @dataclass(frozen=True)
@@ -113,15 +70,21 @@ class Machine:
         self.settings, self.policy, self.oracle = settings, policy, oracle
         if oracle is None and policy.threshold is not None:
             raise SettingError("a threshold needs an oracle: give one, or use student only, teacher only or refine all.")
+        if _controls(student) != _controls(teacher):
+            raise SettingError(
+                f"the student's ControlNets read pictures of {_controls(student)} channels, the teacher's of"
+                f" {_controls(teacher)}: put such on both that read the same."
+            )
         s = settings
         self.shape = student.latent_shape(s.height, s.width)
         self._clock = time.perf_counter
         self._routed = student if isinstance(student, Routed) else None
-        self._student = self._hand("student", student, s.student_solver, s.student_steps, s.student_guidance)
+        self._student = self._hand(STUDENT, student, s.student_solver, s.student_steps, s.student_guidance)
         start = start_time(teacher.schedule, s.sigma)
         args = ("teacher", teacher, s.teacher_solver, s.teacher_steps, s.teacher_guidance, s.teacher_guidance_interval)
         self._refine = self._hand(*args, start, s.teacher_last_time)
         self._regenerate = self._hand(*args, None, s.teacher_last_time)
+        self._edits: dict[tuple[str, float], _Hand] = {}
 
     @property
     def students(self) -> int:
@@ -137,10 +100,12 @@ class Machine:
         return _Hand(name, painter, painter.denoiser, made, made.plan(steps, start), guidance, interval)
 
     def check(self, request: Request) -> None:
-        """Raise `PromptError` for a request that can't be painted."""
-        self._student.painter.check_prompt(request.prompt)
+        """Raise `PromptError` or `SettingError` for a request that can't be painted."""
+        painter = self._student.painter
+        painter.check_prompt(request.prompt)
         if request.negative_prompt:
-            self._student.painter.check_prompt(request.negative_prompt)
+            painter.check_prompt(request.negative_prompt)
+        check_given(request, isinstance(painter, Reads), _controls(painter), self.settings.height, self.settings.width)
 
     def start(self, jobs: Sequence[Job]) -> None:
         """Encode prompts and draw the initial noise; drafts begin, unless the policy wants the teacher at once."""
@@ -154,6 +119,10 @@ class Machine:
         for i, job in enumerate(jobs):
             job.cond, job.negative = cond.rows([i]), negative.rows([i])
             job.noise = noises[i]
+            if job.request.controls:
+                given = controls_of(job.request, _controls(painter), self.settings.height, self.settings.width)
+                job.cond = Condition({**job.cond.tensors, **given.tensors})
+        self._read([j for j in jobs if j.request.edit is not None])
         if self._routed is not None:
             embeds = cond.tensors["prompt_embeds"][: len(jobs)]
             for job, route in zip(jobs, self._routed.route(embeds).tolist(), strict=True):
@@ -161,10 +130,25 @@ class Machine:
         self._charge(jobs, "text", 0, begun)
         for job, decision, first in zip(jobs, self.policy.route(self._context(jobs)), firsts, strict=True):
             if decision is None:
-                self._enter(job, Stage.STUDENT, self._student, first)
+                self._enter_from(job, Stage.STUDENT, first)
             else:
                 job.decision = decision
                 self._enter_teacher(job)
+
+    @torch.inference_mode()
+    def _read(self, jobs: Sequence[Job]) -> None:
+        """Latents and masks of the pictures that are edited."""
+        if not jobs:
+            return
+        painter, images = self._student.painter, list[Tensor]()
+        assert isinstance(painter, Reads)
+        for job in jobs:
+            assert job.request.edit is not None
+            image, job.mask = pictures_of(job.request.edit, self.settings.height, self.settings.width)
+            images.append(image)
+        latents = painter.encode_images(self._pad(torch.stack(images)))
+        for job, source in zip(jobs, latents, strict=False):
+            job.source = source.clone()
 
     @staticmethod
     def _context(jobs: Sequence[Job]) -> Context:
@@ -179,10 +163,28 @@ class Machine:
         job.stage, job.position, job.x = stage, 0, x
         job.state = {k: v[0] for k, v in hand.solver.init(x[None]).items()}
 
+    def _enter_from(self, job: Job, stage: Stage, noise: Tensor) -> None:
+        """Begin a draft, or a repainting, at noise or at the picture that is edited."""
+        job.stage = stage
+        hand = self._hand_of(job)
+        self._enter(job, stage, hand, first_latents(job, hand.plan[0].t, noise, hand.painter.schedule))
+
     def _hand_of(self, job: Job) -> _Hand:
         if job.stage is Stage.STUDENT:
-            return self._student
-        return self._refine if job.decision is Decision.REFINE else self._regenerate
+            return self._from(self._student, job)
+        return self._refine if job.decision is Decision.REFINE else self._from(self._regenerate, job)
+
+    def _from(self, hand: _Hand, job: Job) -> _Hand:
+        """The hand, with an edit's plan if it is one."""
+        edit = job.request.edit
+        if edit is None or edit.strength == 1:
+            return hand
+        key = hand.name, edit.strength
+        if key not in self._edits:
+            student = hand.name == STUDENT
+            plan = student_plan(edit, hand.solver, self.settings.student_steps) if student else teacher_plan(edit, hand.plan)
+            self._edits[key] = dataclasses.replace(hand, plan=plan)
+        return self._edits[key]
 
     @torch.inference_mode()
     def step(self, jobs: Sequence[Job]) -> None:
@@ -197,7 +199,7 @@ class Machine:
         noise = None
         if hand.solver.needs_noise:
             # A later draft has noises of its own: no plan is longer than MAX_STEPS.
-            drafts = [j.request.attempt + j.attempts if hand is self._student else 0 for j in jobs]
+            drafts = [j.request.attempt + j.attempts if hand.name == STUDENT else 0 for j in jobs]
             places = [j.position + MAX_STEPS * d for j, d in zip(jobs, drafts, strict=True)]
             noise = noise_batch([j.request.seed for j in jobs], hand.name, places, self.shape)
         state = {k: torch.stack([j.state[k] for j in jobs]) for k in jobs[0].state}
@@ -205,7 +207,10 @@ class Machine:
         back = torch.tensor([float("nan") if p.noise_to is None else p.noise_to for p in steps], dtype=torch.float64)
         x_s, state = hand.solver.step(x_t, x0, t, s, state, noise, phase, back)
         for i, job in enumerate(jobs):
-            job.x, job.state = x_s[i].clone(), {k: v[i].clone() for k, v in state.items()}
+            back_to = steps[i].noise_to
+            now = steps[i].s if back_to is None else back_to
+            job.x = kept(job, x_s[i], now, hand.painter.schedule).clone()
+            job.state = {k: v[i].clone() for k, v in state.items()}
             job.position += 1
             if job.position == len(self._hand_of(job).plan):
                 job.stage = Stage.SCORE if job.stage is Stage.STUDENT else Stage.DECODE
@@ -223,7 +228,7 @@ class Machine:
             **{f"negative_{k}": v for k, v in negative.items()},
             "guidance_scale": scale,
         }
-        if hand is self._student and self._routed is not None:
+        if hand.name == STUDENT and self._routed is not None:
             known["route"] = torch.tensor([j.route for j in jobs])
         cond = Condition(known)
         x0 = torch.empty_like(x_t)
@@ -257,7 +262,7 @@ class Machine:
             elif decision is Decision.REDRAFT:
                 place = job.request.attempt + job.attempts
                 (noise,) = noise_batch([job.request.seed], "initial", [place], self.shape)
-                self._enter(job, Stage.STUDENT, self._student, noise)
+                self._enter_from(job, Stage.STUDENT, noise)
             else:
                 self._enter_teacher(job)
 
@@ -289,7 +294,7 @@ class Machine:
         else:
             # The paper's regeneration: same prompt and the same initial noise as the (first) draft, so that a repainted
             # picture is what the teacher alone paints with this seed.
-            self._enter(job, Stage.TEACHER, self._regenerate, job.noise)
+            self._enter_from(job, Stage.TEACHER, job.noise)
 
     @torch.inference_mode()
     def decode(self, jobs: Sequence[Job]) -> None:
@@ -313,7 +318,10 @@ class Machine:
         self._charge(jobs, "oracle", 1, begun)
 
     def _decode(self, painter: Painter, jobs: Sequence[Job]) -> Tensor:
-        return painter.decode(self._pad(torch.stack([j.x for j in jobs])))[: len(jobs)]
+        images = painter.decode(self._pad(torch.stack([j.x for j in jobs])))[: len(jobs)]
+        if all(j.mask is None for j in jobs):
+            return images
+        return torch.stack([pasted(job, image) for job, image in zip(jobs, images, strict=True)])
 
     def _pad(self, x: Tensor) -> Tensor:
         """Rows up to the batch size, copies of the first one: a constant shape keeps kernels, and so bits, the same."""
@@ -328,6 +336,10 @@ class Machine:
         each = [evaluations] * len(jobs) if isinstance(evaluations, int) else evaluations
         for job, n in zip(jobs, each, strict=True):
             job.cost.add(name, n, seconds)
+
+
+def _controls(painter: Painter) -> tuple[int, ...]:
+    return painter.controls if isinstance(painter, Controlled) else ()
 
 
 def _beats(score: float | None, best: float | None, margin: float = 0.0) -> bool:

@@ -39,8 +39,14 @@ class Result:
 
     def row(self) -> dict[str, Any]:
         """JSON-ready account of this picture, without timings that would differ between equal runs."""
-        seldom = {"final_score": self.final_score, "kept": self.kept, "warning": self.warning}
+        seldom: dict[str, Any] = {"final_score": self.final_score, "kept": self.kept, "warning": self.warning}
         seldom |= {"attempts": self.attempts} if self.attempts > 1 else {}
+        if self.request.controls:
+            scales = self.request.control_scales or (1.0,) * len(self.request.controls)
+            seldom["controls"] = [
+                {"image": c.digest, "scale": s} for c, s in zip(self.request.controls, scales, strict=True)
+            ]
+        seldom |= {"edit": None if self.request.edit is None else self.request.edit.row()}
         return {
             "index": self.request.index,
             "prompt": self.request.prompt,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="A few-step student paints first, an oracle looks, and a teacher retouches only what falls short.",
 )
+
+BESIDE = ("prompts_file", "budget", "calibration", "guidance_interval", "guidance_outside")
+"""Options of `generate` that tasks with a picture beside the prompt don't have."""
 
 
 @app.callback(invoke_without_command=True)
@@ -77,6 +80,118 @@ def generate(
     from allaprima.cli.generate import GenerateOptions, generate_command
 
     generate_command(GenerateOptions(**{k: v for k, v in locals().items() if k in GenerateOptions.__dataclass_fields__}))
+
+
+@app.command(
+    epilog='Example: allaprima edit apple.png "red apple, fluent 3d" --strengths 0.4,0.6,0.8 --out out/edited',
+)
+def edit(
+    picture: Annotated[Path | None, typer.Argument(help="The picture to edit.")] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(help="What it should become; quote each.")] = None,
+    edits_file: Annotated[
+        Path | None,
+        typer.Option(help="Instead: CSV or JSONL of image, prompt, and perhaps strength, mask, seed, negative_prompt."),
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Only white places are painted anew; the rest is kept to the pixel.")
+    ] = None,
+    strengths: Annotated[
+        str, typer.Option(help="How much may change, in (0, 1), several with commas; default 0.8, with a mask 1.")
+    ] = "",
+    fit: Annotated[bool, typer.Option("--fit", help="Resize and cut pictures and masks to what the card paints.")] = False,
+    card: Annotated[str, typer.Option(help="Bundled card by name, or path of a card.yaml.")] = "emoji",
+    out: Annotated[Path, typer.Option(help="Run folder: images/, drafts/, sources/, results.jsonl, sheet.png.")] = Path(
+        "out"
+    ),
+    student_only: Annotated[bool, typer.Option("--student-only", help="Accept every draft.")] = False,
+    teacher_only: Annotated[bool, typer.Option("--teacher-only", help="No drafts: the teacher edits everything.")] = False,
+    strategy: Annotated[
+        str | None, typer.Option(help="What the teacher does with a poor draft: regenerate (edit anew; default) or refine.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Accept drafts that score at least this; default: the card's calibrated one.")
+    ] = None,
+    sigma: Annotated[float | None, typer.Option(help="Refining: how much of a draft is repainted.")] = None,
+    sigma_is: Annotated[str | None, typer.Option(help="'variance' (the paper's formula) or 'strength' (diffusers).")] = None,
+    solver: Annotated[str | None, typer.Option(help="The teacher's solver: ddim, dpm_solver, ...")] = None,
+    steps: Annotated[int | None, typer.Option(help="Teacher steps of a whole picture; an edit takes its share.")] = None,
+    last_time: Annotated[float | None, typer.Option(help="Where the teacher's last step is evaluated.")] = None,
+    student_steps: Annotated[int | None, typer.Option(help="Student steps; an edit takes them all.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of both models.")] = None,
+    negative_prompt: Annotated[str, typer.Option(help="What not to paint.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    images_per_prompt: Annotated[int, typer.Option(help="Pictures a prompt and strength.")] = 1,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures a network call; constant, padded.")] = None,
+    nearest: Annotated[bool, typer.Option(help="Move unknown words to the nearest concept the card knows.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+) -> None:
+    """Edit pictures: the student first, and the teacher where its draft falls short (SDEdit, inpainting)."""
+    from allaprima.cli.edit import EditOptions, edit_command
+    from allaprima.core.errors import SettingError
+
+    try:
+        several = tuple(float(x) for x in strengths.split(",")) if strengths else ()
+    except ValueError as e:
+        raise SettingError(f"strengths={strengths!r} are not numbers with commas between: 0.4,0.6,0.8 for example.") from e
+    given: dict[str, Any] = {k: v for k, v in locals().items() if k in EditOptions.__dataclass_fields__}
+    given |= {**dict.fromkeys(BESIDE), "demo": False, "steer": False, "strengths": several}
+    edit_command(EditOptions(**given))
+
+
+@app.command(
+    epilog='Example: allaprima control sketch.png "owl, fluent 3d" --net out/edges --map canny --out out/controlled',
+)
+def control(
+    picture: Annotated[Path | None, typer.Argument(help="Where things are: a picture, or the map itself.")] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(help="What to paint; quote each.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Map hole: white where the picture is missing.")] = None,
+    controls_file: Annotated[
+        Path | None, typer.Option(help="Instead: CSV or JSONL of image, prompt, and perhaps mask, seed, negative_prompt.")
+    ] = None,
+    net: Annotated[
+        list[str] | None,
+        typer.Option(help="ControlNet: one of the card's by name, or a folder in diffusers' format; may be repeated."),
+    ] = None,
+    map_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            help="What each net reads: canny, colours, low-resolution, hole (with --mask); given: the picture itself.",
+        ),
+    ] = None,
+    scale: Annotated[list[float] | None, typer.Option(help="How much each net is heeded; default 1.")] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="Resize and cut pictures to what the card paints.")] = False,
+    card: Annotated[str, typer.Option(help="Bundled card by name, or path of a card.yaml.")] = "emoji",
+    out: Annotated[Path, typer.Option(help="Run folder: images/, drafts/, sources/, sheet.png.")] = Path("out"),
+    student_only: Annotated[bool, typer.Option("--student-only", help="Accept every draft.")] = False,
+    teacher_only: Annotated[bool, typer.Option("--teacher-only", help="No drafts: the teacher paints everything.")] = False,
+    strategy: Annotated[
+        str | None, typer.Option(help="What the teacher does with a poor draft: refine or regenerate.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Accept drafts that score at least this; default: the card's calibrated one.")
+    ] = None,
+    sigma: Annotated[float | None, typer.Option(help="Refining: how much of a draft is repainted.")] = None,
+    sigma_is: Annotated[str | None, typer.Option(help="'variance' (the paper's formula) or 'strength' (diffusers).")] = None,
+    solver: Annotated[str | None, typer.Option(help="The teacher's solver: ddim, dpm_solver, ...")] = None,
+    steps: Annotated[int | None, typer.Option(help="Teacher steps.")] = None,
+    last_time: Annotated[float | None, typer.Option(help="Where the teacher's last step is evaluated.")] = None,
+    student_steps: Annotated[int | None, typer.Option(help="Student steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of both models.")] = None,
+    negative_prompt: Annotated[str, typer.Option(help="What not to paint.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    images_per_prompt: Annotated[int, typer.Option(help="Pictures a prompt.")] = 1,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures a network call; constant, padded.")] = None,
+    nearest: Annotated[bool, typer.Option(help="Move unknown words to the nearest concept the card knows.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+) -> None:
+    """Paint what a prompt says where a picture says: ControlNets on student and teacher."""
+    from allaprima.cli.control import ControlOptions, control_command
+
+    given: dict[str, Any] = {k: v for k, v in locals().items() if k in ControlOptions.__dataclass_fields__}
+    given |= {**dict.fromkeys(BESIDE), "demo": False, "steer": False}
+    given |= {"nets": tuple(net or ()), "maps": tuple(map_ or ()), "scales": tuple(scale or ())}
+    control_command(ControlOptions(**given))
 
 
 @app.command(epilog="Example: allaprima show out/first/images/00000.png --repeat")

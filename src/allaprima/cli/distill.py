@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from torch import nn
 
-from allaprima.cli.training import Watcher, sample_grid
+from allaprima.cli.training import SAMPLES, Watcher, adapter_grid, sample_grid
 from allaprima.core.errors import SettingError, TrainingError
 from allaprima.core.types import Condition
 from allaprima.data.captioned import read_captioned
@@ -26,6 +27,7 @@ from allaprima.distill.methods import METHODS
 from allaprima.distill.methods.common import Bench, Use, Whole
 from allaprima.distill.methods.pairs import painted_pairs
 from allaprima.distill.publish import Made, publish, publish_many, save_student
+from allaprima.distill.publish_adapter import publish_adapter
 from allaprima.distill.recipe import Recipe, checked, read_recipe
 from allaprima.distill.training_data import (
     TrainingData,
@@ -34,13 +36,11 @@ from allaprima.distill.training_data import (
     identity_of,
     read_data,
     read_latents,
-    vae_encode,
 )  # fmt: skip
 from allaprima.models.card import Card, load_card
 from allaprima.models.families.family import Family
+from allaprima.models.latents import encoded
 from allaprima.models.pair import load_pair
-
-SAMPLES = 12
 
 
 def list_methods(console: Console) -> None:
@@ -53,6 +53,7 @@ def list_methods(console: Console) -> None:
 
 def data_of(recipe: Recipe, card: Card, teacher: Family, out: Path, console: Console) -> tuple[TrainingData, str]:
     """What is trained on, and that in words. Raises `TrainingError` or `SettingError` for data that can't be read."""
+    adapter = METHODS[recipe.method].adapter
     if recipe.data is None:
         prompts = _prompts(recipe, card)
         console.print(f"no data given: the teacher paints {recipe.painted} pictures of {len(prompts)} prompts")
@@ -62,17 +63,21 @@ def data_of(recipe: Recipe, card: Card, teacher: Family, out: Path, console: Con
         bench = Bench(teacher, blank, teacher.condition([""]).clone(), recipe, out)
         path = out / "data" / "painted.safetensors"
         _, ends, of = painted_pairs(bench, recipe.painted, card.teacher.steps, card.teacher.guidance_scale, path)
-        made = TrainingData(ends, conditions, of, tuple(prompts), identity_of(ends, prompts, of))
-        return made, "pictures of the teacher's own"
+        identity, pictures = identity_of(ends, prompts, of), None
+        if adapter:
+            parts = [teacher.decode(ends[i : i + 16]) for i in range(0, len(ends), 16)]
+            pictures = (torch.cat(parts) * 255).round().byte()
+        return TrainingData(ends, conditions, of, tuple(prompts), identity, pictures), "pictures of the teacher's own"
     if recipe.data.endswith(".safetensors"):
         return read_latents(Path(recipe.data)), recipe.data
     folder = out / "data"
     belongs = f"{recipe.data} at {card.width}x{card.height}, autoencoder {teacher.fingerprints.get('vae', '?')}"
+    belongs += ", with pictures" if adapter else ""
     with Bar(console=console) as bar:
         task = bar.add_task("encoding pictures", total=None)
         encode_data(
-            read_captioned(recipe.data), vae_encode(teacher.vae), card.width, card.height, folder, belongs,
-            note=lambda n: bar.update(task, completed=n),
+            read_captioned(recipe.data), partial(encoded, teacher.vae), card.width, card.height, folder, belongs,
+            note=lambda n: bar.update(task, completed=n), keep_pictures=adapter,
         )  # fmt: skip
     return read_data(folder, teacher.condition), recipe.data
 
@@ -131,7 +136,7 @@ def train_one(work: Work, bench: Bench, grids: Path, what: str) -> tuple[nn.Modu
     loop = work.recipe.loop
     with Bar(console=work.console, disable=not work.devices.main) as bar:
         task = bar.add_task(what, total=loop.max_train_steps)
-        every = 0.0 if loop.fsdp else loop.sample_seconds
+        every = 0.0 if loop.fsdp or METHODS[work.recipe.method].adapter else loop.sample_seconds
         prompts = bench.data.captions[:: max(1, len(bench.data.captions) // SAMPLES)][:SAMPLES]
         watch = Watcher(bar, task, work.devices, work.teacher, work.card, work.use, prompts, grids, every)
         unet = work.module.run(replace(bench, watch=watch, note=work.note), work.options)
@@ -190,6 +195,11 @@ def distill_command(method: str | None, recipe_file: Path | None, changes: Seque
     if path is None:
         return
     new = load_card(path)
+    if METHODS[recipe.method].adapter:
+        few, kind = recipe.method == "conditional", options.map
+        save_png(adapter_grid(new, kind, data, "student-only" if few else "teacher-only"), out / "samples.png", {})
+        console.print(f"net, card and page are in {out}; paint with it: allaprima control --card {path} PICTURE 'a prompt'")
+        return
     title = f"{new.name}: drafts of {new.student.steps} steps"
     save_png(sample_grid(load_pair(new).student, work.use, new, work.shown, title), out / "samples.png", {})
     console.print(
@@ -200,10 +210,17 @@ def distill_command(method: str | None, recipe_file: Path | None, changes: Seque
 def trained(work: Work) -> Path | None:
     """Train and publish; the card's path, or None where another process writes it or students are still due."""
     recipe, out, devices = work.recipe, work.out, work.devices
+    if METHODS[recipe.method].adapter and recipe.partition is not None:
+        raise SettingError(f"{recipe.method} trains one net for all prompts: leave partition out.")
     if recipe.partition is None:
         bench = Bench(work.teacher, work.data, work.null, recipe, out / "training", devices=devices)
         network, progress = train_one(work, bench, out / "samples", "training")
-        return publish(work.made(progress, bench), network, out) if devices.main else None
+        if not devices.main:
+            return None
+        made = work.made(progress, bench)
+        if METHODS[recipe.method].adapter:
+            return publish_adapter(made, network, work.options.map, recipe.method == "conditional", out)
+        return publish(made, network, out)
     progresses, bench = train_several(work)
     students = range(recipe.partition.students)
     due = [k for k in students if not (student_folder(out, k) / work.teacher.component).is_dir()]

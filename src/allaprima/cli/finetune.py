@@ -17,8 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from allaprima.core.errors import SettingError
-from allaprima.data.captioned import squared
-from allaprima.data.images import write_bytes_atomically
+from allaprima.data.images import covering, write_bytes_atomically
 from allaprima.distill.labels import Agreement, Pairs
 from allaprima.distill.oracle_finetune import FinetuneConfig, finetune
 from allaprima.models.card import Card, load_card
@@ -89,7 +88,7 @@ def read_pairs(path: Path, width: int, height: int) -> tuple[list[str], Tensor, 
 def _picture(path: Path, where: str, width: int, height: int) -> Tensor:
     try:
         with Image.open(path) as image:
-            pixels = np.array(squared(image.convert("RGB"), width, height))
+            pixels = np.array(covering(image.convert("RGB"), width, height))
     except OSError as e:
         raise SettingError(f"{where}: {path} cannot be read as a picture: {e}. Mend the path, or leave the row out.") from e
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -26,11 +26,11 @@ def _first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
 
 
 class RunFolder:
-    """`images/`, `drafts/`, `results.jsonl`, `sheet.png` and `run.json` of one run."""
+    """`images/`, `drafts/`, `sources/` (of edits), `results.jsonl`, `sheet.png` and `run.json` of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.images, self.drafts = path / "images", path / "drafts"
+        self.images, self.drafts, self.sources = path / "images", path / "drafts", path / "sources"
 
     def claim(self, identity: Mapping[str, Any], resume: bool) -> None:
         """Make the folder this run's, or raise `RunFolderError` if it is another's. Nothing is ever overwritten."""
@@ -58,6 +58,10 @@ class RunFolder:
             raise RunFolderError(f"{self.path} cannot be made: {e.strerror}. Choose another --out.") from e
         if not marker.exists():
             self.write("run.json", json.dumps(wanted, indent=1) + "\n")
+
+    def source(self, digest: str) -> Path:
+        """Where a picture that is edited, or a mask, is kept."""
+        return self.sources / f"{digest}.png"
 
     def write(self, name: str, text: str) -> None:
         """Write a text file of the folder atomically."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from allaprima._version import __version__
@@ -13,13 +14,17 @@ from allaprima.cli.folder import CHUNK
 from allaprima.data.images import a1111_parameters
 
 
-def record(result: Result, card: str, mode: str, asked: str, fingerprints: dict[str, str], policy: Policy) -> dict[str, Any]:
+def record(
+    result: Result, card: str, mode: str, asked: str, fingerprints: dict[str, str], policy: Policy, nets: Sequence[str] = ()
+) -> dict[str, Any]:
     """Everything that made a picture; no times of day and no seconds, so equal runs give equal bytes."""
     row = result.row()
     extra: dict[str, Any] = {} if asked == result.request.prompt else {"asked": asked}
     if not isinstance(policy, ThresholdPolicy | AlwaysPolicy | SteeredThreshold):
         # Mode and this picture's own threshold tell those; any other must come along, or it can't be painted again.
         extra["policy"] = policy_to_dict(policy)
+    if nets:
+        extra["nets"] = list(nets)
     return {
         **row,
         **extra,

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch import Tensor
 
 from allaprima.cascade.job import Request
 from allaprima.cascade.policy import policy_from_dict
 from allaprima.cascade.settings import CascadeSettings
-from allaprima.cli.folder import CHUNK
+from allaprima.cli.folder import CHUNK, RunFolder
 from allaprima.cli.record import chunks, record
 from allaprima.core.errors import ModelError, SettingError
-from allaprima.data.images import png_bytes, read_chunks, to_pil, write_bytes_atomically
+from allaprima.data.images import png_bytes, read_chunks, read_exactly, to_pil, write_bytes_atomically
+from allaprima.tasks.edit import Edit, Picture
 
 
 def show_command(picture: Path, repeat: bool, out: Path | None) -> None:
@@ -32,7 +34,7 @@ def show_command(picture: Path, repeat: bool, out: Path | None) -> None:
     console.print_json(json.dumps(account))
     if not repeat:
         return
-    again = paint_again(account)
+    again = paint_again(account, picture.absolute().parent.parent)
     if out is not None:
         write_bytes_atomically(out, again)
     if again == picture.read_bytes():
@@ -41,11 +43,36 @@ def show_command(picture: Path, repeat: bool, out: Path | None) -> None:
         raise ModelError("painted again: the bytes differ. Another version of a library or another CPU rounds otherwise.")
 
 
-def paint_again(account: dict[str, Any]) -> bytes:
-    """The PNG that this account describes. Raises `ModelError` if the models are others than those that made it."""
+def edit_again(row: dict[str, Any], run: Path) -> Edit:
+    """The edit that an account tells of, from the pictures that its run keeps. Raises `SettingError`."""
+    mask = kept_picture(row["mask"], run, mask=True) if "mask" in row else None
+    return Edit(kept_picture(row["image"], run), row["strength"], mask)
+
+
+def kept_picture(digest: str, run: Path, mask: bool = False) -> Picture:
+    """A picture or mask that a run keeps. Raises `SettingError` where it isn't, or is another."""
+    path = RunFolder(run).source(digest)
+
+    def read() -> Tensor:
+        image = read_exactly(path)
+        return image[:1] if mask else image
+
+    found = Picture.read_by(read)
+    if found.digest != digest:
+        raise SettingError(f"{path} was changed since it was used: put the original back.")
+    return found
+
+
+def paint_again(account: dict[str, Any], run: Path) -> bytes:
+    """The PNG that this account describes; `run`: the folder that holds what was edited.
+
+    Raises `ModelError` if the models are others than those that made it, `SettingError` if an edited picture isn't there.
+    """
     from allaprima.pipeline import AdaptivePipeline
 
     pipe = AdaptivePipeline.from_card(account["card"])
+    if "nets" in account:
+        pipe = pipe.with_controlnets(account["nets"])
     prints = pipe.fingerprints()
     for name, value in account["fingerprints"].items():
         if prints.get(name) != value:
@@ -57,9 +84,15 @@ def paint_again(account: dict[str, Any]) -> bytes:
         policy = policy_from_dict(account["policy"])
     else:
         policy = pipe.policy(settings, account["threshold"], None, account["mode"])
-    request = Request(account["prompt"], account["seed"], account["negative_prompt"], account["index"])
+    edit = None if "edit" not in account else edit_again(account["edit"], run)
+    controls = tuple(kept_picture(c["image"], run) for c in account.get("controls", []))
+    scales = tuple(float(c["scale"]) for c in account.get("controls", []))
+    request = Request(
+        account["prompt"], account["seed"], account["negative_prompt"], account["index"], 0, edit, controls, scales
+    )  # fmt: skip
     (result,) = pipe.stream([request], settings, policy)
     if result.image is None:
         raise ModelError(f"it could not be painted again: {result.error}")
     asked = account.get("asked", account["prompt"])
-    return png_bytes(to_pil(result.image), chunks(record(result, account["card"], account["mode"], asked, prints, policy)))
+    made = record(result, account["card"], account["mode"], asked, prints, policy, account.get("nets", ()))
+    return png_bytes(to_pil(result.image), chunks(made))

@@ -14,14 +14,19 @@ from rich.progress import Progress as Bar
 from torch import nn
 
 from allaprima.cascade.settings import CascadeSettings
-from allaprima.data.images import save_png
+from allaprima.data.control_maps import training_map
+from allaprima.data.images import save_png, to_pil
 from allaprima.data.sheet import SheetRow, contact_sheet
 from allaprima.distill.devices import Devices
 from allaprima.distill.loop import Progress
 from allaprima.distill.methods.common import Use
+from allaprima.distill.training_data import TrainingData
 from allaprima.models.card import Card
 from allaprima.models.families.family import Family
-from allaprima.pipeline import AdaptivePipeline
+from allaprima.models.pair import load_pair
+from allaprima.pipeline import AdaptivePipeline, card_settings
+
+SAMPLES = 12
 
 
 @torch.inference_mode()
@@ -34,6 +39,24 @@ def sample_grid(student: Any, use: Use, card: Card, prompts: Sequence[str], titl
     out = AdaptivePipeline(student, student, settings=settings)(list(prompts), seed=0, mode="student-only")
     rows = [SheetRow(p, None, image, None, None, "accept") for p, image in zip(prompts, out.images, strict=True)]
     return contact_sheet(rows, title)
+
+
+@torch.inference_mode()
+def adapter_grid(card: Card, kind: str, data: TrainingData, mode: str) -> Any:
+    """Maps of a few pictures of the data beside what is painted with them, the same seeds each time: a PIL image."""
+    assert data.pictures is not None
+    g, count = torch.Generator().manual_seed(0), min(SAMPLES, len(data))
+    index = [i * len(data) // count for i in range(count)]
+    maps = [training_map(kind, data.pictures[i].float() / 255, g) for i in index]
+    prompts = [data.captions[int(data.caption_of[i])] for i in index]
+    pair = load_pair(card)
+    pipe = AdaptivePipeline(pair.student, pair.teacher, None, card_settings(card), None, card).with_controlnets([kind])
+    out = pipe(prompts, seed=0, mode=mode, control_image=maps)
+    rows = [
+        SheetRow(p, to_pil(m[:3]), image, None, None, mode.partition("-")[0])
+        for p, m, image in zip(prompts, maps, out.images, strict=True)
+    ]
+    return contact_sheet(rows, f"{card.name}: {kind}, and what is painted with it")
 
 
 @dataclass

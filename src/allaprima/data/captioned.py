@@ -189,12 +189,3 @@ def _rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", whole.size, "white")
         return Image.alpha_composite(white, whole).convert("RGB")
     return image.convert("RGB")
-
-
-def squared(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Resized so that it covers `width` by `height`, then cut at the centre."""
-    scale = max(width / image.width, height / image.height)
-    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-    resized = image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return resized.crop((left, top, left + width, top + height))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -16,9 +17,76 @@ from allaprima.core.errors import RunFolderError, SettingError
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """`(3, H, W)` in [0, 1] -> an 8-bit picture, rounded to nearest."""
+    """`(3, H, W)` in [0, 1] -> an 8-bit picture, rounded to nearest; a fourth channel is kept as transparency."""
     pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(np.asarray(pixels))
+
+
+MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}
+"""Pillow's names of what has 8 bits a channel or fewer."""
+
+
+def opaque(image: Image.Image, name: str) -> Image.Image:
+    """A picture as RGB. Raises `SettingError` for transparent places, or more than 8 bits a channel."""
+    if image.mode not in MODES:
+        raise SettingError(f"{name} is of Pillow's mode {image.mode!r}: 8 bits a channel are due. Convert it first.")
+    clear = "A" in image.getbands() or "transparency" in image.info
+    if clear and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        raise SettingError(f"{name} has transparent places: lay it on the background that it belongs to first.")
+    return image.convert("RGB")
+
+
+def covering(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Resized so that it covers `width` by `height`, then cut at the centre."""
+    scale = max(width / image.width, height / image.height)
+    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    resized = image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return resized.crop((left, top, left + width, top + height))
+
+
+def as_tensor(image: Image.Image | Tensor) -> Tensor:
+    """A picture as `(3, H, W)` in [0, 1]; a tensor may have a fourth channel, a mask (`control_maps.with_hole`).
+
+    Raises `SettingError` for what has no such reading.
+    """
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] not in (3, 4) or not image.is_floating_point():
+            raise SettingError(
+                f"a picture of shape {tuple(image.shape)} and {image.dtype}: (3, H, W) of numbers in [0, 1] is due."
+            )
+        low, high = float(image.min()), float(image.max())
+        if not (low >= 0 and high <= 1):
+            raise SettingError(
+                f"a picture with values in {low:g}..{high:g}: [0, 1] is due. Divide by 255, or shift [-1, 1]."
+            )
+        return image
+    return torch.from_numpy(np.array(opaque(image, "a picture"))).permute(2, 0, 1).float() / 255
+
+
+def read_exactly(path: Path) -> Tensor:
+    """What `to_pil` was given, from the PNG that was made of it: `(3, H, W)` or, with a fourth channel, `(4, H, W)`.
+
+    Raises `SettingError` for a file that can't be read.
+    """
+    try:
+        with Image.open(path) as image:
+            plain = image if image.mode == "RGBA" else image.convert("RGB")
+            return torch.from_numpy(np.array(plain)).permute(2, 0, 1).float() / 255
+    except (OSError, UnidentifiedImageError) as e:
+        raise SettingError(f"{path} cannot be read as a picture: {e}. Put the original back.") from e
+
+
+def as_mask(mask: Image.Image | Tensor) -> Tensor:
+    """A mask as `(1, H, W)` in [0, 1]: white, or 1, is painted anew. Raises `SettingError`."""
+    if isinstance(mask, Tensor):
+        mask = mask[None] if mask.ndim == 2 else mask
+        if mask.ndim != 3 or mask.shape[0] != 1 or not bool(((mask >= 0) & (mask <= 1)).all()):
+            raise SettingError(f"a mask of shape {tuple(mask.shape)}: (1, H, W) or (H, W) of numbers in [0, 1] is due.")
+        return mask.float()
+    if mask.mode not in MODES:
+        raise SettingError(f"a mask is of Pillow's mode {mask.mode!r}: 8 bits a channel are due. Convert it first.")
+    return torch.from_numpy(np.array(mask.convert("L")))[None].float() / 255
 
 
 def write_bytes_atomically(path: Path, data: bytes) -> None:

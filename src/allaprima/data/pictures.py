@@ -16,13 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from allaprima.core.errors import PromptError, SettingError
+from allaprima.data.images import opaque
 from allaprima.data.prompts import read_prompts
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 RESULTS = "results.jsonl"
-MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}
-"""Pillow's names of what has 8 bits a channel or fewer."""
-
 Which = Literal["final", "draft"]
 
 
@@ -101,12 +99,7 @@ def read_picture(path: Path) -> Tensor:
     try:
         with Image.open(path) as image:
             image.load()
-            if image.mode not in MODES:
-                raise SettingError(f"{path} is of Pillow's mode {image.mode!r}: 8 bits a channel are due. Convert it first.")
-            clear = "A" in image.getbands() or "transparency" in image.info
-            if clear and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-                raise SettingError(f"{path} has transparent places: lay it on the background that it belongs to first.")
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            return torch.from_numpy(np.array(opaque(image, str(path)))).permute(2, 0, 1)
     except SettingError:
         raise
     # Pillow's decoders answer damage with any of these.

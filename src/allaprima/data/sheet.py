@@ -22,6 +22,8 @@ class SheetRow:
     score: float | None
     threshold: float | None
     decision: str
+    source: Image.Image | None = None
+    """The picture that was edited, shown before the draft."""
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -40,7 +42,8 @@ def contact_sheet(rows: Sequence[SheetRow], title: str = "", columns: int = 4) -
     """All rows on one picture; each cell holds the draft, an arrow with the decision, and the final picture."""
     columns = max(1, min(columns, len(rows)))
     arrow = 74
-    cell_w, cell_h = 2 * PICTURE + arrow + GAP, PICTURE + 2 * LINE + GAP
+    before = PICTURE + GAP if any(r.source is not None for r in rows) else 0
+    cell_w, cell_h = before + 2 * PICTURE + arrow + GAP, PICTURE + 2 * LINE + GAP
     top = 40 if title else GAP
     lines = -(-len(rows) // columns)
     sheet = Image.new("RGB", (columns * cell_w + GAP, lines * cell_h + top + GAP), PAPER)
@@ -49,17 +52,22 @@ def contact_sheet(rows: Sequence[SheetRow], title: str = "", columns: int = 4) -
         draw.text((GAP, 10), title, fill=INK, font=_font(17))
     for i, row in enumerate(rows):
         x, y = GAP + (i % columns) * cell_w, top + (i // columns) * cell_h
-        _cell(sheet, draw, row, x, y, arrow)
+        _cell(sheet, draw, row, x, y, arrow, before)
     return sheet
 
 
-def _cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: SheetRow, x: int, y: int, arrow: int) -> None:
+def _cell(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, row: SheetRow, x: int, y: int, arrow: int, before: int
+) -> None:  # fmt: skip
     colour = COLOURS.get(row.decision, INK)
     small, normal = _font(12), _font(14)
-    draw.text((x, y), _fit(draw, row.prompt, normal, 2 * PICTURE + arrow - GAP), fill=INK, font=normal)
+    draw.text((x, y), _fit(draw, row.prompt, normal, before + 2 * PICTURE + arrow - GAP), fill=INK, font=normal)
     y += LINE + 4
-    right = x + PICTURE + arrow
     size = (PICTURE, PICTURE)
+    if row.source is not None:
+        sheet.paste(row.source.convert("RGB").resize(size, Image.Resampling.LANCZOS), (x, y))
+    x += before
+    right = x + PICTURE + arrow
     if row.draft is None:
         draw.rectangle((x, y, x + PICTURE - 1, y + PICTURE - 1), outline=(225, 222, 215))
         draw.text((x + 28, y + PICTURE // 2 - 8), "no draft", fill=FAINT, font=normal)

@@ -93,20 +93,26 @@ def _described(made: Made, source: Mapping[str, Any], folders: Sequence[Path], n
     """Card, account and page; `name` is the students' class in diffusers."""
     card = out / "card.yaml"
     card.write_text(yaml.safe_dump(_card(made, source), sort_keys=False), encoding="utf-8")
-    account = {
+    component = FAMILIES[made.card.family].component
+    places = [place for folder in folders for place in (folder, folder / component)]
+    write_account(account_of(made, [p for place in places for p in sorted(place.glob("*.safetensors"))], out), out)
+    (out / "README.md").write_text(page(made, name), encoding="utf-8")
+    return card
+
+
+def account_of(made: Made, weights: Sequence[Path], out: Path) -> dict[str, Any]:
+    """What was done, and hashes of what came of it."""
+    return {
         "recipe": made.recipe.model_dump(),
         "trained": asdict(made.progress),
         "identity": dict(made.identity),
-        "sha256": {
-            str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
-            for folder in folders
-            for place in (folder, folder / FAMILIES[made.card.family].component)
-            for p in sorted(place.glob("*.safetensors"))
-        },
+        "sha256": {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in weights},
     }
+
+
+def write_account(account: Mapping[str, Any], out: Path) -> None:
+    """As JSON."""
     (out / "provenance.json").write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(page(made, name), encoding="utf-8")
-    return card
 
 
 def _copied(base: Path, folder: Path) -> None:
@@ -118,11 +124,14 @@ def _scheduler(card: Card, folder: Path) -> None:
     shutil.copytree(card.path(card.teacher.source or "") / "scheduler", folder / "scheduler", dirs_exist_ok=True)
 
 
+def extended_name(card: Card) -> str:
+    """How a card names this one: bundled ones by name, others by where they are."""
+    return card.name if card.folder.parent.name == "bundled" else str((card.folder / "card.yaml").resolve())
+
+
 def _card(made: Made, source: Mapping[str, Any]) -> dict[str, Any]:
     """A card that takes everything but the student from the teacher's."""
     teacher = made.card
-    named = teacher.folder / "card.yaml"
-    bundled = teacher.name if (teacher.folder.parent.name == "bundled") else str(named.resolve())
     several = "" if made.recipe.partition is None else f"-{made.recipe.partition.students}"
     shared = list(FAMILIES[teacher.family].shared)
     student = {
@@ -130,7 +139,7 @@ def _card(made: Made, source: Mapping[str, Any]) -> dict[str, Any]:
         "license": teacher.teacher.license, "share": shared,
     }  # fmt: skip
     return {
-        "extends": bundled,
+        "extends": extended_name(teacher),
         "name": f"{teacher.name}-{made.recipe.method.replace('_', '-')}{several}",
         "description": f"{teacher.name} with a student made by {made.recipe.method}. Calibrate before adaptive use.",
         "student": student,
@@ -152,7 +161,6 @@ def _in_diffusers(made: Made, network: str) -> str:
 def page(made: Made, network: str) -> str:
     """The model page, Markdown with the head that model hubs read; `network` is the student's class in diffusers."""
     entry = METHODS[made.recipe.method]
-    recipe = yaml.safe_dump(made.recipe.model_dump(exclude_none=True), sort_keys=False).strip()
     student, several = "student", ""
     if made.recipe.partition is not None:
         k = made.recipe.partition.students
@@ -182,9 +190,16 @@ allaprima calibrate --card card.yaml --budget 15 --out calibration.json    # bef
 
 {_in_diffusers(made, network)}
 
-| | |
+{facts(made, "the teacher's")}
+"""
+
+
+def facts(made: Made, network: str) -> str:
+    """The table of a model page, and the recipe; `network` is what the trained network is if nothing else is said."""
+    recipe = yaml.safe_dump(made.recipe.model_dump(exclude_none=True), sort_keys=False).strip()
+    return f"""| | |
 |---|---|
-| network | {made.network or "the teacher's"} |
+| network | {made.network or network} |
 | trained on | {made.data}: {made.pictures} pictures |
 | steps, samples | {made.progress.step}, {made.progress.samples} |
 | seconds | {made.progress.seconds:.0f} |
@@ -195,5 +210,4 @@ allaprima calibrate --card card.yaml --budget 15 --out calibration.json    # bef
 
 ```yaml
 {recipe}
-```
-"""
+```"""

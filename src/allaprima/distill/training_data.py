@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +22,8 @@ from torch import Tensor
 
 from allaprima.core.errors import TrainingError
 from allaprima.core.types import Condition
-from allaprima.data.captioned import Captioned, squared
-from allaprima.data.images import write_bytes_atomically
-from allaprima.models.latents import to_network
+from allaprima.data.captioned import Captioned
+from allaprima.data.images import covering, write_bytes_atomically
 
 SHARD = 1024
 """Pictures a file."""
@@ -44,6 +42,8 @@ class TrainingData:
     captions: tuple[str, ...]
     identity: str
     """Hash of latents and captions: part of a training's recipe."""
+    pictures: Tensor | None = None
+    """`(N, 3, H, W)` uint8, for methods whose networks read something made of the picture; else None."""
 
     def __post_init__(self) -> None:
         n, m = len(self.latents), len(self.captions)
@@ -52,6 +52,9 @@ class TrainingData:
                 f"{n} latents, {len(self.caption_of)} captions named, {m} captions, {len(self.conditions)} conditions: one"
                 " or more pictures, a caption each and a condition a caption are due. Encode the data again."
             )
+
+        if self.pictures is not None and len(self.pictures) != n:
+            raise TrainingError(f"{len(self.pictures)} pictures for {n} latents: one each is due. Encode the data again.")
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -72,7 +75,9 @@ class TrainingData:
         used, place = of.unique(return_inverse=True)
         captions = tuple(self.captions[i] for i in used.tolist())
         latents = self.latents[mask]
-        return TrainingData(latents, self.conditions.rows(used), place, captions, identity_of(latents, captions, place))
+        pictures = None if self.pictures is None else self.pictures[mask]
+        identity = identity_of(latents, captions, place)
+        return TrainingData(latents, self.conditions.rows(used), place, captions, identity, pictures)
 
 
 def identity_of(latents: Tensor, captions: Sequence[str], caption_of: Tensor) -> str:
@@ -82,26 +87,14 @@ def identity_of(latents: Tensor, captions: Sequence[str], caption_of: Tensor) ->
     return h.hexdigest()[:16]
 
 
-def vae_encode(vae: Any) -> Encode:
-    """The encoding side of a diffusers autoencoder, in its mean, scaled (and shifted) as its config says."""
-
-    @torch.inference_mode()
-    def encode(images: Tensor) -> Tensor:
-        found = vae.encode(images)
-        latent = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent
-        return to_network(vae.config, latent)
-
-    return encode
-
-
 def encode_data(
     pictures: Iterator[Captioned], encode: Encode, width: int, height: int, folder: Path, belongs: str,
-    batch_size: int = 16, note: Callable[[int], None] | None = None,
+    batch_size: int = 16, note: Callable[[int], None] | None = None, keep_pictures: bool = False,
 ) -> None:  # fmt: skip
     """Encode pictures into `folder`: `latents-00000.safetensors`, ..., and `index.json` when all are there.
 
     `belongs` names source, size and autoencoder; a folder of something else raises `TrainingError`. What is there already
-    is passed over. `note` is told how many pictures are done.
+    is passed over. `note` is told how many pictures are done. `keep_pictures`: pixels are kept beside the latents.
     """
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / "belongs.txt"
@@ -118,12 +111,11 @@ def encode_data(
         captions += [r.caption for r in rows]
         path = folder / f"latents-{number:05d}.safetensors"
         if not path.exists():
-            parts = [
-                encode(torch.stack([_tensor(r, width, height) for r in rows[i : i + batch_size]]))
-                for i in range(0, len(rows), batch_size)
-            ]
+            pixels = torch.stack([_pixels(r, width, height) for r in rows])
+            parts = [encode(pixels[i : i + batch_size].float() / 127.5 - 1) for i in range(0, len(rows), batch_size)]
             beside = path.with_name(path.name + ".part")
-            save_file({"latents": torch.cat(parts).contiguous().clone()}, beside)
+            kept = {"pictures": pixels} if keep_pictures else {}
+            save_file({"latents": torch.cat(parts).contiguous().clone(), **kept}, beside)
             beside.replace(path)
         number += 1
         if note is not None:
@@ -133,9 +125,8 @@ def encode_data(
     write_bytes_atomically(folder / INDEX, json.dumps({"captions": captions, "shards": number}).encode())
 
 
-def _tensor(row: Captioned, width: int, height: int) -> Tensor:
-    pixels = np.asarray(squared(row.image, width, height), dtype=np.float32)
-    return torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
+def _pixels(row: Captioned, width: int, height: int) -> Tensor:
+    return torch.from_numpy(np.array(covering(row.image, width, height))).permute(2, 0, 1).contiguous()
 
 
 def read_data(folder: Path, embed: Callable[[Sequence[str]], Condition], batch_size: int = 64) -> TrainingData:
@@ -145,15 +136,16 @@ def read_data(folder: Path, embed: Callable[[Sequence[str]], Condition], batch_s
     """
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        shards = [load_file(folder / f"latents-{i:05d}.safetensors")["latents"] for i in range(index["shards"])]
+        shards = [load_file(folder / f"latents-{i:05d}.safetensors") for i in range(index["shards"])]
     except Exception as e:
         raise TrainingError(f"{folder} holds no whole set of latents: {e}. Encode the data again.") from e
     captions = list(dict.fromkeys(index["captions"]))
     place = {c: i for i, c in enumerate(captions)}
     of = torch.tensor([place[c] for c in index["captions"]])
     conditions = embedded(captions, embed, batch_size)
-    latents = torch.cat(shards)
-    return TrainingData(latents, conditions, of, tuple(captions), identity_of(latents, captions, of))
+    latents = torch.cat([s["latents"] for s in shards])
+    pictures = torch.cat([s["pictures"] for s in shards]) if all("pictures" in s for s in shards) else None
+    return TrainingData(latents, conditions, of, tuple(captions), identity_of(latents, captions, of), pictures)
 
 
 def embedded(captions: Sequence[str], embed: Callable[[Sequence[str]], Condition], batch_size: int = 64) -> Condition:
@@ -166,13 +158,14 @@ def read_latents(path: Path) -> TrainingData:
     """Latents and embeddings made elsewhere: a safetensors with `latents (N, C, h, w)` and `prompt_embeds (N, L, D)`.
 
     Whatever else the family reads of a prompt (`pooled`, ...) is there under its name, N rows each.
-    Metadata `captions`, a JSON list of N strings, is optional. Raises `TrainingError` for anything else.
+    `pictures (N, 3, H, W)` uint8 are those of the latents, for methods that look at them. Metadata `captions`, a JSON list
+    of N strings, is optional. Raises `TrainingError` for anything else.
     """
     try:
         with safe_open(path, "pt") as f:
             meta = f.metadata() or {}
         tensors = load_file(path)
-        latents = tensors.pop("latents")
+        latents, pictures = tensors.pop("latents"), tensors.pop("pictures", None)
         conditions = Condition({"prompt_embeds": tensors["prompt_embeds"], **tensors})
         captions = tuple(json.loads(meta["captions"])) if "captions" in meta else tuple(map(str, range(len(latents))))
     except Exception as e:
@@ -180,4 +173,4 @@ def read_latents(path: Path) -> TrainingData:
             f"{path} cannot be read: {e}. A safetensors with latents (N, C, h, w) and prompt_embeds (N, L, D) is due."
         ) from e
     of = torch.arange(len(latents))
-    return TrainingData(latents, conditions, of, captions, identity_of(latents, captions, of))
+    return TrainingData(latents, conditions, of, captions, identity_of(latents, captions, of), pictures)

@@ -67,6 +67,22 @@ class OracleSource(_Strict):
     license: str
 
 
+class ControlSource(_Strict):
+    """A ControlNet of the teacher's."""
+
+    source: str
+    """Folder (relative to the card) in diffusers' format."""
+    map: str
+    """What its pictures are: `canny`, `colours`, `depth`, or anything in words (`data.control_maps`)."""
+    license: str
+    student: str | None = None
+    """Folder of the student's own net, that paints in few steps on the teacher's network (`distill conditional`); None: the
+    same net on the card's student."""
+    student_steps: int = Field(default=4, ge=1)
+    student_solver: str = "ddim"
+    student_guidance: float = Field(default=1.0, ge=0)
+
+
 class TextSettings(_Strict):
     """How prompts become hidden states.
 
@@ -101,6 +117,8 @@ class Card(_Strict):
     teacher: ModelSource
     oracle: OracleSource
     text: TextSettings = TextSettings()
+    controls: dict[str, ControlSource] = {}
+    """ControlNets by name."""
     cascade: CascadeSettings = CascadeSettings()
     calibration: str | None = None
     """JSON file of a calibration artifact, relative to the card."""
@@ -181,6 +199,8 @@ def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
                 base[part][key] = str(other.path(base[part][key]))
         if "students" in base[part]:
             base[part]["students"] = [str(other.path(f)) for f in base[part]["students"]]
+    for control in base["controls"].values():
+        control |= {key: str(other.path(control[key])) for key in ("source", "student") if key in control}
     base |= {key: str(other.path(base[key])) for key in ("knows", "keywords") if key in base}
     student = raw.get("student")
     if isinstance(student, dict) and not student.keys().isdisjoint(("source", "students", "lora")):

@@ -44,3 +44,13 @@ def downsampling(config: Any) -> int:
 def decoded(vae: Any, latents: Tensor) -> Tensor:
     """A network's latents `(B, C, h, w)` -> pictures `(B, 3, H, W)` in [0, 1]."""
     return (vae.decode(to_autoencoder(vae.config, latents)).sample / 2 + 0.5).clamp(0, 1)
+
+
+@torch.inference_mode()
+def encoded(vae: Any, images: Tensor) -> Tensor:
+    """Pictures `(B, 3, H, W)` in [-1, 1] -> a network's latents: the mean of what the autoencoder says.
+
+    Departure: diffusers' image-to-image pipelines draw from its distribution; the mean is the same each time.
+    """
+    found = vae.encode(images)
+    return to_network(vae.config, found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent)

@@ -99,7 +99,7 @@ class RoutedGuidance:
 
 @dataclass(frozen=True)
 class MultiStudent:
-    """A `cascade.machine.Painter` made of K networks, one partition, and text encoders and autoencoder for all."""
+    """A `cascade.painter.Painter` made of K networks, one partition, and text encoders and autoencoder for all."""
 
     shell: Family
     """All but the networks: its own has a config and no weights, its fingerprints cover every student and the partition."""
@@ -212,6 +212,15 @@ class MultiStudent:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
         return self.shell.decode(latents)
+
+    @property
+    def controls(self) -> tuple[int, ...]:
+        """Channels that each of the students' ControlNets reads; none if there are none."""
+        return tuple(getattr(self.shell, "controls", ()))
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Pictures `(B, 3, H, W)` in [0, 1] -> latents."""
+        return self.shell.encode_images(images)
 
 
 def _same(network: Any) -> Any:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from allaprima.bundled.emoji.dataset import known_concepts, load_tar
-from allaprima.cascade.machine import Painter
+from allaprima.cascade.painter import Painter
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import GuidanceInterval

@@ -24,11 +24,17 @@ class Consistency:
         self._grid = grid
 
     def plan(self, n: int, start: float | None = None) -> list[Step]:
-        """Five steps on Stable Diffusion's schedule are 981, 781, 581, 381, 181: every tenth of a 50-point DDIM grid."""
-        if start is not None or not 1 <= n <= 50:
+        """Five steps on Stable Diffusion's schedule are 981, 781, 581, 381, 181: every tenth of a 50-point DDIM grid.
+
+        From `start` on, they are every so-manyth of that grid's points up to there: times the student was trained on.
+        """
+        if not 1 <= n <= 50:
             return plan_on_grid(self.schedule, n, start)
         fine = self.schedule.grid(50) if self._grid is None else self._grid(self.schedule, 50)
-        times = [*(fine[i * 50 // n] for i in range(n)), self.schedule.t_clean]
+        fine = [t for t in fine if start is None or t <= start]
+        if n > len(fine):
+            return plan_on_grid(self.schedule, n, start)
+        times = [*(fine[i * len(fine) // n] for i in range(n)), self.schedule.t_clean]
         return [Step(t, s) for t, s in zip(times, times[1:], strict=False)]
 
     def init(self, x: Samples) -> State:

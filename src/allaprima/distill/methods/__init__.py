@@ -13,6 +13,8 @@ class MethodEntry:
     module: str
     summary: str
     paper: str
+    adapter: bool = False
+    """Whether it trains a ControlNet beside the frozen base, and looks at pictures for that."""
 
 
 METHODS: Mapping[str, MethodEntry] = {
@@ -40,5 +42,17 @@ METHODS: Mapping[str, MethodEntry] = {
         "allaprima.distill.methods.matching",
         "the same with a discriminator on the fake score's bottleneck",
         "arXiv 2410.23274, stage 3; arXiv 2405.14867",
+    ),
+    "controlnet": MethodEntry(
+        "allaprima.distill.methods.controlnet",
+        "a ControlNet for the teacher, which its students take unchanged",
+        "arXiv 2302.05543",
+        adapter=True,
+    ),
+    "conditional": MethodEntry(
+        "allaprima.distill.methods.conditional",
+        "a net on the frozen teacher that heeds a picture and paints in few steps (super-resolution, inpainting, edges)",
+        "arXiv 2310.01407",
+        adapter=True,
     ),
 }

@@ -1,6 +1,6 @@
 """What a family of models is: how its parts are read, told and asked. One file a family; this page says what each offers.
 
-`cascade.machine.Painter` is the part of it that the cascade needs; distillation needs the rest. What a prompt is to a
+`cascade.painter.Painter` is the part of it that the cascade needs; distillation needs the rest. What a prompt is to a
 network is one `Condition`, made by `condition` and read by `output`, and its tensors' names are nobody else's business, but
 for `prompt_embeds (B, L, D)`, which every family has: prompts are routed by it.
 """
@@ -23,6 +23,7 @@ from allaprima.diffusion.denoiser import NetworkDenoiser
 from allaprima.diffusion.guidance import ClassifierFreeGuidance, EmbeddedGuidance, GuidedDenoiser
 from allaprima.diffusion.schedule import Schedule
 from allaprima.models.card import TextSettings
+from allaprima.models.latents import decoded, encoded
 from allaprima.models.load import fingerprint, load_component, load_tokenizer
 
 ABSENT = "absent"
@@ -111,6 +112,10 @@ class Family(Protocol):
         """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
         ...
 
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Pictures `(B, 3, H, W)` in [0, 1] -> latents."""
+        ...
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Shape of one latent for a picture of this size."""
         ...
@@ -169,6 +174,7 @@ class FamilyBase:
     component: ClassVar[str]
     """Name of the trained network: of the folder it is saved in, and of the field that holds it."""
     fingerprints: Mapping[str, str]
+    vae: Any
 
     @property
     def network(self) -> Any:
@@ -184,6 +190,14 @@ class FamilyBase:
     def denoiser(self: Any) -> GuidedDenoiser:
         """Guided denoiser: two network evaluations a call, one if the network has guidance embedded."""
         return guided(self)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Pictures `(B, 3, H, W)` in [0, 1] -> latents `(B, C, h, w)`."""
+        return encoded(self.vae, images * 2 - 1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
+        return decoded(self.vae, latents)
 
     def with_network(self, network: Any, fingerprints: Mapping[str, str]) -> Self:
         """The same with another network."""

@@ -22,7 +22,6 @@ from allaprima.models.families.family import (
     load_parts,
     refuse_unreadable,
 )
-from allaprima.models.latents import decoded
 from allaprima.models.load import fingerprint, load_component, read_json
 
 SHARED = ("text_encoder", "tokenizer", "vae")
@@ -83,19 +82,15 @@ class SDModel(FamilyBase):
         """Prompts -> everything `output` reads of them, a row each."""
         return Condition({"prompt_embeds": self.encode(prompts)})
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
-        return decoded(self.vae, latents)
-
 
 def run_unet(
     unet: Any, x_t: Tensor, t: Tensor, prompt_embeds: Tensor, guidance: Tensor | None = None,
-    added: Mapping[str, Tensor] | None = None,
+    added: Mapping[str, Tensor] | None = None, residuals: tuple[Sequence[Tensor], Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """A UNet's raw output `(B, C, H, W)`.
 
     `guidance: (B,)`: scales, for a UNet that reads them; without any they are 1. `added`: what some read beside the prompt's
-    hidden states.
+    hidden states. `residuals`: what is added to down blocks and to the middle (`adapters.controlnet`).
     """
     told: dict[str, Any] = {}
     if (dim := guidance_dim(unet)) is not None:
@@ -105,6 +100,8 @@ def run_unet(
     if added is not None:
         # A UNet may note things in the mapping it is given.
         told["added_cond_kwargs"] = dict(added)
+    if residuals is not None:
+        told |= {"down_block_additional_residuals": residuals[0], "mid_block_additional_residual": residuals[1]}
     x_t, t = x_t.contiguous(memory_format=torch.channels_last), t.float().to(x_t.device)
     return unet(x_t, t, prompt_embeds, **told).sample
 

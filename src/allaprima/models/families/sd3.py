@@ -25,7 +25,7 @@ from allaprima.models.families.family import (
     refuse_text_settings,
     refuse_unreadable,
 )
-from allaprima.models.latents import decoded, downsampling
+from allaprima.models.latents import downsampling
 from allaprima.models.load import fingerprint, load_component, read_json
 
 T5 = ("text_encoder_3", "tokenizer_3")
@@ -121,10 +121,6 @@ class SD3Model(FamilyBase):
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> hidden states `(B, L, D)`."""
         return self.condition(prompts).tensors["prompt_embeds"]
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
-        return decoded(self.vae, latents)
 
 
 def load_sd3(

@@ -25,7 +25,7 @@ from allaprima.models.families.family import (
     refuse_unreadable,
 )
 from allaprima.models.families.sd import load_unet, run_unet
-from allaprima.models.latents import decoded, downsampling
+from allaprima.models.latents import downsampling
 from allaprima.models.load import fingerprint, read_json
 
 SHARED = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
@@ -60,9 +60,12 @@ class SDXLModel(FamilyBase):
 
     def output(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Raw output `(B, C, H, W)` of a network of this family: this model's, or one that is made from it."""
+        return run_unet(network, x_t, t, cond.tensors["prompt_embeds"], cond.get("guidance_scale"), self.added(x_t, cond))
+
+    def added(self, x_t: Tensor, cond: Condition) -> dict[str, Tensor]:
+        """What the network reads beside the prompt's hidden states."""
         given = cond.tensors.get("time_ids")
-        added = {"text_embeds": cond.tensors["pooled"], "time_ids": self._time_ids(x_t) if given is None else given}
-        return run_unet(network, x_t, t, cond.tensors["prompt_embeds"], cond.get("guidance_scale"), added)
+        return {"text_embeds": cond.tensors["pooled"], "time_ids": self._time_ids(x_t) if given is None else given}
 
     def _time_ids(self, x_t: Tensor) -> Tensor:
         factor = downsampling(self.vae.config)
@@ -114,10 +117,6 @@ class SDXLModel(FamilyBase):
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> hidden states `(B, L, D)`."""
         return self.condition(prompts).tensors["prompt_embeds"]
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
-        return decoded(self.vae, latents)
 
 
 def load_sdxl(

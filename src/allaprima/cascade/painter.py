@@ -1,0 +1,87 @@
+"""What the machine asks of a student, a teacher and an oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from allaprima.core.types import Condition
+from allaprima.diffusion.guidance import GuidedDenoiser
+from allaprima.diffusion.schedule import Schedule
+
+
+class Painter(Protocol):
+    """What the machine asks of a student or teacher model; `models.families.family` says all that a family offers."""
+
+    @property
+    def denoiser(self) -> GuidedDenoiser:
+        """Guided denoiser."""
+        ...
+
+    @property
+    def schedule(self) -> Schedule:
+        """Noise schedule."""
+        ...
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Shape of one latent."""
+        ...
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise `PromptError` for a prompt that can't be painted."""
+        ...
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """What the networks read of prompts, a row each; `prompt_embeds (B, L, D)` is among it."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """`prompt_embeds (B, L, D)` alone, which routers, vocabularies and banks go by; the machine doesn't ask for it."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """`(B, 3, H, W)` in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class Reads(Protocol):
+    """What else a painter says that can edit pictures."""
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Pictures `(B, 3, H, W)` in [0, 1] -> latents, which `decode` turns back."""
+        ...
+
+
+@runtime_checkable
+class Controlled(Protocol):
+    """What else a painter says that has ControlNets (`models.adapters.controlnet`)."""
+
+    @property
+    def controls(self) -> tuple[int, ...]:
+        """Channels of the picture that each of them reads: a request brings one for each."""
+        ...
+
+
+@runtime_checkable
+class Routed(Protocol):
+    """What else a painter says that is several students, of which one paints a prompt (`models.multi_student`)."""
+
+    @property
+    def students(self) -> int:
+        """How many."""
+        ...
+
+    def route(self, embeds: Tensor) -> Tensor:
+        """`(B, L, D) -> (B,)`, whose each prompt is."""
+        ...
+
+
+class Scorer(Protocol):
+    """What the machine asks of an oracle."""
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """`(B,)`, higher is better."""
+        ...

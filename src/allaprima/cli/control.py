@@ -1,0 +1,112 @@
+"""`allaprima control`: pictures that say where things are, and prompts that say what; the student paints first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from torch import Tensor
+
+from allaprima.cascade.job import Request
+from allaprima.cli.edit import read_file
+from allaprima.cli.generate import GenerateOptions, cascade_settings, policy_beside, words_for
+from allaprima.cli.running import Plan, paint
+from allaprima.core.errors import PromptError, SettingError
+from allaprima.data.control_maps import HOLE, MAPS, control_map, with_hole
+from allaprima.data.edits import EditRow, read_edits
+from allaprima.models.card import Card
+from allaprima.pipeline import AdaptivePipeline
+from allaprima.tasks.edit import Picture
+from allaprima.tasks.inputs import check_scales
+from allaprima.tasks.text_to_image import Wording
+
+
+@dataclass(frozen=True)
+class ControlOptions(GenerateOptions):
+    """Options of the command, as given."""
+
+    picture: Path | None
+    mask: Path | None
+    controls_file: Path | None
+    nets: tuple[str, ...]
+    maps: tuple[str, ...]
+    scales: tuple[float, ...]
+    fit: bool
+
+    def check(self) -> None:
+        """Raise `SettingError` or `PromptError` before anything is loaded."""
+        if (self.picture is None) == (self.controls_file is None):
+            raise SettingError("a picture with prompts, or --controls-file with rows of image and prompt: give one of them.")
+        if self.controls_file is not None and (self.prompts or self.mask is not None):
+            raise SettingError("--controls-file has the prompts and masks: leave prompts and --mask out.")
+        if self.picture is not None and not self.prompts:
+            raise PromptError(f"no prompt for {self.picture}: say what to paint, for example 'owl, fluent 3d'.")
+        for name, given in (("maps", self.maps), ("scales", self.scales)):
+            if len(given) not in (0, max(1, len(self.nets))):
+                raise SettingError(f"{name}={list(given)!r} for {max(1, len(self.nets))} ControlNets: one each, or none.")
+        check_scales(self.scales)
+
+
+def nets_of(card: Card, o: ControlOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """ControlNets and the maps they read; the card's first when nothing is said. Raises `SettingError`."""
+    nets = o.nets or tuple(card.controls)[:1]
+    if not nets:
+        raise SettingError(f"card {card.name!r} has no ControlNet: give --net FOLDER, in diffusers' format, and --map.")
+    maps = o.maps or tuple(card.controls[n].map if n in card.controls else "given" for n in nets)
+    odd = next((m for m in maps if m not in (*MAPS, HOLE, "given")), None)
+    if odd is not None:
+        known = ", ".join((*MAPS, HOLE))
+        raise SettingError(f"map={odd!r} is not computed here, {known} are: --map given takes the picture itself.")
+    return nets, maps
+
+
+def read_map(row: EditRow, size: tuple[int, int], fit: bool, name: str) -> Tensor:
+    """The map of a row's picture, or the picture if it is the map. Raises `SettingError` for a hole without a mask."""
+    image = read_file(row.image, size, fit, mask=False)
+    if name != HOLE:
+        return image if name == "given" else control_map(name, image)
+    if row.mask is None:
+        raise SettingError(f"{row.image}: the map 'hole' needs a mask, white where the picture is missing. Give --mask.")
+    return with_hole(image, read_file(row.mask, size, fit, mask=True))
+
+
+def prepare_controls(o: ControlOptions, console: Console) -> Plan:
+    """Load the models, compute every map, and turn rows into requests."""
+    o.check()
+    if o.controls_file is not None:
+        rows = list(read_edits(o.controls_file))
+        if not rows:
+            raise PromptError(f"{o.controls_file} has no rows: image and prompt are due in each.")
+    else:
+        assert o.picture is not None
+        rows = [EditRow(o.picture, prompt, mask=o.mask) for prompt in o.prompts or []]
+    with console.status("loading models"):
+        pipe = AdaptivePipeline.from_card(o.card)
+        assert pipe.card is not None
+        nets, maps = nets_of(pipe.card, o)
+        usual = None if pipe.calibration is None else pipe.calibration.threshold
+        pipe = pipe.with_controlnets(nets)
+    settings = cascade_settings(pipe.settings, o)
+    policy = policy_beside(pipe, settings, usual, o, console)
+    pipe.machine(settings, policy)
+    words = words_for(pipe, [row.prompt for row in rows], o.nearest, console)
+    requests: list[Request] = []
+    wordings: list[Wording] = []
+    for row, word in zip(rows, words, strict=True):
+        size = settings.width, settings.height
+        pictures = tuple(Picture.read_by(partial(read_map, row, size, o.fit, m)) for m in maps)
+        for k in range(o.images_per_prompt):
+            i = len(requests)
+            seed = o.seed + i if row.seed is None else row.seed + k
+            negative = row.negative_prompt or o.negative_prompt
+            requests.append(Request(word.painted, seed, negative, i, controls=pictures, control_scales=o.scales))
+            wordings.append(word)
+    return Plan(pipe, policy, settings, requests, wordings, tuple(nets))
+
+
+def control_command(o: ControlOptions) -> None:
+    """Paint, resume, and write tables and the contact sheet at the end."""
+    console = Console(stderr=True, highlight=False)
+    paint(prepare_controls(o, console), o, console)

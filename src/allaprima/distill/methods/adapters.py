@@ -1,0 +1,107 @@
+"""What methods share that train a ControlNet beside a frozen base: the net, what it reads, and the two together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from allaprima.core.errors import SettingError, TrainingError
+from allaprima.core.types import Condition, Samples, Times
+from allaprima.data.control_maps import HOLE, MAPS, channels_of, training_map
+from allaprima.diffusion.denoiser import NetworkDenoiser
+from allaprima.diffusion.guidance import ClassifierFreeGuidance
+from allaprima.distill.methods.common import Bench, trainable
+from allaprima.distill.network import folder_of
+from allaprima.models.adapters.controlnet import ControlNet, controlled
+from allaprima.models.latents import downsampling
+from allaprima.models.load import load_component
+
+EMBEDDING = (16, 32, 96, 256)
+"""Channels of a ControlNet's way from pixels to latents, as diffusers has them: one more than there are halvings."""
+
+
+def fresh_net(bench: Bench, name: str) -> nn.Module:
+    """A ControlNet from the teacher's UNet, trainable, whose zero convolutions change nothing yet; or the recipe's `start`.
+
+    Raises `SettingError` for an unknown map, a family without ControlNets, or a start that reads another map's channels.
+    """
+    if name != HOLE and name not in MAPS:
+        raise SettingError(f"map={name!r} is not known: {', '.join((*MAPS, HOLE))} are.")
+    teacher: Any = bench.teacher
+    if teacher.component != "unet":
+        raise SettingError(f"{type(teacher).__name__} takes no ControlNets: teachers of the families sd and sdxl do.")
+    if bench.recipe.lora is not None or bench.recipe.smaller:
+        raise SettingError("lora, network and width are about a student's own weights: leave them out for a ControlNet.")
+    if bench.recipe.start is not None:
+        net: Any = load_component(folder_of(bench.recipe.start, "controlnet"))
+        if net.config.conditioning_channels != channels_of(name):
+            raise SettingError(
+                f"start reads pictures of {net.config.conditioning_channels} channels, the map {name!r} has"
+                f" {channels_of(name)}: start from a net of the same map, or from none."
+            )
+        return trainable(net, bench.recipe.loop)
+    from diffusers.models.controlnets.controlnet import ControlNetModel
+
+    halvings = round(float(torch.tensor(float(_factor(bench))).log2()))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(bench.recipe.loop.seed)
+        made = ControlNetModel.from_unet(
+            teacher.network, conditioning_embedding_out_channels=EMBEDDING[: halvings + 1],
+            conditioning_channels=channels_of(name),
+        )  # fmt: skip
+    return trainable(made, bench.recipe.loop)
+
+
+def _factor(bench: Bench) -> int:
+    """Pixels a latent, along one side."""
+    pictures = bench.data.pictures
+    if pictures is None:
+        return downsampling(bench.teacher.vae.config)
+    return int(pictures.shape[-1] // bench.data.latents.shape[-1])
+
+
+def draw_with_map(bench: Bench, name: str, drop: float, g: torch.Generator) -> tuple[Samples, Condition]:
+    """Latents and conditions with `control_0` and `control_scale`; a share `drop` of the prompts is the empty one.
+
+    Raises `TrainingError` for data without pictures.
+    """
+    data, batch = bench.data, bench.recipe.loop.train_batch_size
+    if data.pictures is None:
+        raise TrainingError(
+            "the data holds latents only, and this method looks at pictures: give a folder of pictures, or a safetensors"
+            " with `pictures (N, 3, H, W)` uint8 beside `latents`."
+        )
+    index = torch.randint(len(data), (batch,), generator=g)
+    latents, cond = data.rows(index)
+    cond = cond.replaced(torch.rand(batch, generator=g) < drop, bench.null)
+    maps = torch.stack([training_map(name, data.pictures[i].float() / 255, g) for i in index.tolist()])
+    told = {"control_0": maps, "control_scale": torch.ones(batch, 1)}
+    device = bench.devices.device
+    return latents.to(device), Condition({**cond.tensors, **told}).to(device)
+
+
+class Adapted:
+    """The frozen base with a net on it, as denoisers of clean predictions."""
+
+    def __init__(self, bench: Bench, net: nn.Module) -> None:
+        self.bench = bench
+        self.model: Any = controlled(bench.teacher, [ControlNet(net, "in training")])
+
+    def _output(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return self.model.output(self.model.network, x_t, t, cond)
+
+    @property
+    def denoiser(self) -> NetworkDenoiser:
+        """Without guidance."""
+        return NetworkDenoiser(self._output, self.bench.schedule, self.bench.teacher.prediction)
+
+    def predict(self, x_t: Samples, t: Times, cond: Condition, scale: float = 1.0) -> Samples:
+        """x0_hat; guided if `scale` isn't 1, the map being told to both halves."""
+        if scale == 1:
+            return self.denoiser(x_t, t, cond)
+        told = self.bench.with_guidance(Condition({k: v for k, v in cond.tensors.items() if k in self.bench.null.tensors}),
+                                        torch.full((len(x_t),), scale))  # fmt: skip
+        maps = {k: v for k, v in cond.tensors.items() if k.startswith("control_")}
+        return ClassifierFreeGuidance(self.denoiser)(x_t, t, Condition({**told.tensors, **maps}))

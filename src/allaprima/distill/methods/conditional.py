@@ -1,0 +1,78 @@
+"""Conditional diffusion distillation, CoDi (arXiv 2310.01407), parameter-efficient: few steps and a condition in one stage.
+
+The base is frozen; a net of ControlNet's shape, whose zero convolutions make the start bit-equal to the base, learns at once
+to heed a picture and to paint in few steps. Several tasks share one base. Losses: `losses.conditional`.
+
+Departures: prompts are dropped at times, so that guidance works on what is made (the paper's release swaps the two halves);
+the paper's own sampler, deterministic on the grid, is DDIM here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from allaprima.core.types import Samples, Times
+from allaprima.distill.loop import train
+from allaprima.distill.losses.conditional import Predictor, conditional_loss
+from allaprima.distill.methods.adapters import Adapted, draw_with_map, fresh_net
+from allaprima.distill.methods.common import Bench, Use, loop_config
+from allaprima.distill.recipe import Strict
+from allaprima.models.card import Card
+
+
+class Options(Strict):
+    """Of the method; defaults are the paper's."""
+
+    map: str = "low-resolution"
+    """The task: `low-resolution` (super-resolution), `hole` (inpainting), `canny`, `colours`."""
+    predictor: Predictor = "prev"
+    """How the next point is made."""
+    x_weight: float = Field(default=1.0, gt=0)
+    """Of the distance to x0; never 0, or the student may collapse to a constant."""
+    steps: int = Field(default=4, ge=1, le=50)
+    """In which it paints."""
+    grid_points: int = Field(default=50, ge=3, le=1000)
+    """Times that t and s are drawn from, neighbours."""
+    shared_t: bool = True
+    """One t for the whole batch, better at 1 to 4 steps (the paper's ablation)."""
+    target_ema: float = Field(default=0.95, ge=0, lt=1)
+    guidance_scale: float = Field(default=1.0, ge=0)
+    """Of the predictions in both terms; 1 is none, and half the work."""
+    drop: float = Field(default=0.1, ge=0, lt=1)
+    """Share of prompts replaced by the empty one; at a guidance scale other than 1 none is."""
+
+
+def run(bench: Bench, options: Options) -> nn.Module:
+    """Train; returns the net's exported copy."""
+    batch, scale = bench.recipe.loop.train_batch_size, options.guidance_scale
+    grid = torch.tensor(bench.schedule.grid(options.grid_points), dtype=torch.float64)
+    drop = options.drop if scale == 1 else 0.0
+
+    def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
+        x0, cond = draw_with_map(bench, options.map, drop, g)
+        count = 1 if options.shared_t else batch
+        # The last time has no neighbour but the clean end, where there is no noise to compare.
+        index = torch.randint(len(grid) - 1, (count,), generator=g).expand(batch)
+        mine, slow, base = Adapted(bench, model), Adapted(bench, emas["target"]), bench.denoiser(bench.teacher.network)
+
+        def teacher(x_t: Samples, t: Times) -> Samples:
+            return base(x_t, t, cond)
+
+        return conditional_loss(
+            lambda x, t: mine.predict(x, t, cond, scale), lambda x, t: slow.predict(x, t, cond, scale), bench.schedule, x0,
+            bench.normal(x0, g), grid[index], grid[index + 1], options.predictor, teacher, options.x_weight,
+        )  # fmt: skip
+
+    config, model = loop_config(bench.recipe.loop, target=options.target_ema), fresh_net(bench, options.map)
+    return train(model, loss, config, bench.folder, bench.identity(), bench.watch, devices=bench.devices)["use"]
+
+
+def use(options: Options, card: Card) -> Use:
+    """In few deterministic steps."""
+    words = f"It reads the map {options.map!r} and paints in {options.steps} steps on the teacher's own network."
+    scale = options.guidance_scale if options.guidance_scale != 1 else card.teacher.guidance_scale
+    return Use(options.steps, scale, "ddim", words)

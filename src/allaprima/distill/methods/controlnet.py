@@ -1,0 +1,51 @@
+"""A ControlNet (arXiv 2302.05543) for the teacher: the base is frozen, a copy of its encoder learns to heed a picture.
+
+What it makes is a many-step conditional model; the student takes the same net unchanged (arXiv 2312.10835, section 4.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from allaprima.distill.loop import train
+from allaprima.distill.losses.score_matching import denoising_loss, draw_times, snr_weight, uniform_weight
+from allaprima.distill.methods.adapters import Adapted, draw_with_map, fresh_net
+from allaprima.distill.methods.common import Bench, Use, loop_config
+from allaprima.distill.recipe import Strict
+from allaprima.models.card import Card
+
+
+class Options(Strict):
+    """Of the method."""
+
+    map: str = "canny"
+    """What it reads: `canny`, `colours`, `low-resolution`, or `hole` (a picture with a mask cut out, and the mask)."""
+    snr_limit: float | None = Field(default=5.0, gt=0)
+    """lambda_t = min(SNR, limit), min-SNR's; null weighs all times alike."""
+    drop: float = Field(default=0.1, ge=0, lt=1)
+    """Share of prompts replaced by the empty one, so that guidance works."""
+
+
+def run(bench: Bench, options: Options) -> nn.Module:
+    """Train; returns the net's exported copy."""
+    batch = bench.recipe.loop.train_batch_size
+    weight = uniform_weight if options.snr_limit is None else snr_weight(bench.schedule, options.snr_limit)
+
+    def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
+        x0, cond = draw_with_map(bench, options.map, options.drop, g)
+        t = draw_times(bench.schedule, batch, g, low=1e-3, whole=bench.whole_times)
+        eps, adapted = bench.normal(x0, g), Adapted(bench, model)
+        return denoising_loss(lambda x_t, t: adapted.predict(x_t, t, cond), bench.schedule, x0, eps, t, weight)
+
+    config, model = loop_config(bench.recipe.loop), fresh_net(bench, options.map)
+    return train(model, loss, config, bench.folder, bench.identity(), bench.watch, devices=bench.devices)["use"]
+
+
+def use(options: Options, card: Card) -> Use:
+    """As the teacher."""
+    words = f"It reads the map {options.map!r}, on the teacher and, unchanged, on its students."
+    return Use(card.teacher.steps, card.teacher.guidance_scale, card.teacher.solver, words)

@@ -1,0 +1,122 @@
+"""ControlNets (arXiv 2302.05543) on a model: what they add to its UNet follows from pictures in the condition.
+
+The paper plugs the teacher's ControlNet into the student unchanged (arXiv 2312.10835, section 4.3): `controlled` puts the
+same networks on both. Several are summed, each with a scale of its own, as in diffusers' pipelines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from allaprima.core.errors import ModelError
+from allaprima.core.types import Condition
+from allaprima.diffusion.schedule import expand
+from allaprima.models.families.family import Family
+from allaprima.models.families.sd import SDModel, run_unet
+from allaprima.models.families.sdxl import SDXLModel
+from allaprima.models.load import fingerprint, load_component
+from allaprima.models.multi_student import MultiStudent
+
+
+@dataclass(frozen=True)
+class ControlNet:
+    """One of them, in diffusers' format."""
+
+    network: Any
+    fingerprint: str
+
+    @classmethod
+    def load(cls, folder: Path) -> ControlNet:
+        """Raises `ModelError` for a folder that holds no ControlNet."""
+        network = load_component(folder)
+        if type(network).__name__ != "ControlNetModel":
+            raise ModelError(f"{folder} holds a {type(network).__name__}: a ControlNetModel is due.")
+        return cls(network.to(memory_format=torch.channels_last), fingerprint(folder))
+
+
+@dataclass(frozen=True)
+class ControlledSD(SDModel):
+    """An `sd` model with ControlNets; its condition holds `control_0 (B, 3, H, W)`, ... and `control_scale (B, K)`."""
+
+    nets: tuple[ControlNet, ...] = ()
+
+    @property
+    def controls(self) -> tuple[int, ...]:
+        """Channels that each reads."""
+        return tuple(int(net.network.config.conditioning_channels) for net in self.nets)
+
+    def output(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Raw output `(B, C, H, W)` of a network of this family with what the ControlNets add."""
+        embeds = cond.tensors["prompt_embeds"]
+        return run_unet(network, x_t, t, embeds, cond.get("guidance_scale"), None, residuals(self.nets, x_t, t, cond))
+
+
+@dataclass(frozen=True)
+class ControlledSDXL(SDXLModel):
+    """The same for an `sdxl` model."""
+
+    nets: tuple[ControlNet, ...] = ()
+
+    @property
+    def controls(self) -> tuple[int, ...]:
+        """Channels that each reads."""
+        return tuple(int(net.network.config.conditioning_channels) for net in self.nets)
+
+    def output(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Raw output `(B, C, H, W)` of a network of this family with what the ControlNets add."""
+        added = self.added(x_t, cond)
+        more = residuals(self.nets, x_t, t, cond, added)
+        return run_unet(network, x_t, t, cond.tensors["prompt_embeds"], cond.get("guidance_scale"), added, more)
+
+
+def residuals(
+    nets: Sequence[ControlNet], x_t: Tensor, t: Tensor, cond: Condition, added: Mapping[str, Tensor] | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """What the ControlNets add to each of a UNet's down blocks, and to its middle: the sum over nets, each by its scale."""
+    down, mid = list[Tensor](), torch.empty(0)
+    x_t, t = x_t.contiguous(memory_format=torch.channels_last), t.float().to(x_t.device)
+    scales = cond.tensors["control_scale"]
+    told = {} if added is None else {"added_cond_kwargs": dict(added)}
+    for k, net in enumerate(nets):
+        image = cond.tensors[f"control_{k}"]
+        blocks, middle = net.network(x_t, t, cond.tensors["prompt_embeds"], image, return_dict=False, **told)
+        parts = [expand(scales[:, k], b) * b for b in (*blocks, middle)]
+        down = parts[:-1] if k == 0 else [a + b for a, b in zip(down, parts, strict=False)]
+        mid = parts[-1] if k == 0 else mid + parts[-1]
+    return down, mid
+
+
+def controlled(model: Any, nets: Sequence[ControlNet]) -> Any:
+    """A model (or several students of one) with ControlNets on its network; the same kind of painter.
+
+    Raises `ModelError` for a family without ControlNets, and for nets that don't fit the network.
+    """
+    if isinstance(model, MultiStudent):
+        return replace(model, shell=controlled(model.shell, nets))
+    kinds: dict[type, type] = {SDModel: ControlledSD, SDXLModel: ControlledSDXL}
+    kind = kinds.get(type(model))
+    if kind is None:
+        raise ModelError(f"{type(model).__name__} takes no ControlNets: models of the families sd and sdxl do.")
+    for number, net in enumerate(nets):
+        _check_fits(model, net.network.config, number)
+    prints = {f"controlnet.{k}": net.fingerprint for k, net in enumerate(nets)}
+    parts = {f.name: getattr(model, f.name) for f in fields(model)}
+    return kind(**{**parts, "fingerprints": {**model.fingerprints, **prints}}, nets=tuple(nets))
+
+
+def _check_fits(model: Family, config: Any, number: int) -> None:
+    own = model.network.config
+    for name in ("in_channels", "cross_attention_dim", "block_out_channels", "layers_per_block"):
+        mine, theirs = getattr(own, name, None), getattr(config, name, None)
+        mine, theirs = (tuple(v) if isinstance(v, list) else v for v in (mine, theirs))
+        if mine != theirs:
+            raise ModelError(
+                f"ControlNet {number} has {name}={theirs!r}, the network {mine!r}: it was made for another base. Use one"
+                " that was trained on this model."
+            )

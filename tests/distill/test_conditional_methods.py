@@ -1,0 +1,207 @@
+"""ControlNets and CoDi, trained by their command on tiny models: frozen bases, a start equal to the base, useful cards."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_folders import SIZE, card
+
+from allaprima.cascade.settings import CascadeSettings
+from allaprima.cli.distill import distill_command
+from allaprima.core.errors import SettingError, TrainingError
+from allaprima.data.control_maps import HOLE, MAPS, random_mask, training_map, with_hole
+from allaprima.distill.losses.conditional import conditional_loss
+from allaprima.distill.methods.adapters import Adapted, draw_with_map, fresh_net
+from allaprima.distill.methods.common import Bench
+from allaprima.distill.recipe import Recipe
+from allaprima.distill.training_data import read_latents
+from allaprima.models.card import load_card
+from allaprima.models.pair import load_pair
+from allaprima.pipeline import AdaptivePipeline, card_settings
+
+LOOP = ("loop.max_train_steps=3", "loop.train_batch_size=2", "loop.warmup_steps=0", "loop.learning_rate=0.01")
+
+
+@pytest.fixture(scope="module", params=["sd", "sdxl"])
+def world(request, tmp_path_factory):
+    """A tiny model's card, and data made of noise that it has encoded."""
+    folder = tmp_path_factory.mktemp(request.param)
+    path = card(request.param, folder)
+    teacher = load_pair(load_card(path)).teacher
+    g = torch.Generator().manual_seed(0)
+    pictures = (torch.rand(6, 3, SIZE, SIZE, generator=g) * 255).byte()
+    captions = ["red fox", "blue owl", "fox", "owl", "red owl", "blue fox"]
+    tensors = {k: v.contiguous().clone() for k, v in teacher.condition(captions).tensors.items()}
+    tensors |= {"latents": teacher.encode_images(pictures.float() / 255).contiguous().clone(), "pictures": pictures}
+    save_file(tensors, folder / "data.safetensors", metadata={"captions": json.dumps(captions)})
+    return request.param, path, folder / "data.safetensors"
+
+
+def bench_of(world, folder, method="conditional", **recipe):
+    _, path, data = world
+    teacher = load_pair(load_card(path)).teacher
+    made = Recipe.model_validate({"method": method, "loop": {"train_batch_size": 2}, **recipe})
+    return Bench(teacher, read_latents(data), teacher.condition([""]).clone(), made, folder)
+
+
+def distil(world, method, out, *changes):
+    _, path, data = world
+    distill_command(method, None, [f"teacher={path}", f"data={data}", *LOOP, *changes], out)
+    return out
+
+
+def pipe_of(made):
+    pair = load_pair(made)
+    return AdaptivePipeline(pair.student, pair.teacher, None, card_settings(made), None, made)
+
+
+@pytest.mark.parametrize("name", [*MAPS, HOLE])
+def test_the_start_is_the_base_to_the_bit_and_zero_convolutions_learn_first(world, tmp_path, name):
+    bench = bench_of(world, tmp_path)
+    net = fresh_net(bench, name)
+    x0, cond = draw_with_map(bench, name, 0.0, torch.Generator().manual_seed(1))
+    t = torch.tensor([700.0, 200.0], dtype=torch.float64)
+    with torch.no_grad():
+        mine = Adapted(bench, net).predict(x0, t, cond)
+        base = bench.denoiser(bench.teacher.network)(x0, t, cond)
+    assert torch.equal(mine, base)
+    eps, s = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2)), t - 50
+
+    def student(x, times):
+        return Adapted(bench, net).predict(x, times, cond)
+
+    conditional_loss(student, student, bench.schedule, x0, eps, t, s).backward()
+    moved = {n for n, p in net.named_parameters() if p.grad is not None and float(p.grad.abs().max()) > 0}
+    zero = {n for n, _ in net.named_parameters() if n.startswith(("controlnet_down_blocks", "controlnet_mid_block"))}
+    assert moved == zero, "what is behind a zero convolution hears nothing yet"
+    assert all(p.grad is None for p in bench.teacher.network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("controlnet", ["options.map=colours"]),
+        ("controlnet", ["options.map=hole", "options.snr_limit=null"]),
+        ("conditional", ["options.map=low-resolution"]),
+        ("conditional", ["options.map=hole", "options.predictor=own_ddim", "options.shared_t=false"]),
+        ("conditional", ["options.map=colours", "options.predictor=teacher_ddim", "options.guidance_scale=2"]),
+    ],
+)
+def test_three_steps_leave_a_card_that_paints_and_a_net_that_diffusers_loads(world, tmp_path, method, options):
+    from diffusers import ControlNetModel
+
+    _, path, _ = world
+    base = path.parent / "teacher" / "unet" / "diffusion_pytorch_model.safetensors"
+    before = base.read_bytes()
+    out = distil(world, method, tmp_path / "out", *options)
+    assert base.read_bytes() == before
+    net = ControlNetModel.from_pretrained(out / "controlnet")
+    assert max(float(p.detach().abs().max()) for p in net.controlnet_mid_block.parameters()) > 0, "it has learnt something"
+    made = load_card(out)
+    name = options[0].partition("=")[2]
+    assert made.controls[name].map == name
+    assert (made.controls[name].student is not None) == (method == "conditional")
+    pipe = pipe_of(made).with_controlnets([name])
+    assert pipe.settings.student_steps == (4 if method == "conditional" else 2)
+    picture = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    shown = training_map(name, picture, torch.Generator().manual_seed(0))
+    given = {"control_image": shown, "seed": 1, "mode": "student-only"}
+    one, other = pipe("red fox", **given), pipe("red fox", **{**given, "control_image": 1 - shown})
+    assert not torch.equal(one.results[0].image, other.results[0].image), "it is heeded"
+    assert (out / "samples.png").exists()
+    page = (out / "README.md").read_text()
+    assert "allaprima control" in page
+    assert name in page
+    weights = out / "controlnet" / "diffusion_pytorch_model.safetensors"
+    assert str(weights.relative_to(out)) in json.loads((out / "provenance.json").read_text())["sha256"]
+
+
+def test_a_many_step_net_stays_the_teachers(world, tmp_path):
+    """CoDi on top of a ControlNet of the same map: student and teacher each have their own."""
+    first = distil(world, "controlnet", tmp_path / "first", "options.map=colours")
+    _, _, data = world
+    changes = [f"teacher={first / 'card.yaml'}", f"data={data}", *LOOP, "options.map=colours"]
+    distill_command("conditional", None, changes, tmp_path / "second")
+    made = load_card(tmp_path / "second")
+    control = made.controls["colours"]
+    assert made.path(control.source) == first / "controlnet"
+    assert made.path(control.student or "") == tmp_path / "second" / "controlnet"
+    pipe = pipe_of(made).with_controlnets(["colours"])
+    prints = [m.fingerprints["controlnet.0"] for m in (pipe.student, pipe.teacher)]
+    assert prints[0] != prints[1]
+    assert pipe.student.network is pipe.teacher.network or torch.equal(
+        pipe.student.network.conv_in.weight, pipe.teacher.network.conv_in.weight
+    )
+    picture = torch.rand(3, SIZE, SIZE)
+    settings = CascadeSettings(
+        height=SIZE, width=SIZE, batch_size=1, teacher_steps=3, student_steps=2, student_solver="ddim"
+    )
+    out = AdaptivePipeline(pipe.student, pipe.teacher, None, settings)(
+        "fox", seed=1, control_image=picture, mode="refine-all"
+    )
+    assert out.decisions == ["refine"]
+
+
+def test_start_goes_on_from_an_earlier_net(world, tmp_path):
+    first = distil(world, "controlnet", tmp_path / "first", "options.map=colours")
+    bench = bench_of(world, tmp_path, start=str(first))
+    net = fresh_net(bench, "colours")
+    saved = load_file(first / "controlnet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(v, saved[k]) for k, v in net.state_dict().items())
+    with pytest.raises(SettingError, match="4"):
+        fresh_net(bench, HOLE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        (["options.map=depth"], SettingError, "'depth' is not known"),
+        (["options.x_weight=0"], SettingError, "x_weight"),
+        (["lora={}"], SettingError, "leave them out"),
+        (["partition.students=2"], SettingError, "partition"),
+        (["options.predictor=mine"], SettingError, "predictor"),
+    ],
+)
+def test_what_makes_no_sense_is_named(world, tmp_path, changes, error, says):
+    with pytest.raises(error, match=says):
+        distil(world, "conditional", tmp_path / "out", *changes)
+    assert not (tmp_path / "out" / "card.yaml").exists()
+
+
+def test_latents_alone_are_not_enough(world, tmp_path):
+    _, path, data = world
+    tensors = load_file(data)
+    del tensors["pictures"]
+    save_file(tensors, tmp_path / "latents.safetensors")
+    with pytest.raises(TrainingError, match="looks at pictures"):
+        distill_command(
+            "conditional", None, [f"teacher={path}", f"data={tmp_path / 'latents.safetensors'}", *LOOP], tmp_path / "o"
+        )
+
+
+def test_a_flow_takes_none(tmp_path):
+    path = card("sd3", tmp_path)
+    (tmp_path / "prompts.txt").write_text("red fox\nowl\n")
+    changes = [f"teacher={path}", "painted=2", f"prompts={tmp_path / 'prompts.txt'}", *LOOP]
+    with pytest.raises(SettingError, match="sd and sdxl"):
+        distill_command("controlnet", None, changes, tmp_path / "o")
+
+
+def test_holes_are_what_they_say():
+    g = torch.Generator().manual_seed(0)
+    shares = []
+    for _ in range(200):
+        mask = random_mask(32, 24, g)
+        assert set(mask.unique().tolist()) <= {0.0, 1.0}
+        shares.append(float(mask.mean()))
+    assert min(shares) > 0.05
+    assert max(shares) < 0.95
+    picture = torch.rand(3, 32, 24, generator=g)
+    shown = with_hole(picture, mask)
+    assert shown.shape == (4, 32, 24)
+    assert torch.equal(shown[:3, mask[0] == 0], picture[:, mask[0] == 0])
+    assert bool((shown[:3, mask[0] == 1] == 0.5).all())
+    small = training_map("low-resolution", picture, g)
+    assert small.shape == picture.shape
+    assert float(small.std()) < float(picture.std())
