@@ -55,7 +55,8 @@ def controls_of(
         return [()] * n, ()
     if not nets:
         raise SettingError("control_image means nothing without a ControlNet: with_controlnets(...) puts one on.")
-    several: list[Any] = [control_image] if nets == 1 else list(control_image) if isinstance(control_image, list | tuple) else []
+    listed: list[Any] = list(control_image) if isinstance(control_image, list | tuple) else []
+    several: list[Any] = [control_image] if nets == 1 else listed
     if len(several) != nets:
         raise SettingError(f"control_image has {len(several)} entries for {nets} ControlNets: a list with one a net is due.")
     scales = (float(scale),) * nets if isinstance(scale, float | int) else tuple(map(float, scale))
