@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from allaprima.cascade.given import student_plan
 from allaprima.cascade.job import Request
 from allaprima.cascade.machine import Machine
 from allaprima.cascade.policy import AlwaysPolicy, Decision, ThresholdPolicy
@@ -106,10 +107,11 @@ def test_steps_of_two_parts_are_kept_whole():
 
 
 def test_a_student_takes_all_its_steps_at_times_it_was_trained_on():
-    plan = make_solver("consistency", VP).plan(3, VP.time_of_strength(0.6))
-    assert [p.t for p in plan] == [581, 381, 181]
-    assert [p.t for p in make_solver("consistency", VP).plan(5)] == [981, 781, 581, 381, 181]
-    assert len(make_solver("consistency", VP).plan(5, 30.0)) == 5, "more steps than grid points: the promise is kept"
+    solver = make_solver("consistency", VP)
+    assert [p.t for p in student_plan(edited(0.6), solver, 3)] == [581, 381, 181]
+    assert [p.t for p in solver.plan(5)] == [981, 781, 581, 381, 181]
+    assert len(student_plan(edited(0.03), solver, 5)) == 5, "more steps than grid points: the promise is kept"
+    assert [p.t for p in student_plan(edited(0.6), make_solver("ddim", VP), 2)] == [600, 300]
     results = paint([edited(0.6)], AlwaysPolicy(Decision.ACCEPT), settings=dataclasses.replace(EDITING, student_steps=3))
     assert results[0].cost.evaluations["student"] == 3
 

@@ -15,6 +15,7 @@ from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition
 from allaprima.diffusion.rollback import rollback
 from allaprima.diffusion.schedule import Schedule
+from allaprima.diffusion.solvers.consistency import Consistency
 from allaprima.diffusion.solvers.solver import Solver, Step
 from allaprima.tasks.edit import Edit, Picture, kept_outside, last_steps, latent_mask
 
@@ -60,8 +61,9 @@ def check_given(request: Request, reads: bool, controls: Sequence[int], height: 
 
 
 def student_plan(edit: Edit, solver: Solver, steps: int) -> list[Step]:
-    """All of a student's steps, from the edit's time on."""
-    return solver.plan(steps, solver.schedule.time_of_strength(edit.strength))
+    """All of a student's steps, from the edit's time on; a consistency student's at times it was trained on."""
+    start = solver.schedule.time_of_strength(edit.strength)
+    return solver.plan_below(steps, start) if isinstance(solver, Consistency) else solver.plan(steps, start)
 
 
 def teacher_plan(edit: Edit, whole: Sequence[Step]) -> list[Step]:

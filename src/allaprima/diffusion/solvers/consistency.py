@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
@@ -24,16 +24,23 @@ class Consistency:
         self._grid = grid
 
     def plan(self, n: int, start: float | None = None) -> list[Step]:
-        """Five steps on Stable Diffusion's schedule are 981, 781, 581, 381, 181: every tenth of a 50-point DDIM grid.
+        """Five steps on Stable Diffusion's schedule are 981, 781, 581, 381, 181: every tenth of a 50-point DDIM grid."""
+        if start is not None or not 1 <= n <= 50:
+            return plan_on_grid(self.schedule, n, start)
+        return self._spread(self._fine(), n)
 
-        From `start` on, they are every so-manyth of that grid's points up to there: times the student was trained on.
+    def plan_below(self, n: int, start: float) -> list[Step]:
+        """`n` evaluations at times of that grid, the first the noisiest that isn't above `start`: times of the training.
+
+        Where the grid has fewer, they are spread evenly from `start` on, as `plan` has them.
         """
-        if not 1 <= n <= 50:
-            return plan_on_grid(self.schedule, n, start)
-        fine = self.schedule.grid(50) if self._grid is None else self._grid(self.schedule, 50)
-        fine = [t for t in fine if start is None or t <= start]
-        if n > len(fine):
-            return plan_on_grid(self.schedule, n, start)
+        fine = [t for t in self._fine() if t <= start]
+        return self._spread(fine, n) if 1 <= n <= len(fine) else self.plan(n, start)
+
+    def _fine(self) -> list[float]:
+        return self.schedule.grid(50) if self._grid is None else self._grid(self.schedule, 50)
+
+    def _spread(self, fine: Sequence[float], n: int) -> list[Step]:
         times = [*(fine[i * len(fine) // n] for i in range(n)), self.schedule.t_clean]
         return [Step(t, s) for t, s in zip(times, times[1:], strict=False)]
 
