@@ -10,12 +10,12 @@ from rich.console import Console
 from torch import Tensor
 
 from allaprima.cascade.job import Request
-from allaprima.cli.edit import read_file
+from allaprima.cli.edit import check_asked, read_file, rows_of
 from allaprima.cli.generate import GenerateOptions, cascade_settings, policy_beside, words_for
 from allaprima.cli.running import Plan, paint
-from allaprima.core.errors import PromptError, SettingError
+from allaprima.core.errors import SettingError
 from allaprima.data.control_maps import HOLE, MAPS, control_map, with_hole
-from allaprima.data.edits import EditRow, read_edits
+from allaprima.data.edits import EditRow
 from allaprima.models.card import Card
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.tasks.edit import Picture
@@ -37,12 +37,7 @@ class ControlOptions(GenerateOptions):
 
     def check(self) -> None:
         """Raise `SettingError` or `PromptError` before anything is loaded."""
-        if (self.picture is None) == (self.controls_file is None):
-            raise SettingError("a picture with prompts, or --controls-file with rows of image and prompt: give one of them.")
-        if self.controls_file is not None and (self.prompts or self.mask is not None):
-            raise SettingError("--controls-file has the prompts and masks: leave prompts and --mask out.")
-        if self.picture is not None and not self.prompts:
-            raise PromptError(f"no prompt for {self.picture}: say what to paint, for example 'owl, fluent 3d'.")
+        check_asked(self, self.controls_file, "--controls-file")
         for name, given in (("maps", self.maps), ("scales", self.scales)):
             if len(given) not in (0, max(1, len(self.nets))):
                 raise SettingError(f"{name}={list(given)!r} for {max(1, len(self.nets))} ControlNets: one each, or none.")
@@ -75,13 +70,7 @@ def read_map(row: EditRow, size: tuple[int, int], fit: bool, name: str) -> Tenso
 def prepare_controls(o: ControlOptions, console: Console) -> Plan:
     """Load the models, compute every map, and turn rows into requests."""
     o.check()
-    if o.controls_file is not None:
-        rows = list(read_edits(o.controls_file))
-        if not rows:
-            raise PromptError(f"{o.controls_file} has no rows: image and prompt are due in each.")
-    else:
-        assert o.picture is not None
-        rows = [EditRow(o.picture, prompt, mask=o.mask) for prompt in o.prompts or []]
+    rows = rows_of(o, o.controls_file)
     with console.status("loading models"):
         pipe = AdaptivePipeline.from_card(o.card)
         assert pipe.card is not None

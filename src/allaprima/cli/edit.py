@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
@@ -32,12 +33,7 @@ class EditOptions(GenerateOptions):
 
     def check(self) -> None:
         """Raise `SettingError` before anything is loaded."""
-        if (self.picture is None) == (self.edits_file is None):
-            raise SettingError("a picture with prompts, or --edits-file with rows of image and prompt: give one of the two.")
-        if self.edits_file is not None and (self.prompts or self.mask is not None):
-            raise SettingError("--edits-file has the prompts and masks: leave prompts and --mask out.")
-        if self.picture is not None and not self.prompts:
-            raise PromptError(f"no prompt for {self.picture}: say what it should become, for example 'owl, fluent 3d'.")
+        check_asked(self, self.edits_file, "--edits-file")
 
 
 def read_file(path: Path, size: tuple[int, int], fit: bool, mask: bool) -> Tensor:
@@ -61,12 +57,35 @@ def read_file(path: Path, size: tuple[int, int], fit: bool, mask: bool) -> Tenso
         raise SettingError(f"{path} cannot be read as a picture: {e}. Make it again, or leave it out.") from e
 
 
-def rows_of(o: EditOptions) -> list[EditRow]:
+class Asked(Protocol):
+    """Options of a command that takes a picture with prompts, or a file of such rows."""
+
+    @property
+    def picture(self) -> Path | None: ...
+
+    @property
+    def mask(self) -> Path | None: ...
+
+    @property
+    def prompts(self) -> list[str] | None: ...
+
+
+def check_asked(o: Asked, file: Path | None, option: str) -> None:
+    """Raise `SettingError` or `PromptError` unless there is one of the two; `option` is the file's name on the command."""
+    if (o.picture is None) == (file is None):
+        raise SettingError(f"a picture with prompts, or {option} with rows of image and prompt: give one of the two.")
+    if file is not None and (o.prompts or o.mask is not None):
+        raise SettingError(f"{option} has the prompts and masks: leave prompts and --mask out.")
+    if o.picture is not None and not o.prompts:
+        raise PromptError(f"no prompt for {o.picture}: say what is to be painted, for example 'owl, fluent 3d'.")
+
+
+def rows_of(o: Asked, file: Path | None) -> list[EditRow]:
     """What is asked. Raises `PromptError` when that is nothing."""
-    if o.edits_file is not None:
-        rows = list(read_edits(o.edits_file))
+    if file is not None:
+        rows = list(read_edits(file))
         if not rows:
-            raise PromptError(f"{o.edits_file} has no rows: image and prompt are due in each.")
+            raise PromptError(f"{file} has no rows: image and prompt are due in each.")
         return rows
     assert o.picture is not None
     return [EditRow(o.picture, prompt, mask=o.mask) for prompt in o.prompts or []]
@@ -75,7 +94,7 @@ def rows_of(o: EditOptions) -> list[EditRow]:
 def prepare_edits(o: EditOptions, console: Console) -> Plan:
     """Load the models, look at every picture, and turn rows into requests."""
     o.check()
-    rows = rows_of(o)
+    rows = rows_of(o, o.edits_file)
     with console.status("loading models"):
         pipe = AdaptivePipeline.from_card(o.card)
     settings = cascade_settings(pipe.settings, o)
@@ -91,11 +110,11 @@ def prepare_edits(o: EditOptions, console: Console) -> Plan:
     for number, (row, word) in enumerate(zip(rows, words, strict=True)):
         image = Picture.read_by(partial(read_file, row.image, size, o.fit, False))
         mask = None if row.mask is None else Picture.read_by(partial(read_file, row.mask, size, o.fit, True))
-        usual = o.strengths or ((DEFAULT_STRENGTH,) if mask is None else (1.0,))
+        strengths = o.strengths or ((DEFAULT_STRENGTH,) if mask is None else (1.0,))
         # One seed for all strengths: what differs between them is the strength.
         first = o.seed + number * o.images_per_prompt if row.seed is None else row.seed
         for k in range(o.images_per_prompt):
-            for strength in usual if row.strength is None else (row.strength,):
+            for strength in strengths if row.strength is None else (row.strength,):
                 edit = Edit(image, strength, mask)
                 negative = row.negative_prompt or o.negative_prompt
                 requests.append(Request(word.painted, first + k, negative, len(requests), edit=edit))

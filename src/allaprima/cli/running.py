@@ -108,7 +108,12 @@ def history(plan: Plan, accounts: Mapping[int, dict[str, Any]]) -> Iterator[Deci
 
 
 def drift_watch(plan: Plan, o: RunOptions, console: Console) -> DriftWatch | None:
-    """For calibrated thresholds, steered or not; under steering the threshold it begins with is the calibrated one."""
+    """For calibrated thresholds, steered or not; under steering the threshold it begins with is the calibrated one.
+
+    Not for pictures beside prompts: their scores lie elsewhere than those that were calibrated, which is no drift.
+    """
+    if any(r.edit is not None or r.controls for r in plan.requests):
+        return None
     made, threshold = plan.pipe.calibration, plan.policy.threshold
     if o.threshold is not None or made is None or made.policy is not None or threshold is None or math.isinf(threshold):
         return None

@@ -40,16 +40,22 @@ class ControlNet:
         return cls(network.to(memory_format=torch.channels_last), fingerprint(folder))
 
 
-@dataclass(frozen=True)
-class ControlledSD(SDModel):
-    """An `sd` model with ControlNets; its condition holds `control_0 (B, 3, H, W)`, ... and `control_scale (B, K)`."""
+class Listening:
+    """What both families with ControlNets answer alike."""
 
-    nets: tuple[ControlNet, ...] = ()
+    nets: tuple[ControlNet, ...]
 
     @property
     def controls(self) -> tuple[int, ...]:
         """Channels that each reads."""
         return tuple(int(net.network.config.conditioning_channels) for net in self.nets)
+
+
+@dataclass(frozen=True)
+class ControlledSD(Listening, SDModel):
+    """An `sd` model with ControlNets; its condition holds `control_0 (B, 3, H, W)`, ... and `control_scale (B, K)`."""
+
+    nets: tuple[ControlNet, ...] = ()
 
     def output(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Raw output `(B, C, H, W)` of a network of this family with what the ControlNets add."""
@@ -58,15 +64,10 @@ class ControlledSD(SDModel):
 
 
 @dataclass(frozen=True)
-class ControlledSDXL(SDXLModel):
+class ControlledSDXL(Listening, SDXLModel):
     """The same for an `sdxl` model."""
 
     nets: tuple[ControlNet, ...] = ()
-
-    @property
-    def controls(self) -> tuple[int, ...]:
-        """Channels that each reads."""
-        return tuple(int(net.network.config.conditioning_channels) for net in self.nets)
 
     def output(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Raw output `(B, C, H, W)` of a network of this family with what the ControlNets add."""
