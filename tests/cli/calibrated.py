@@ -1,11 +1,8 @@
 """The toy pair behind the command line, with an oracle that counts and may be broken."""
 
-import sys
-
-import pytest
 import torch
+from command_line import allaprima as allaprima
 
-from allaprima.cli import main
 from allaprima.core.errors import PromptError
 from allaprima.models.card import Card
 from allaprima.pipeline import AdaptivePipeline
@@ -52,17 +49,6 @@ def serve(monkeypatch, oracle, calibration=None):
     made = toy_pipeline(oracle, calibration)
     monkeypatch.setattr(AdaptivePipeline, "from_card", classmethod(lambda cls, card="emoji": made))
     return oracle
-
-
-def allaprima(*args, expect=0):
-    """Run the command line in this process and assert its exit code."""
-    old, sys.argv = sys.argv, ["allaprima", *map(str, args)]
-    try:
-        with pytest.raises(SystemExit) as e:
-            main()
-    finally:
-        sys.argv = old
-    assert (e.value.code or 0) == expect
 
 
 def greys(n):

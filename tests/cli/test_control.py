@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from command_line import allaprima
 from PIL import Image, ImageDraw
-from test_edit import allaprima, apple, pixels, rows  # noqa: F401 (a fixture)
+from test_edit import apple, pixels, rows  # noqa: F401 (a fixture)
 
 from allaprima.core.errors import SettingError
 from allaprima.data.control_maps import canny, colours, control_map

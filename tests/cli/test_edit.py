@@ -1,26 +1,13 @@
 """`allaprima edit` as a user meets it."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
+from command_line import allaprima
 from PIL import Image, ImageDraw
 
-from allaprima.cli import main
-
 RUN = ["edit", "--batch-size", "4", "--steps", "4", "--student-steps", "2"]
-
-
-def allaprima(*args, expect=0):
-    old = sys.argv
-    sys.argv = ["allaprima", *map(str, args)]
-    try:
-        with pytest.raises(SystemExit) as e:
-            main()
-    finally:
-        sys.argv = old
-    assert (e.value.code or 0) == expect
 
 
 @pytest.fixture

@@ -1,16 +1,15 @@
 """`allaprima evaluate` on small made pictures: its numbers against the metrics' own, its pairs, and bad input."""
 
 import json
-import sys
 from types import SimpleNamespace
 
+import command_line
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from allaprima.cli import main
 from allaprima.core.errors import SettingError
 from allaprima.data.pictures import open_pictures, read_picture
 from allaprima.evaluation import make_metric
@@ -85,13 +84,7 @@ def run_of(path, pixels, prompts, seeds, drafts=None, order=None):
 
 
 def allaprima(*args, expect=0):
-    old, sys.argv = sys.argv, ["allaprima", "evaluate", *map(str, args)]
-    try:
-        with pytest.raises(SystemExit) as e:
-            main()
-    finally:
-        sys.argv = old
-    assert (e.value.code or 0) == expect
+    command_line.allaprima("evaluate", *args, expect=expect)
 
 
 def evaluated(tmp_path, *args):

@@ -10,22 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from allaprima.cli import main
+from command_line import allaprima
 
 RUN = ["generate", "--batch-size", "4", "--steps", "4", "--student-steps", "2", "--threshold", "0.75"]
-
-
-def allaprima(*args, expect=0, monkeypatch=None):
-    """Run in this process; returns nothing, asserts the exit code."""
-    old = sys.argv
-    sys.argv = ["allaprima", *map(str, args)]
-    try:
-        with pytest.raises(SystemExit) as e:
-            main()
-    finally:
-        sys.argv = old
-    assert (e.value.code or 0) == expect
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -15,6 +15,28 @@ app = typer.Typer(
     help="A few-step student paints first, an oracle looks, and a teacher retouches only what falls short.",
 )
 
+# Options that several verbs have.
+Card = Annotated[str, typer.Option(help="Bundled card by name, or path of a card.yaml.")]
+StudentOnly = Annotated[bool, typer.Option("--student-only", help="Accept every draft.")]
+TeacherOnly = Annotated[bool, typer.Option("--teacher-only", help="No drafts: the teacher paints everything.")]
+Strategy = Annotated[str | None, typer.Option(help="What the teacher does with a poor draft: refine or regenerate.")]
+SigmaIs = Annotated[str | None, typer.Option(help="'variance' (the paper's formula) or 'strength' (diffusers).")]
+Solver = Annotated[str | None, typer.Option(help="The teacher's solver: ddim, dpm_solver, ...")]
+StudentSteps = Annotated[int | None, typer.Option(help="Student steps.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale of both models.")]
+NegativePrompt = Annotated[str, typer.Option(help="What not to paint.")]
+Seed = Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")]
+ImagesPerPrompt = Annotated[int, typer.Option(help="Pictures a prompt.")]
+BatchSize = Annotated[int | None, typer.Option(help="Pictures a network call; constant, padded.")]
+Nearest = Annotated[bool, typer.Option(help="Move unknown words to the nearest concept the card knows.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
+Threshold = Annotated[
+    float | None, typer.Option(help="Accept drafts that score at least this; default: the card's calibrated one.")
+]
+Sigma = Annotated[float | None, typer.Option(help="Refining: how much of a draft is repainted.")]
+LastTime = Annotated[float | None, typer.Option(help="Where the teacher's last step is evaluated.")]
+Steps = Annotated[int | None, typer.Option(help="Teacher steps.")]
+
 BESIDE = ("prompts_file", "budget", "calibration", "guidance_interval", "guidance_outside")
 """Options of `generate` that tasks with a picture beside the prompt don't have."""
 
@@ -36,13 +58,11 @@ def generate(
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; quote each.")] = None,
     prompts_file: Annotated[str | None, typer.Option(help="Text, CSV or JSONL with prompts; '-' reads stdin.")] = None,
     demo: Annotated[bool, typer.Option(help="Paint the card's own 24 demonstration prompts.")] = False,
-    card: Annotated[str, typer.Option(help="Bundled card by name, or path of a card.yaml.")] = "emoji",
+    card: Card = "emoji",
     out: Annotated[Path, typer.Option(help="Run folder: images/, drafts/, results.jsonl, sheet.png.")] = Path("out"),
-    student_only: Annotated[bool, typer.Option("--student-only", help="Accept every draft.")] = False,
-    teacher_only: Annotated[bool, typer.Option("--teacher-only", help="No drafts: the teacher paints everything.")] = False,
-    strategy: Annotated[
-        str | None, typer.Option(help="What the teacher does with a poor draft: refine or regenerate.")
-    ] = None,
+    student_only: StudentOnly = False,
+    teacher_only: TeacherOnly = False,
+    strategy: Strategy = None,
     budget: Annotated[
         float | None, typer.Option(help="Mean cost a picture, in the unit (usually steps) of the card's calibration.")
     ] = None,
@@ -54,14 +74,14 @@ def generate(
         Path | None, typer.Option(help="Artifact of calibrate, with its settings, in place of the card's own.")
     ] = None,
     sigma: Annotated[float | None, typer.Option(help="Rollback depth in (0, 1): how much of a draft is repainted.")] = None,
-    sigma_is: Annotated[str | None, typer.Option(help="'variance' (the paper's formula) or 'strength' (diffusers).")] = None,
-    solver: Annotated[str | None, typer.Option(help="The teacher's solver: ddim, dpm_solver, ...")] = None,
+    sigma_is: SigmaIs = None,
+    solver: Solver = None,
     steps: Annotated[int | None, typer.Option(help="Teacher steps; N means N network steps, whatever sigma.")] = None,
     last_time: Annotated[
         float | None, typer.Option(help="Where the teacher's last step is evaluated; default: the card's for its solver.")
     ] = None,
-    student_steps: Annotated[int | None, typer.Option(help="Student steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale of both models.")] = None,
+    student_steps: StudentSteps = None,
+    guidance: Guidance = None,
     guidance_interval: Annotated[
         tuple[float, float] | None,
         typer.Option(help="Times LOW HIGH between which the teacher's guidance is full; 0 1000 is always."),
@@ -69,12 +89,12 @@ def generate(
     guidance_outside: Annotated[
         float | None, typer.Option(help="The teacher's guidance scale outside that interval; 1 is none, and half the work.")
     ] = None,
-    negative_prompt: Annotated[str, typer.Option(help="What not to paint.")] = "",
-    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
-    images_per_prompt: Annotated[int, typer.Option(help="Pictures a prompt.")] = 1,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures a network call; constant, padded.")] = None,
-    nearest: Annotated[bool, typer.Option(help="Move unknown words to the nearest concept the card knows.")] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    negative_prompt: NegativePrompt = "",
+    seed: Seed = 0,
+    images_per_prompt: ImagesPerPrompt = 1,
+    batch_size: BatchSize = None,
+    nearest: Nearest = True,
+    resume: Resume = False,
 ) -> None:
     """Paint prompts: student, oracle, and teacher where it is needed."""
     from allaprima.cli.generate import GenerateOptions, generate_command
@@ -99,31 +119,29 @@ def edit(
         str, typer.Option(help="How much may change, in (0, 1), several with commas; default 0.8, with a mask 1.")
     ] = "",
     fit: Annotated[bool, typer.Option("--fit", help="Resize and cut pictures and masks to what the card paints.")] = False,
-    card: Annotated[str, typer.Option(help="Bundled card by name, or path of a card.yaml.")] = "emoji",
+    card: Card = "emoji",
     out: Annotated[Path, typer.Option(help="Run folder: images/, drafts/, sources/, results.jsonl, sheet.png.")] = Path(
         "out"
     ),
-    student_only: Annotated[bool, typer.Option("--student-only", help="Accept every draft.")] = False,
+    student_only: StudentOnly = False,
     teacher_only: Annotated[bool, typer.Option("--teacher-only", help="No drafts: the teacher edits everything.")] = False,
     strategy: Annotated[
         str | None, typer.Option(help="What the teacher does with a poor draft: regenerate (edit anew; default) or refine.")
     ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Accept drafts that score at least this; default: the card's calibrated one.")
-    ] = None,
-    sigma: Annotated[float | None, typer.Option(help="Refining: how much of a draft is repainted.")] = None,
-    sigma_is: Annotated[str | None, typer.Option(help="'variance' (the paper's formula) or 'strength' (diffusers).")] = None,
-    solver: Annotated[str | None, typer.Option(help="The teacher's solver: ddim, dpm_solver, ...")] = None,
+    threshold: Threshold = None,
+    sigma: Sigma = None,
+    sigma_is: SigmaIs = None,
+    solver: Solver = None,
     steps: Annotated[int | None, typer.Option(help="Teacher steps of a whole picture; an edit takes its share.")] = None,
-    last_time: Annotated[float | None, typer.Option(help="Where the teacher's last step is evaluated.")] = None,
+    last_time: LastTime = None,
     student_steps: Annotated[int | None, typer.Option(help="Student steps; an edit takes them all.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale of both models.")] = None,
-    negative_prompt: Annotated[str, typer.Option(help="What not to paint.")] = "",
-    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    guidance: Guidance = None,
+    negative_prompt: NegativePrompt = "",
+    seed: Seed = 0,
     images_per_prompt: Annotated[int, typer.Option(help="Pictures a prompt and strength.")] = 1,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures a network call; constant, padded.")] = None,
-    nearest: Annotated[bool, typer.Option(help="Move unknown words to the nearest concept the card knows.")] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    batch_size: BatchSize = None,
+    nearest: Nearest = True,
+    resume: Resume = False,
 ) -> None:
     """Edit pictures: the student first, and the teacher where its draft falls short (SDEdit, inpainting)."""
     from allaprima.cli.edit import EditOptions, edit_command
@@ -161,29 +179,25 @@ def control(
     ] = None,
     scale: Annotated[list[float] | None, typer.Option(help="How much each net is heeded; default 1.")] = None,
     fit: Annotated[bool, typer.Option("--fit", help="Resize and cut pictures to what the card paints.")] = False,
-    card: Annotated[str, typer.Option(help="Bundled card by name, or path of a card.yaml.")] = "emoji",
+    card: Card = "emoji",
     out: Annotated[Path, typer.Option(help="Run folder: images/, drafts/, sources/, sheet.png.")] = Path("out"),
-    student_only: Annotated[bool, typer.Option("--student-only", help="Accept every draft.")] = False,
-    teacher_only: Annotated[bool, typer.Option("--teacher-only", help="No drafts: the teacher paints everything.")] = False,
-    strategy: Annotated[
-        str | None, typer.Option(help="What the teacher does with a poor draft: refine or regenerate.")
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Accept drafts that score at least this; default: the card's calibrated one.")
-    ] = None,
-    sigma: Annotated[float | None, typer.Option(help="Refining: how much of a draft is repainted.")] = None,
-    sigma_is: Annotated[str | None, typer.Option(help="'variance' (the paper's formula) or 'strength' (diffusers).")] = None,
-    solver: Annotated[str | None, typer.Option(help="The teacher's solver: ddim, dpm_solver, ...")] = None,
-    steps: Annotated[int | None, typer.Option(help="Teacher steps.")] = None,
-    last_time: Annotated[float | None, typer.Option(help="Where the teacher's last step is evaluated.")] = None,
-    student_steps: Annotated[int | None, typer.Option(help="Student steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale of both models.")] = None,
-    negative_prompt: Annotated[str, typer.Option(help="What not to paint.")] = "",
-    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
-    images_per_prompt: Annotated[int, typer.Option(help="Pictures a prompt.")] = 1,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures a network call; constant, padded.")] = None,
-    nearest: Annotated[bool, typer.Option(help="Move unknown words to the nearest concept the card knows.")] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    student_only: StudentOnly = False,
+    teacher_only: TeacherOnly = False,
+    strategy: Strategy = None,
+    threshold: Threshold = None,
+    sigma: Sigma = None,
+    sigma_is: SigmaIs = None,
+    solver: Solver = None,
+    steps: Steps = None,
+    last_time: LastTime = None,
+    student_steps: StudentSteps = None,
+    guidance: Guidance = None,
+    negative_prompt: NegativePrompt = "",
+    seed: Seed = 0,
+    images_per_prompt: ImagesPerPrompt = 1,
+    batch_size: BatchSize = None,
+    nearest: Nearest = True,
+    resume: Resume = False,
 ) -> None:
     """Paint what a prompt says where a picture says: ControlNets on student and teacher."""
     from allaprima.cli.control import ControlOptions, control_command
@@ -219,7 +233,7 @@ def calibrate(
     ] = False,
     unit: Annotated[str, typer.Option(help="steps, evaluations (a guided step is 2), seconds or money.")] = "steps",
     price_per_hour: Annotated[float | None, typer.Option(help="What this machine costs an hour; for --unit money.")] = None,
-    card: Annotated[str, typer.Option(help="Bundled card by name, or path of a card.yaml.")] = "emoji",
+    card: Card = "emoji",
     prompts_file: Annotated[
         str | None, typer.Option(help="Held-out prompts; default: the card's concepts and styles.")
     ] = None,
@@ -227,8 +241,8 @@ def calibrate(
     seed: Annotated[
         int, typer.Option(help="Seed of the first draft; keep it away from the seeds you paint with.")
     ] = 1_000_000,
-    student_steps: Annotated[int | None, typer.Option(help="Student steps.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Teacher steps.")] = None,
+    student_steps: StudentSteps = None,
+    steps: Steps = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a network call.")] = None,
     policy: Annotated[
         str, typer.Option(help="threshold, band, recheck, clear_recheck, pre_route, value or best_of_N (with --drafts N).")
@@ -287,7 +301,7 @@ def finetune_oracle(
 
 @app.command(epilog="Example: allaprima frontier --quick --prompts 60 --out out/frontier")
 def frontier(
-    card: Annotated[str, typer.Option(help="Bundled card by name, or path of a card.yaml.")] = "emoji",
+    card: Card = "emoji",
     prompts_file: Annotated[str | None, typer.Option(help="Prompts; default: the card's concepts and styles.")] = None,
     prompts: Annotated[int, typer.Option(help="How many prompts.")] = 1000,
     seeds: Annotated[int, typer.Option(help="Pictures a prompt and method.")] = 3,

@@ -40,6 +40,11 @@ def snr_weight(schedule: Schedule, limit: float = float("inf")) -> Weight:
     return lambda t: (schedule.alpha(t) / schedule.sigma(t)).square().clamp(max=limit)
 
 
+def limited_weight(schedule: Schedule, limit: float | None) -> Weight:
+    """`snr_weight` with a limit; None weighs all times alike."""
+    return uniform_weight if limit is None else snr_weight(schedule, limit)
+
+
 def draw_times(
     schedule: Schedule, n: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0, whole: bool = False
 ) -> Times:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from allaprima.distill.loop import train
-from allaprima.distill.losses.score_matching import denoising_loss, draw_times, snr_weight, uniform_weight
+from allaprima.distill.losses.score_matching import denoising_loss, draw_times, limited_weight
 from allaprima.distill.methods.adapters import Adapted, draw_with_map, fresh_net
 from allaprima.distill.methods.common import Bench, Use, loop_config
 from allaprima.distill.recipe import Strict
@@ -33,7 +33,7 @@ class Options(Strict):
 def run(bench: Bench, options: Options) -> nn.Module:
     """Train; returns the net's exported copy."""
     batch = bench.recipe.loop.train_batch_size
-    weight = uniform_weight if options.snr_limit is None else snr_weight(bench.schedule, options.snr_limit)
+    weight = limited_weight(bench.schedule, options.snr_limit)
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
         x0, cond = draw_with_map(bench, options.map, options.drop, g)

@@ -19,7 +19,7 @@ from allaprima.diffusion.solvers import make_solver
 from allaprima.distill.distribution_matching import Adversary, DistributionMatching, Pairs, Regression
 from allaprima.distill.generators import RenoisedChain
 from allaprima.distill.losses.adversarial import DiscriminatorHead
-from allaprima.distill.losses.score_matching import snr_weight, uniform_weight
+from allaprima.distill.losses.score_matching import limited_weight
 from allaprima.distill.methods.common import Bench, Use, loop_config, trainable
 from allaprima.distill.methods.pairs import painted_pairs
 from allaprima.distill.recipe import Strict
@@ -71,7 +71,7 @@ def run(bench: Bench, options: Options) -> nn.Module:
         shape=tuple(bench.data.latents.shape[1:]),
         batch=loop.train_batch_size,
         chain=chain,
-        weight=uniform_weight if options.snr_limit is None else snr_weight(bench.schedule, options.snr_limit),
+        weight=limited_weight(bench.schedule, options.snr_limit),
         regression=_regression(bench, options) if options.pairs else None,
         adversary=adversary,
         whole_times=bench.whole_times,

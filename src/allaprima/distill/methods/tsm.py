@@ -17,9 +17,8 @@ from allaprima.distill.loop import train
 from allaprima.distill.losses.score_matching import (
     Prediction,
     draw_times,
-    snr_weight,
+    limited_weight,
     teacher_score_matching_loss,
-    uniform_weight,
 )
 from allaprima.distill.methods.common import Bench, Use, loop_config
 from allaprima.distill.recipe import Strict
@@ -38,7 +37,7 @@ class Options(Strict):
 def run(bench: Bench, options: Options) -> nn.Module:
     """Train; returns the student's exported copy."""
     batch = bench.recipe.loop.train_batch_size
-    weight = uniform_weight if options.snr_limit is None else snr_weight(bench.schedule, options.snr_limit)
+    weight = limited_weight(bench.schedule, options.snr_limit)
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
         x0, cond = bench.draw(batch, g)
