@@ -1,13 +1,14 @@
 """Students of the bundled teacher, trained by `allaprima distill` and measured side by side.
 
     python -m benchmarks.students data --data emoji64.tar     # latents and prompts of the training pictures, once
-    python -m benchmarks.students train [NAME ...]            # hours; run again to go on where it stopped
+    python -m benchmarks.students train [NAME ...]            # two hours; run again to go on where it stopped
     python -m benchmarks.students measure                     # table and pictures of what is there
 
 `train` runs one command a training, printed before it starts (`--list` prints them all); a training that is done is passed
-over. One-step students start from the bundled consistency student and not from the teacher, which shortens distribution
-matching from days to minutes; guidance is the teacher's at the scale in the command. Small students have 42 % fewer
-parameters (three quarters of the channels).
+over. Students of the teacher's size begin from the bundled consistency student and not from the teacher, which shortens
+distribution matching from days to minutes; what is matched is the teacher with the card's guidance. Single and four students
+begin from one network (`shared`), so that what sets them apart is their last 300 steps. Small students have 42 % fewer
+parameters (three quarters of the channels) and begin from the teacher's weights, with or without score matching.
 
 Measures are those of `benchmarks.quality`: Frechet distance on EfficientNet-Lite0 features (not Inception), whether the
 judge finds the caption among all the card knows, the judge's and the oracle's score; captions that were never trained on
@@ -69,46 +70,58 @@ class Training:
 
 
 STUDENT = load_card("emoji").path(load_card("emoji").student.source or "")
-ONE_STEP = (
-    "options.guidance_scale=4.5", "options.generator_every=3", "options.fake_learning_rate=1e-4",
-    "loop.learning_rate=3e-5", "loop.train_batch_size=16", "loop.warmup_steps=20", "loop.use_ema=0.98",
-    "loop.sample_seconds=0",
+# The teacher as the card has it: guided less at the end. Pairs: one a training caption, painted once for all trainings.
+MATCHED = (
+    "options.guidance_scale=3.5", "options.guidance_interval=[100,1000]", "options.guidance_outside=2",
+    "options.fake_learning_rate=1e-4", "options.pairs=1075", "options.pairs_steps=14",
+    "options.pairs_file={out}/pairs.safetensors",
 )  # fmt: skip
-FROM_STUDENT = (f"start={STUDENT}",)
+LOOP = ("loop.train_batch_size=16", "loop.warmup_steps=20", "loop.use_ema=0.97", "loop.sample_seconds=0",
+        "loop.checkpoint_seconds=60")  # fmt: skip
+DM = (*MATCHED, *LOOP, "options.regression_weight=1", "options.generator_every=2", "loop.learning_rate=5e-5")
+BEGIN = ("loop.lr_scheduler=constant", "loop.max_train_steps=400")
+END = ("loop.lr_scheduler=cosine", "loop.max_train_steps=300")
+GAN = ("loop.lr_scheduler=cosine", "loop.max_train_steps=150")
+# A network that never painted in one step has further to go: it follows the pairs first, with a larger step.
+SMALL_BEGIN = (
+    *MATCHED, *LOOP, "options.regression_weight=4", "options.generator_every=1", "loop.learning_rate=2e-4",
+    "loop.lr_scheduler=constant", "loop.max_train_steps=300",
+)  # fmt: skip
 FOUR = ("partition.students=4",)
-SMALL = ("start={out}/small-tsm/student",)
+MATCHING = "distribution_matching"
 TRAININGS = (
-    Training("one", "distribution_matching", (*FROM_STUDENT, *ONE_STEP, "loop.max_train_steps=600"), "one student"),
-    Training(
-        "four", "distribution_matching", (*FROM_STUDENT, *FOUR, *ONE_STEP, "loop.max_train_steps=600"), "four students",
-    ),
-    Training(
-        "one-longer", "distribution_matching", (*FROM_STUDENT, *ONE_STEP, "loop.max_train_steps=2400"),
-        "one student, trained four times as long",
-    ),
+    Training("shared", MATCHING, (f"start={STUDENT}", *DM, *BEGIN), "what one and four students begin from"),
+    Training("one", MATCHING, ("start={out}/shared/student", *DM, *END), "one student"),
+    Training("four", MATCHING, ("start={out}/shared/student", *FOUR, *DM, *END), "four students"),
     Training(
         "small-tsm", "tsm",
-        ("width=0.75", "loop.max_train_steps=3000", "loop.learning_rate=3e-4", "loop.train_batch_size=16",
-         "loop.use_ema=0.995", "loop.lr_scheduler=cosine", "loop.sample_seconds=0"),
-        "small network after score matching, as a many-step model",
+        ("width=0.75", "loop.max_train_steps=2000", "loop.learning_rate=5e-4", "loop.train_batch_size=16",
+         "loop.use_ema=0.99", "loop.lr_scheduler=cosine", "loop.sample_seconds=0"),
+        "small network after score matching",
     ),
     Training(
-        "small-four", "distribution_matching", (*SMALL, *FOUR, *ONE_STEP, "loop.max_train_steps=600"),
-        "four small students, from score matching",
+        "small-shared", MATCHING, ("start={out}/small-tsm/student", *SMALL_BEGIN), "what four small students begin from"
+    ),
+    Training("small-four", MATCHING, ("start={out}/small-shared/student", *FOUR, *DM, *END), "four small students"),
+    Training(
+        "small-shared-no-tsm", MATCHING, ("width=0.75", *SMALL_BEGIN), "the same without score matching",
     ),
     Training(
-        "small-four-no-tsm", "distribution_matching", ("width=0.75", *FOUR, *ONE_STEP, "loop.max_train_steps=600"),
+        "small-four-no-tsm", MATCHING, ("start={out}/small-shared-no-tsm/student", *FOUR, *DM, *END),
         "four small students, without score matching",
     ),
     Training(
-        "one-adversarial", "adversarial",
-        ("start={out}/one/student", *ONE_STEP, "options.head_channels=128", "loop.max_train_steps=300"),
+        "one-adversarial", "adversarial", ("start={out}/one/student", *DM, *GAN, "options.head_channels=128"),
         "one student, then adversarial",
     ),
+    Training("one-matched", MATCHING, ("start={out}/one/student", *DM, *GAN), "one student, as long without the adversary"),
     Training(
-        "four-adversarial", "adversarial",
-        ("start={out}/four", *FOUR, *ONE_STEP, "options.head_channels=128", "loop.max_train_steps=300"),
+        "four-adversarial", "adversarial", ("start={out}/four", *FOUR, *DM, *GAN, "options.head_channels=128"),
         "four students, then adversarial",
+    ),
+    Training(
+        "one-longer", MATCHING, ("start={out}/shared/student", *DM, "loop.lr_scheduler=cosine", "loop.max_train_steps=1200"),
+        "one student, trained as long as four together",
     ),
 )  # fmt: skip
 
@@ -187,9 +200,8 @@ def seconds_a_picture(rows: Sequence[Row], captions: Sequence[str]) -> dict[tupl
     found: dict[tuple[str, int], list[float]] = {(r.name, r.steps): [] for r in rows}
     for repeat in range(REPEATS + 1):
         for r in rows:
-            settings = r.pipe.settings.changed(**r.way.changes)
             begun = time.perf_counter()
-            r.pipe(list(captions), seed=1, settings=settings, mode=r.way.mode)
+            r.pipe(list(captions), seed=1, mode=r.way.mode, **r.way.changes)
             if repeat:
                 found[r.name, r.steps].append(1000 * (time.perf_counter() - begun) / len(captions))
     return {k: [float(np.median(v)), min(v), max(v)] for k, v in found.items()}
@@ -231,8 +243,7 @@ def grid(rows: Sequence[Row], path: Path) -> None:
     """A line of pictures a row, the same prompts and seeds."""
     lines: list[np.ndarray] = []
     for r in rows:
-        settings = r.pipe.settings.changed(**r.way.changes)
-        images = r.pipe(list(SHOWN), seed=3, settings=settings, mode=r.way.mode).images
+        images = r.pipe(list(SHOWN), seed=3, mode=r.way.mode, **r.way.changes).images
         lines.append(np.concatenate([np.asarray(i.convert("RGB")) for i in images], 1))
     picture = torch.from_numpy(np.concatenate(lines)).permute(2, 0, 1).float() / 255
     save_png(to_pil(picture), path, {})

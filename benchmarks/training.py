@@ -7,8 +7,7 @@ Apache-2.0), written anew here with diffusers' classes and in the script's order
 
 What one step is, on both sides, in float32 and with the same teacher, start weights, batch and settings:
 
-- a batch of latents and prompt embeddings is drawn from memory; texts and pictures are encoded beforehand on both sides
-  (the script does that in its step: left out, in its favour);
+- a batch of latents and prompt embeddings is drawn from memory; texts and pictures are encoded beforehand on both sides;
 - times from LCM's 50 (999, 979, ..., 19), noise, guidance scales from U[6, 16] with their 256-wide embedding;
 - the student with the embedding, once; c_skip and c_out with timestep scaling 10;
 - the teacher for the prompt and for the empty prompt, without gradients: two passes in the script, a doubled one here;
@@ -24,6 +23,11 @@ the loop's own optimizer, descent and EMA.
 
 First both sides are given the same draw: loss and gradient must agree. Then blocks of steps alternate; medians over blocks
 with the ends, of samples a second by the clock and of CPU seconds a step, which other work on the machine disturbs less.
+
+`from_pictures` is the script's step with what it does before these: every batch's captions go through the text encoder and
+its pictures through the autoencoder, each time they are drawn. Ours read them once, before the first step, and never again;
+what once costs is printed beside it (`encode_once_ms`, a picture with its caption). Both sides then take the same updates
+from the same pictures and captions; the work that is left out is encoding again what was encoded before.
 """
 
 from __future__ import annotations
@@ -77,6 +81,8 @@ class Case:
     null: Condition
     start: Any
     """A UNet with guidance embedded."""
+    pictures: tuple[Tensor, tuple[str, ...]] | None = None
+    """Pictures `(N, 3, H, W)` uint8 and their captions, for the script that encodes in its step."""
 
 
 def case_of(teacher: SDModel, scheduler: Mapping[str, Any], conditions: Condition, null: Condition) -> Case:
@@ -96,7 +102,10 @@ def emoji() -> Case:
     teacher = load_pair(card).teacher
     prompts = [f"{c}, {STYLES[i % len(STYLES)]}" for i, c in enumerate(known_concepts()[:64])]
     scheduler = read_json(card.path(card.teacher.source or "") / "scheduler" / "scheduler_config.json")
-    return case_of(teacher, scheduler, embedded(prompts, teacher.condition), teacher.condition([""]).clone())
+    made = case_of(teacher, scheduler, embedded(prompts, teacher.condition), teacher.condition([""]).clone())
+    # Noise for pictures, as for latents: what they show changes nothing about what they cost.
+    pixels = torch.randint(0, 256, (256, 3, 64, 64), generator=torch.Generator().manual_seed(2)).byte()
+    return dataclasses.replace(made, pictures=(pixels, tuple(prompts[i % len(prompts)] for i in range(256))))
 
 
 def sd15_tiny() -> Case:
@@ -255,6 +264,32 @@ class Script:
         return self.descend(self.loss(latents, cond.tensors["prompt_embeds"], index, torch.randn_like(latents), w))
 
 
+@torch.no_grad()
+def encode(case: Case, index: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Latents and hidden states of some of the pictures and their captions."""
+    assert case.pictures is not None
+    pixels, captions = case.pictures
+    latents = case.teacher.vae.encode(pixels[list(index)].float() / 127.5 - 1).latent
+    return latents, case.teacher.encode([captions[i] for i in index]).clone()
+
+
+class FromPictures(Script):
+    """The same, with part 1: captions and pictures are encoded in each step."""
+
+    def __init__(self, case: Case, batch: int, rate: float) -> None:
+        super().__init__(case, batch, rate)
+        self.case = case
+
+    def step(self, step: int) -> float:
+        """Train on a batch of pictures."""
+        assert self.case.pictures is not None
+        drawn = torch.randint(len(self.case.pictures[1]), (self.batch,), generator=step_generator(1, step))
+        latents, embeds = encode(self.case, drawn.tolist())
+        index = torch.randint(0, GRID, (self.batch,)).long()
+        w = (SCALES[1] - SCALES[0]) * torch.rand((self.batch,)) + SCALES[0] - 1
+        return self.descend(self.loss(latents, embeds, index, torch.randn_like(latents), w))
+
+
 def agreement(ours: Ours, script: Script) -> dict[str, float]:
     """Both losses of one draw, and how far apart loss and gradient are, relatively."""
 
@@ -284,6 +319,8 @@ def measure(case: Case, batch: int, blocks: int, steps: int) -> dict[str, Any]:
     ours, script = Ours(case, batch, 1e-6), Script(case, batch, 1e-6)
     agree = agreement(ours, script)
     sides: dict[str, Ours | Script] = {"ours": ours, "script": script}
+    if case.pictures is not None:
+        sides["from_pictures"] = FromPictures(case, batch, 1e-6)
     for side in sides.values():
         block(side, 1, 1)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
@@ -291,6 +328,15 @@ def measure(case: Case, batch: int, blocks: int, steps: int) -> dict[str, Any]:
         for name in sorted(sides, reverse=bool(i % 2)):
             found[name].append(block(sides[name], 2 + i * steps, steps))
     pairs = list(zip(found["script"], found["ours"], strict=True))
+    more: dict[str, Any] = {}
+    if case.pictures is not None:
+        begun = time.perf_counter()
+        for i in range(0, 256, 64):
+            encode(case, range(i, i + 64))
+        more["encode_once_ms"] = 1000 * (time.perf_counter() - begun) / 256
+        more["ratio_from_pictures"] = spread(
+            [s / o for (s, _), (o, _) in zip(found["from_pictures"], found["ours"], strict=True)]
+        )
     return {
         "batch": batch,
         "parameters": sum(p.numel() for p in ours.model.parameters()),
@@ -299,6 +345,7 @@ def measure(case: Case, batch: int, blocks: int, steps: int) -> dict[str, Any]:
         "cpu_seconds_a_step": {k: spread([c for _, c in v]) for k, v in found.items()},
         "ratio": spread([s / o for (s, _), (o, _) in pairs]),
         "ratio_of_cpu_seconds": spread([s / o for (_, s), (_, o) in pairs]),
+        **more,
     }
 
 
@@ -311,7 +358,9 @@ def show(name: str, r: Mapping[str, Any]) -> None:
     for what, unit in (("samples_a_second", "samples/s"), ("cpu_seconds_a_step", "CPU s a step")):
         for side, x in r[what].items():
             print(f"  {side}: {x['median']:.3f} {unit} ({x['min']:.3f}..{x['max']:.3f})")
-    for key in ("ratio", "ratio_of_cpu_seconds"):
+    if "encode_once_ms" in r:
+        print(f"  encoding once: {r['encode_once_ms']:.2f} ms a picture with its caption")
+    for key in [k for k in ("ratio", "ratio_of_cpu_seconds", "ratio_from_pictures") if k in r]:
         print(f"  {key}: {r[key]['median']:.2f} ({r[key]['min']:.2f}..{r[key]['max']:.2f})")
 
 

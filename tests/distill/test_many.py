@@ -6,6 +6,7 @@ from tiny import bench, tiny_data
 
 from allaprima.core.errors import SettingError, TrainingError
 from allaprima.core.types import Condition
+from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.distill.many import fitted_partition, part_of, recipe_of, student_folder
 from allaprima.distill.methods.common import Whole
 from allaprima.distill.methods.pairs import painted_pairs
@@ -79,6 +80,21 @@ def test_pairs_are_everybodys(tmp_path):
     assert len(ends) == 8
     alone = type(b)(b.teacher, mine, b.null, b.recipe, b.folder)
     assert set(painted_pairs(alone, 8, 1, 2.0, tmp_path / "own.safetensors")[2].tolist()) == {0}
+
+
+def test_pairs_of_another_painting_are_refused(tmp_path):
+    """A file shared by trainings holds the same pictures for each, or none."""
+    b, path = bench(tmp_path / "a", "distribution_matching"), tmp_path / "pairs.safetensors"
+    inside = GuidanceInterval(0, 1000, 9.0)
+    ends = painted_pairs(b, 4, 2, 2.0, path, inside)[1]
+    assert torch.equal(painted_pairs(b, 4, 2, 2.0, path, inside)[1], ends)
+    plain = painted_pairs(b, 4, 2, 2.0, tmp_path / "plain.safetensors")[1]
+    assert torch.equal(plain, ends), "an interval that holds all times is none"
+    low = painted_pairs(b, 4, 2, 2.0, tmp_path / "low.safetensors", GuidanceInterval(0, 500, 9.0))[1]
+    assert not torch.allclose(low, ends), "the first step's guidance is what is outside"
+    for other in ({"steps": 1}, {"scale": 3.0}, {"interval": None}):
+        with pytest.raises(TrainingError, match="painted by another teacher, for other data or otherwise"):
+            painted_pairs(b, 4, **{"steps": 2, "scale": 2.0, "interval": inside, "path": path, **other})
 
 
 def test_settings():

@@ -54,6 +54,16 @@ def test_the_start_of_a_training_follows_from_its_seed(tmp_path):
     assert torch.equal(weights(a), weights(b))
 
 
+def test_guidance_outside_its_interval_is_another(tmp_path):
+    """Beyond all times of the schedule the interval holds none: what is outside is the scale."""
+    options = {"generator_every": 1, "guidance_scale": 3.0}
+    plain = weights(run(tmp_path / "a", "distribution_matching", options))
+    none = {**options, "guidance_scale": 7.0, "guidance_interval": [2000, 3000], "guidance_outside": 3.0}
+    assert torch.equal(weights(run(tmp_path / "b", "distribution_matching", none)), plain)
+    half = {**options, "guidance_interval": [500, 1000], "guidance_outside": 1.0}
+    assert not torch.equal(weights(run(tmp_path / "c", "distribution_matching", half)), plain)
+
+
 def test_the_end_of_a_trajectory_is_the_ddim_solvers():
     b = bench(Path("unused"), "consistency")
     cond = b.data.conditions.rows(slice(0, 2))

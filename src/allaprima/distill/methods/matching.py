@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from allaprima.core.types import Condition, Denoiser, Samples, Times
-from allaprima.diffusion.guidance import ClassifierFreeGuidance
+from allaprima.diffusion.guidance import ClassifierFreeGuidance, GuidanceInterval
 from allaprima.diffusion.solvers import make_solver
 from allaprima.distill.distribution_matching import Adversary, DistributionMatching, Pairs, Regression
 from allaprima.distill.generators import RenoisedChain
@@ -35,6 +36,9 @@ class Options(Strict):
     """In which the student paints; its times are those of the consistency solver, in training as in use."""
     guidance_scale: float = Field(default=3.0, ge=0)
     """Of the teacher whose distribution is matched; the fake score is never guided."""
+    guidance_interval: tuple[float, float] | None = None
+    """Times at which that scale is used, as a card's teacher has it; null: all."""
+    guidance_outside: float = Field(default=1.0, ge=0)
     generator_every: int = Field(default=5, ge=1)
     fake_learning_rate: float | None = Field(default=None, gt=0)
     snr_limit: float | None = Field(default=5.0, gt=0)
@@ -42,11 +46,19 @@ class Options(Strict):
     pairs: int = Field(default=0, ge=0)
     """Regression on so many (noise, teacher's picture) pairs, painted before training; one-step students only."""
     pairs_steps: int = Field(default=20, ge=1)
+    pairs_file: str | None = None
+    """Where they are kept, for several trainings to share; null: with the training's checkpoints."""
     regression_weight: float = Field(default=0.25, ge=0)
     adversarial_weight: float = Field(default=1.0, ge=0)
     """Method `adversarial`: 1 gives the discriminator's gradient on the picture the norm of the matching one."""
     critic_weight: float = Field(default=0.01, ge=0)
     head_channels: int = Field(default=256, ge=1)
+
+    def interval(self) -> GuidanceInterval | None:
+        """Where the teacher is guided."""
+        if self.guidance_interval is None:
+            return None
+        return GuidanceInterval(*self.guidance_interval, self.guidance_outside)
 
 
 def run(bench: Bench, options: Options) -> nn.Module:
@@ -66,7 +78,7 @@ def run(bench: Bench, options: Options) -> nn.Module:
     matching = DistributionMatching(
         schedule=bench.schedule,
         denoiser=bench.denoiser,
-        teacher=_guided(bench, options.guidance_scale),
+        teacher=_guided(bench, options.guidance_scale, options.interval()),
         conditions=partial(_conditions, bench),
         shape=tuple(bench.data.latents.shape[1:]),
         batch=loop.train_batch_size,
@@ -121,7 +133,7 @@ def _features(bench: Bench, network: nn.Module, x_t: Samples, t: Times, cond: Co
     return middle.maps(taps[middle.name], x_t)
 
 
-def _guided(bench: Bench, scale: float) -> Denoiser:
+def _guided(bench: Bench, scale: float, interval: GuidanceInterval | None) -> Denoiser:
     """The teacher with guidance, for conditions that hold prompts alone."""
     denoise = ClassifierFreeGuidance(bench.denoiser(bench.teacher.network))
 
@@ -129,15 +141,17 @@ def _guided(bench: Bench, scale: float) -> Denoiser:
         evaluations_per_call = 2
 
         def __call__(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
-            return denoise(x_t, t, bench.with_guidance(cond, torch.full((len(cond),), scale)))
+            w = torch.full((len(cond),), scale) if interval is None else interval.scale(scale, t)
+            return denoise(x_t, t, bench.with_guidance(cond, w))
 
     return Guided()
 
 
 def _regression(bench: Bench, options: Options) -> Regression:
     folder = bench.folder if bench.whole is None else bench.whole.folder
+    path = folder / "pairs.safetensors" if options.pairs_file is None else Path(options.pairs_file).expanduser()
     noise, ends, captions = painted_pairs(
-        bench, options.pairs, options.pairs_steps, options.guidance_scale, folder / "pairs.safetensors"
+        bench, options.pairs, options.pairs_steps, options.guidance_scale, path, options.interval()
     )
     conditions = (bench.data if bench.whole is None else bench.whole.data).conditions
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from allaprima.core.errors import TrainingError
 from allaprima.core.types import Condition, Samples
-from allaprima.diffusion.guidance import ClassifierFreeGuidance
+from allaprima.diffusion.guidance import ClassifierFreeGuidance, GuidanceInterval
 from allaprima.diffusion.solvers import make_solver
 from allaprima.distill.methods.common import Bench
 
@@ -18,39 +22,55 @@ SOLVER = "dpm_solver"
 
 
 @torch.inference_mode()
-def solve(bench: Bench, noise: Samples, cond: Condition, steps: int, scale: float) -> Samples:
+def solve(
+    bench: Bench, noise: Samples, cond: Condition, steps: int, scale: float, interval: GuidanceInterval | None = None
+) -> Samples:
     """The teacher's ends `(B, C, H, W)` of noise for prompts `cond`: DPM-Solver++(2M), guided."""
     denoise = ClassifierFreeGuidance(bench.denoiser(bench.teacher.network))
     solver = make_solver(SOLVER, bench.schedule)
-    cond = bench.with_guidance(cond, torch.full((len(cond),), scale))
     noise = noise.to(bench.devices.device)
     x, state = noise, solver.init(noise)
     for p in solver.plan(steps):
         t, s = (torch.full((len(x),), v, dtype=torch.float64) for v in (p.t, p.s))
-        x, state = solver.step(x, denoise(x, t, cond), t, s, state)
+        guided = bench.with_guidance(cond, torch.full((len(cond),), scale) if interval is None else interval.scale(scale, t))
+        x, state = solver.step(x, denoise(x, t, guided), t, s, state)
     return x.cpu()
 
 
-def painted_pairs(bench: Bench, count: int, steps: int, scale: float, path: Path) -> tuple[Samples, Samples, Tensor]:
+def painted_pairs(
+    bench: Bench, count: int, steps: int, scale: float, path: Path, interval: GuidanceInterval | None = None
+) -> tuple[Samples, Samples, Tensor]:
     """`count` noises, their ends and the captions' places `(count,)`; kept in `path`, gone on with after a kill.
 
     Captions are those of the data in turn. Prompts are not filtered to anybody's part: filtered pairs lose modes
-    (arXiv 2410.23274, section 4).
+    (arXiv 2410.23274, section 4). Raises `TrainingError` when `path` holds pairs of another teacher, of other data, or
+    painted otherwise.
     """
-    conditions = (bench.data if bench.whole is None else bench.whole.data).conditions
+    data = bench.data if bench.whole is None else bench.whole.data
+    conditions = data.conditions
     captions = torch.arange(count) % len(conditions)
     g = torch.Generator().manual_seed(bench.recipe.loop.seed)
     noise = torch.randn((count, *bench.data.latents.shape[1:]), generator=g)
+    of = json.dumps({
+        "teacher": bench.teacher.fingerprint, "data": data.identity, "steps": steps, "scale": scale,
+        "interval": None if interval is None else dataclasses.asdict(interval), "seed": bench.recipe.loop.seed,
+    }, sort_keys=True)  # fmt: skip
     ends: list[Tensor] = []
     if path.exists():
+        with safe_open(path, "pt") as kept:
+            if (kept.metadata() or {}).get("of") != of:
+                raise TrainingError(
+                    f"{path} holds pictures painted by another teacher, for other data or otherwise: remove it, or name"
+                    " another file (options.pairs_file), or another --out."
+                )
         ends = [load_file(path)["ends"][:count]]
     done = sum(map(len, ends))
     path.parent.mkdir(parents=True, exist_ok=True)
     for i in range(done, count, BATCH):
         here = slice(i, min(i + BATCH, count))
-        ends.append(solve(bench, noise[here], conditions.rows(captions[here]).float(), steps, scale).clone())
+        ends.append(solve(bench, noise[here], conditions.rows(captions[here]).float(), steps, scale, interval).clone())
         if (i // BATCH) % 20 == 19 or here.stop == count:
             beside = path.with_name(path.name + ".part")
-            save_file({"ends": torch.cat(ends).contiguous()}, beside)
+            save_file({"ends": torch.cat(ends).contiguous()}, beside, {"of": of})
             beside.replace(path)
     return noise, torch.cat(ends), captions
