@@ -9,7 +9,7 @@ from tiny_folders import SIZE, card
 
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.cli.distill import distill_command
-from allaprima.core.errors import SettingError, TrainingError
+from allaprima.core.errors import ModelError, SettingError, TrainingError
 from allaprima.data.control_maps import HOLE, MAPS, random_mask, training_map, with_hole
 from allaprima.distill.losses.conditional import conditional_loss
 from allaprima.distill.methods.adapters import Adapted, draw_with_map, fresh_net
@@ -205,3 +205,76 @@ def test_holes_are_what_they_say():
     small = training_map("low-resolution", picture, g)
     assert small.shape == picture.shape
     assert float(small.std()) < float(picture.std())
+
+
+def test_a_whole_conditional_unet_begins_as_the_base_and_mu_learns_first(world, tmp_path):
+    bench = bench_of(world, tmp_path)
+    net = fresh_net(bench, "colours", full=True)
+    x0, cond = draw_with_map(bench, "colours", 0.0, torch.Generator().manual_seed(1))
+    t = torch.tensor([700.0, 200.0], dtype=torch.float64)
+    with torch.no_grad():
+        base = bench.denoiser(bench.teacher.network)(x0, t, cond)
+        assert torch.equal(Adapted(bench, net).predict(x0, t, cond), base)
+    eps, s = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2)), t - 50
+
+    def student(x, times):
+        return Adapted(bench, net).predict(x, times, cond)
+
+    conditional_loss(student, student, bench.schedule, x0, eps, t, s).backward()
+    grads = {n: 0.0 if p.grad is None else float(p.grad.abs().max()) for n, p in net.named_parameters()}
+    assert grads["mu"] > 0
+    assert max(v for n, v in grads.items() if n.startswith("unet.")) > 0, "all of the network learns"
+    assert max(v for n, v in grads.items() if n.startswith("encoder.")) == 0, "the encoder is behind mu"
+    assert all(p.grad is None for p in bench.teacher.network.parameters())
+    assert not net.unet.mid_block._forward_hooks
+    with torch.no_grad():
+        net.mu.fill_(0.3)
+        moved = Adapted(bench, net).predict(x0, t, cond)
+        off = cond.tensors | {"control_scale": torch.zeros(2, 1)}
+        other = cond.tensors | {"control_0": 1 - cond.tensors["control_0"]}
+        assert not torch.allclose(moved, base, atol=1e-4)
+        assert torch.equal(Adapted(bench, net).predict(x0, t, type(cond)(off)), base), "scale 0 is the base"
+        assert not torch.equal(Adapted(bench, net).predict(x0, t, type(cond)(other)), moved), "the picture is read"
+
+
+def test_at_mu_one_the_decoder_hears_the_condition_alone(world, tmp_path):
+    """h' = (1 - mu) h + mu h_c: at 1 what the encoder says of x_t is gone, and the output no longer depends on x_t."""
+    bench = bench_of(world, tmp_path)
+    net = fresh_net(bench, "colours", full=True)
+    x0, cond = draw_with_map(bench, "colours", 0.0, torch.Generator().manual_seed(1))
+    t = torch.tensor([700.0, 200.0], dtype=torch.float64)
+    model = Adapted(bench, net).model
+    with torch.no_grad():
+        for mu, same in ((1.0, True), (0.5, False)):
+            net.mu.fill_(mu)
+            a, b = (model.output(net, x, t, cond) for x in (x0, x0 + 1))
+            assert torch.equal(a, b) == same
+
+
+@pytest.mark.parametrize("predictor", ["prev", "own_ddim"])
+def test_a_full_training_leaves_a_card_that_paints_and_goes_on(world, tmp_path, predictor):
+    from diffusers import UNet2DConditionModel
+
+    options = ["options.map=hole", "options.kind=full", f"options.predictor={predictor}"]
+    out = distil(world, "conditional", tmp_path / "out", *options)
+    unet = UNet2DConditionModel.from_pretrained(out / "controlnet" / "unet")
+    made = load_card(out)
+    pipe = pipe_of(made).with_controlnets(["hole"])
+    assert torch.equal(pipe.student.network.unet.conv_in.weight, unet.conv_in.weight)
+    assert float(pipe.student.network.mu) != 0
+    assert pipe.settings.student_steps == 4
+    g = torch.Generator().manual_seed(0)
+    shown = training_map("hole", torch.rand(3, SIZE, SIZE, generator=g), g)
+    given = {"control_image": shown, "seed": 1, "mode": "student-only"}
+    one, again = pipe("red fox", **given), pipe_of(made).with_controlnets(["hole"])("red fox", **given)
+    assert torch.equal(one.results[0].image, again.results[0].image)
+    listed = json.loads((out / "provenance.json").read_text())["sha256"]
+    assert {p.rsplit("/", 2)[-2] for p in listed} == {"unet", "encoder"}
+    page = (out / "README.md").read_text()
+    assert "UNet2DConditionModel" in page
+    bench = bench_of(world, tmp_path, start=str(out))
+    assert torch.equal(fresh_net(bench, HOLE, full=True).mu.detach(), pipe.student.network.mu)
+    with pytest.raises(SettingError, match="start from a net of the same kind"):
+        fresh_net(bench, HOLE)
+    with pytest.raises(ModelError, match="goes with no other net"):
+        pipe_of(made).with_controlnets([out / "controlnet", out / "controlnet"])

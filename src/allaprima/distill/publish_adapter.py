@@ -3,7 +3,7 @@
 ```
 OUT/
   card.yaml           extends the teacher's card: allaprima control --card OUT picture.png "a prompt"
-  controlnet/         diffusers' ControlNetModel
+  controlnet/         diffusers' ControlNetModel; or a conditional UNet, two folders in diffusers' format (CoDi's full kind)
   README.md           the model page: recipe, data, samples, licence
   samples.png         maps, and what is painted with them
   provenance.json     recipe, data, teacher, steps, seconds, hash of the weights
@@ -20,6 +20,7 @@ from torch import nn
 
 from allaprima.distill.methods import METHODS
 from allaprima.distill.publish import Made, account_of, extended_name, facts, write_account
+from allaprima.models.adapters.conditional_unet import ConditionalUNet
 
 FOLDER = "controlnet"
 
@@ -30,8 +31,8 @@ def publish_adapter(made: Made, net: nn.Module, map_: str, few_steps: bool, out:
     plain.save_pretrained(out / FOLDER, safe_serialization=True)
     card = out / "card.yaml"
     card.write_text(yaml.safe_dump(_card(made, map_, few_steps), sort_keys=False), encoding="utf-8")
-    write_account(account_of(made, sorted((out / FOLDER).glob("*.safetensors")), out), out)
-    (out / "README.md").write_text(_page(made, map_), encoding="utf-8")
+    write_account(account_of(made, sorted((out / FOLDER).rglob("*.safetensors")), out), out)
+    (out / "README.md").write_text(_page(made, map_, isinstance(net, ConditionalUNet)), encoding="utf-8")
     return card
 
 
@@ -55,8 +56,14 @@ def _card(made: Made, map_: str, few_steps: bool) -> dict[str, Any]:
     }
 
 
-def _page(made: Made, map_: str) -> str:
+def _page(made: Made, map_: str, whole: bool) -> str:
     entry = METHODS[made.recipe.method]
+    if whole:
+        what = "a conditional UNet"
+        reads = f"`{FOLDER}/unet` and `{FOLDER}/encoder` are a UNet2DConditionModel and a ControlNetModel of diffusers."
+    else:
+        what = "a ControlNet on the teacher's"
+        reads = f'In diffusers: `ControlNetModel.from_pretrained("{FOLDER}")`, with the teacher\'s pipeline.'
     return f"""---
 license: {made.card.teacher.license.lower()}
 library_name: diffusers
@@ -75,7 +82,7 @@ Made for {made.use.steps} steps at guidance scale {made.use.guidance:g}. {made.u
 allaprima control --card card.yaml picture.png "a prompt"
 ```
 
-In diffusers: `ControlNetModel.from_pretrained("{FOLDER}")`, with the teacher's pipeline.
+{reads}
 
-{facts(made, "a ControlNet on the teacher's")}
+{facts(made, what)}
 """

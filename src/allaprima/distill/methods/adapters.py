@@ -14,18 +14,19 @@ from allaprima.diffusion.denoiser import NetworkDenoiser
 from allaprima.diffusion.guidance import ClassifierFreeGuidance
 from allaprima.distill.methods.common import Bench, trainable
 from allaprima.distill.network import folder_of
+from allaprima.models.adapters.conditional_unet import ConditionalUNet
 from allaprima.models.adapters.controlnet import ControlNet, controlled
 from allaprima.models.latents import downsampling
-from allaprima.models.load import load_component
 
 EMBEDDING = (16, 32, 96, 256)
 """Channels of a ControlNet's way from pixels to latents, as diffusers has them: one more than there are halvings."""
 
 
-def fresh_net(bench: Bench, name: str) -> nn.Module:
+def fresh_net(bench: Bench, name: str, full: bool = False) -> nn.Module:
     """A ControlNet from the teacher's UNet, trainable, whose zero convolutions change nothing yet; or the recipe's `start`.
 
-    Raises `SettingError` for an unknown map, a family without ControlNets, or a start that reads another map's channels.
+    `full`: a `ConditionalUNet` instead, whose mu changes nothing yet. Raises `SettingError` for an unknown map, a family
+    without ControlNets, or a start of another kind or that reads another map's channels.
     """
     if name != HOLE and name not in MAPS:
         raise SettingError(f"map={name!r} is not known: {', '.join((*MAPS, HOLE))} are.")
@@ -35,22 +36,26 @@ def fresh_net(bench: Bench, name: str) -> nn.Module:
     if bench.recipe.lora is not None or bench.recipe.smaller:
         raise SettingError("lora, network and width are about a student's own weights: leave them out for a ControlNet.")
     if bench.recipe.start is not None:
-        net: Any = load_component(folder_of(bench.recipe.start, "controlnet"))
-        if net.config.conditioning_channels != channels_of(name):
+        net = ControlNet.load(folder_of(bench.recipe.start, "controlnet"))
+        if net.channels != channels_of(name) or net.whole != full:
             raise SettingError(
-                f"start reads pictures of {net.config.conditioning_channels} channels, the map {name!r} has"
-                f" {channels_of(name)}: start from a net of the same map, or from none."
+                f"start is {'a conditional UNet' if net.whole else 'an adapter'} that reads pictures of {net.channels}"
+                f" channels; {'a conditional UNet' if full else 'an adapter'} for the map {name!r} ({channels_of(name)}"
+                " channels) is due: start from a net of the same kind and map, or from none."
             )
-        return trainable(net, bench.recipe.loop)
+        return trainable(net.network, bench.recipe.loop)
     from diffusers.models.controlnets.controlnet import ControlNetModel
 
     halvings = round(float(torch.tensor(float(_factor(bench))).log2()))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(bench.recipe.loop.seed)
-        made = ControlNetModel.from_unet(
-            teacher.network, conditioning_embedding_out_channels=EMBEDDING[: halvings + 1],
-            conditioning_channels=channels_of(name),
-        )  # fmt: skip
+        if full:
+            made: Any = ConditionalUNet.from_unet(teacher.network, channels_of(name), EMBEDDING[: halvings + 1])
+        else:
+            made = ControlNetModel.from_unet(
+                teacher.network, conditioning_embedding_out_channels=EMBEDDING[: halvings + 1],
+                conditioning_channels=channels_of(name),
+            )  # fmt: skip
     return trainable(made, bench.recipe.loop)
 
 
@@ -83,7 +88,7 @@ def draw_with_map(bench: Bench, name: str, drop: float, g: torch.Generator) -> t
 
 
 class Adapted:
-    """The frozen base with a net on it, as denoisers of clean predictions."""
+    """The frozen base with a net on it, or a conditional UNet, as denoisers of clean predictions."""
 
     def __init__(self, bench: Bench, net: nn.Module) -> None:
         self.bench = bench

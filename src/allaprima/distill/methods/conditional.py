@@ -1,7 +1,8 @@
-"""Conditional diffusion distillation, CoDi (arXiv 2310.01407), parameter-efficient: few steps and a condition in one stage.
+"""Conditional diffusion distillation, CoDi (arXiv 2310.01407): few steps and a condition in one stage.
 
-The base is frozen; a net of ControlNet's shape, whose zero convolutions make the start bit-equal to the base, learns at once
-to heed a picture and to paint in few steps. Several tasks share one base. Losses: `losses.conditional`.
+Two kinds. `adapter` (the paper's parameter-efficient one): the base is frozen; a net of ControlNet's shape learns at once to
+heed a picture and to paint in few steps; several tasks share one base. `full`: a network of its own, all of whose weights
+learn. Both begin as the base to the bit. Losses: `losses.conditional`.
 
 Departures: prompts are dropped at times, so that guidance works on what is made (the paper's release swaps the two halves);
 the paper's own sampler, deterministic on the grid, is DDIM here.
@@ -10,6 +11,7 @@ the paper's own sampler, deterministic on the grid, is DDIM here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -29,6 +31,8 @@ class Options(Strict):
 
     map: str = "low-resolution"
     """The task: `low-resolution` (super-resolution), `hole` (inpainting), `canny`, `colours`."""
+    kind: Literal["adapter", "full"] = "adapter"
+    """What learns: an adapter on the frozen base, or a whole conditional UNet (`models.adapters.conditional_unet`)."""
     predictor: Predictor = "prev"
     """How the next point is made."""
     x_weight: float = Field(default=1.0, gt=0)
@@ -67,12 +71,16 @@ def run(bench: Bench, options: Options) -> nn.Module:
             bench.normal(x0, g), grid[index], grid[index + 1], options.predictor, teacher, options.x_weight,
         )  # fmt: skip
 
-    config, model = loop_config(bench.recipe.loop, target=options.target_ema), fresh_net(bench, options.map)
+    config, model = (
+        loop_config(bench.recipe.loop, target=options.target_ema),
+        fresh_net(bench, options.map, options.kind == "full"),
+    )
     return train(model, loss, config, bench.folder, bench.identity(), bench.watch, devices=bench.devices)["use"]
 
 
 def use(options: Options, card: Card) -> Use:
     """In few deterministic steps."""
-    words = f"It reads the map {options.map!r} and paints in {options.steps} steps on the teacher's own network."
+    whose = "the teacher's own network" if options.kind == "adapter" else "a network of its own"
+    words = f"It reads the map {options.map!r} and paints in {options.steps} steps on {whose}."
     scale = options.guidance_scale if options.guidance_scale != 1 else card.teacher.guidance_scale
     return Use(options.steps, scale, "ddim", words)

@@ -1,7 +1,8 @@
 """ControlNets (arXiv 2302.05543) on a model: what they add to its UNet follows from pictures in the condition.
 
 The paper plugs the teacher's ControlNet into the student unchanged (arXiv 2312.10835, section 4.3): `controlled` puts the
-same networks on both. Several are summed, each with a scale of its own, as in diffusers' pipelines.
+same networks on both. Several are summed, each with a scale of its own, as in diffusers' pipelines. A whole conditional UNet
+(`conditional_unet`) stands in the network's own place instead, alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
 from allaprima.diffusion.schedule import expand
+from allaprima.models.adapters.conditional_unet import ConditionalUNet, fingerprint_of, is_conditional_unet
 from allaprima.models.families.family import Family
 from allaprima.models.families.sd import SDModel, run_unet
 from allaprima.models.families.sdxl import SDXLModel
@@ -26,14 +28,28 @@ from allaprima.models.multi_student import MultiStudent
 
 @dataclass(frozen=True)
 class ControlNet:
-    """One of them, in diffusers' format."""
+    """One of them, in diffusers' format; or a `ConditionalUNet`, which has one inside."""
 
     network: Any
     fingerprint: str
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is a network of its own rather than something on another."""
+        return isinstance(self.network, ConditionalUNet)
+
+    @property
+    def channels(self) -> int:
+        """Of the picture that it reads."""
+        net = self.network.encoder if self.whole else self.network
+        return int(net.config.conditioning_channels)
+
     @classmethod
     def load(cls, folder: Path) -> ControlNet:
         """Raises `ModelError` for a folder that holds no ControlNet."""
+        if is_conditional_unet(folder):
+            whole: Any = ConditionalUNet.from_pretrained(folder)
+            return cls(whole.to(memory_format=torch.channels_last), fingerprint_of(folder))
         network = load_component(folder)
         if type(network).__name__ != "ControlNetModel":
             raise ModelError(f"{folder} holds a {type(network).__name__}: a ControlNetModel is due.")
@@ -48,7 +64,7 @@ class Listening:
     @property
     def controls(self) -> tuple[int, ...]:
         """Channels that each reads."""
-        return tuple(int(net.network.config.conditioning_channels) for net in self.nets)
+        return tuple(net.channels for net in self.nets)
 
 
 @dataclass(frozen=True)
@@ -76,10 +92,41 @@ class ControlledSDXL(Listening, SDXLModel):
         return run_unet(network, x_t, t, cond.tensors["prompt_embeds"], cond.get("guidance_scale"), added, more)
 
 
+@dataclass(frozen=True)
+class ConditionalSD(Listening, SDModel):
+    """An `sd` model whose network is a `ConditionalUNet`."""
+
+    nets: tuple[ControlNet, ...] = ()
+
+    def output(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Raw output `(B, C, H, W)`, of a network that reads the picture itself."""
+        embeds = cond.tensors["prompt_embeds"]
+        return run_unet(network, x_t, t, embeds, cond.get("guidance_scale"), None, _read(cond))
+
+
+@dataclass(frozen=True)
+class ConditionalSDXL(Listening, SDXLModel):
+    """The same of an `sdxl` model."""
+
+    nets: tuple[ControlNet, ...] = ()
+
+    def output(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Raw output `(B, C, H, W)`, of a network that reads the picture itself."""
+        embeds, added = cond.tensors["prompt_embeds"], self.added(x_t, cond)
+        return run_unet(network, x_t, t, embeds, cond.get("guidance_scale"), added, _read(cond))
+
+
+def _read(cond: Condition) -> dict[str, Tensor]:
+    return {"picture": cond.tensors["control_0"], "scale": cond.tensors["control_scale"][:, 0]}
+
+
 def residuals(
     nets: Sequence[ControlNet], x_t: Tensor, t: Tensor, cond: Condition, added: Mapping[str, Tensor] | None = None
-) -> tuple[list[Tensor], Tensor]:
-    """What the ControlNets add to each of a UNet's down blocks, and to its middle: the sum over nets, each by its scale."""
+) -> dict[str, Any]:
+    """What the ControlNets add to each of a UNet's down blocks, and to its middle: the sum over nets, each by its scale.
+
+    By the names that diffusers' UNet takes it under.
+    """
     down, mid = list[Tensor](), torch.empty(0)
     x_t, t = x_t.contiguous(memory_format=torch.channels_last), t.float().to(x_t.device)
     scales = cond.tensors["control_scale"]
@@ -90,7 +137,7 @@ def residuals(
         parts = [expand(scales[:, k], b) * b for b in (*blocks, middle)]
         down = parts[:-1] if k == 0 else [a + b for a, b in zip(down, parts, strict=False)]
         mid = parts[-1] if k == 0 else mid + parts[-1]
-    return down, mid
+    return {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
 
 
 def controlled(model: Any, nets: Sequence[ControlNet]) -> Any:
@@ -98,9 +145,17 @@ def controlled(model: Any, nets: Sequence[ControlNet]) -> Any:
 
     Raises `ModelError` for a family without ControlNets, and for nets that don't fit the network.
     """
+    whole = next((net for net in nets if net.whole), None)
+    if whole is not None and (len(nets) > 1 or isinstance(model, MultiStudent)):
+        raise ModelError(
+            "a conditional UNet is a network of its own: it goes with no other net, and not on several students. Use it"
+            " alone, or make an adapter (distill conditional, options.kind=adapter)."
+        )
     if isinstance(model, MultiStudent):
         return replace(model, shell=controlled(model.shell, nets))
     kinds: dict[type, type] = {SDModel: ControlledSD, SDXLModel: ControlledSDXL}
+    if whole is not None:
+        kinds = {SDModel: ConditionalSD, SDXLModel: ConditionalSDXL}
     kind = kinds.get(type(model))
     if kind is None:
         raise ModelError(f"{type(model).__name__} takes no ControlNets: models of the families sd and sdxl do.")
@@ -108,6 +163,8 @@ def controlled(model: Any, nets: Sequence[ControlNet]) -> Any:
         _check_fits(model, net.network.config, number)
     prints = {f"controlnet.{k}": net.fingerprint for k, net in enumerate(nets)}
     parts = {f.name: getattr(model, f.name) for f in fields(model)}
+    if whole is not None:
+        parts[model.component] = whole.network
     return kind(**{**parts, "fingerprints": {**model.fingerprints, **prints}}, nets=tuple(nets))
 
 

@@ -85,12 +85,12 @@ class SDModel(FamilyBase):
 
 def run_unet(
     unet: Any, x_t: Tensor, t: Tensor, prompt_embeds: Tensor, guidance: Tensor | None = None,
-    added: Mapping[str, Tensor] | None = None, residuals: tuple[Sequence[Tensor], Tensor] | None = None,
+    added: Mapping[str, Tensor] | None = None, more: Mapping[str, Any] | None = None,
 ) -> Tensor:  # fmt: skip
     """A UNet's raw output `(B, C, H, W)`.
 
     `guidance: (B,)`: scales, for a UNet that reads them; without any they are 1. `added`: what some read beside the prompt's
-    hidden states. `residuals`: what is added to down blocks and to the middle (`adapters.controlnet`).
+    hidden states. `more`: whatever else its forward takes (`adapters.controlnet`).
     """
     told: dict[str, Any] = {}
     if (dim := guidance_dim(unet)) is not None:
@@ -100,8 +100,7 @@ def run_unet(
     if added is not None:
         # A UNet may note things in the mapping it is given.
         told["added_cond_kwargs"] = dict(added)
-    if residuals is not None:
-        told |= {"down_block_additional_residuals": residuals[0], "mid_block_additional_residual": residuals[1]}
+    told |= more or {}
     x_t, t = x_t.contiguous(memory_format=torch.channels_last), t.float().to(x_t.device)
     return unet(x_t, t, prompt_embeds, **told).sample
 
