@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,9 +26,11 @@ from allaprima.data.images import to_pil
 from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.models.card import Card, load_card
 from allaprima.models.pair import load_pair
+from allaprima.oracles.conditional import ConditionalOracle
 from allaprima.oracles.load import load_oracle
 from allaprima.oracles.oracle import Oracle
 from allaprima.tasks.inputs import Images, controls_of, edits_of
+from allaprima.tasks.kinds import OWN_NET, check_task, prepared
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -58,14 +61,24 @@ class AdaptivePipeline:
         settings: CascadeSettings | None = None,
         calibration: Calibration | None = None,
         card: Card | None = None,
+        task: str = "text-to-image",
     ) -> None:
+        """`task`: `text-to-image` (pictures may be given all the same), or one of `tasks.kinds` whose pictures must be."""
+        check_task(task)
+        self.task, self._own_net = task, False
         self.student, self.teacher, self.oracle, self.card = student, teacher, oracle, card
         self.settings = settings or CascadeSettings()
         self.calibration = calibration
 
     @classmethod
-    def from_card(cls, card: str | Path | Card = "emoji", calibration: str | Path | None = None) -> AdaptivePipeline:
+    def from_card(
+        cls, card: str | Path | Card = "emoji", calibration: str | Path | None = None, task: str = "text-to-image"
+    ) -> AdaptivePipeline:
         """Load everything a card names; `allaprima.models.card.load_card` says how it is found.
+
+        `task`: `edit`, `inpaint`, `control` or `super-resolution`. The last takes the card's net for it, inpainting too if
+        there is one, and `control` the card's first; `with_controlnets` chooses others. Raises `SettingError` when a card
+        has no net for its task.
 
         `calibration`: an artifact of `allaprima calibrate` in place of the card's own; its settings (steps, solver,
         strategy, ...) become the pipeline's. Raises `CalibrationError` when it belongs to other models.
@@ -78,10 +91,34 @@ class AdaptivePipeline:
         pipe = cls(pair.student, pair.teacher, oracle, card_settings(card), own, card)
         if calibration is not None:
             pipe.use(Calibration.load(Path(calibration)))
+        return pipe if task == "text-to-image" else pipe.for_task(task)
+
+    def for_task(self, task: str) -> AdaptivePipeline:
+        """The same models for another task, with the card's net for it (see `from_card`)."""
+        check_task(task)
+        controls = {} if self.card is None else self.card.controls
+        wanted = OWN_NET.get(task)
+        net = next((n for n, c in controls.items() if wanted is None or c.map == wanted), None)
+        needs = task in ("control", "super-resolution")
+        if needs and net is None:
+            name = "these models" if self.card is None else f"card {self.card.name!r}"
+            kind = "ControlNet" if wanted is None else f"net for the map {wanted!r}"
+            raise SettingError(
+                f"task={task!r}: {name} has no {kind}. Train one (allaprima distill conditional), or put one on with"
+                " with_controlnets."
+            )
+        own = net is not None and (needs or task in OWN_NET)
+        pipe = self.with_controlnets([net]) if own and net is not None else copy.copy(self)
+        pipe.task, pipe._own_net = task, own and wanted is not None
         return pipe
 
-    def with_controlnets(self, nets: Sequence[str | Path]) -> AdaptivePipeline:
+    def with_controlnets(
+        self, nets: Sequence[str | Path], maps: Sequence[str] | None = None, condition_weight: float = 0.0
+    ) -> AdaptivePipeline:
         """The same models with ControlNets on student and teacher: folders in diffusers' format, or names of the card's.
+
+        With a `condition_weight` the oracle counts how well a picture heeds its `maps` (`oracles.conditional`), which are
+        the card's if it knows the nets.
 
         Where the card has a net of the student's own (CoDi), the student is the teacher's network with it, in its few steps.
         Raises `ModelError` for nets that don't fit, `SettingError` for a name that the card doesn't have.
@@ -109,7 +146,11 @@ class AdaptivePipeline:
             settings = settings.changed(
                 student_steps=few.student_steps, student_solver=few.student_solver, student_guidance=few.student_guidance
             )
-        return AdaptivePipeline(student, teacher, self.oracle, settings, None, self.card)
+        oracle = self.oracle
+        if condition_weight and oracle is not None:
+            named = [known[str(n)].map if str(n) in known else "given" for n in nets] if maps is None else maps
+            oracle = ConditionalOracle(oracle, named, condition_weight)
+        return AdaptivePipeline(student, teacher, oracle, settings, None, self.card)
 
     @property
     def controls(self) -> int:
@@ -228,6 +269,13 @@ class AdaptivePipeline:
         if not changes.keys() <= known:
             bad = sorted(changes.keys() - known)[0]
             raise SettingError(f"{bad!r} is not a setting: {', '.join(sorted(known))} are.")
+        sized = self.settings.changed(**{k: v for k, v in changes.items() if k in ("height", "width")})
+        if self.task != "text-to-image":
+            image, mask_image, control_image = prepared(
+                self.task, (sized.width, sized.height), self._own_net, image, mask_image, control_image
+            )
+            if isinstance(control_image, list) and len(control_image) == 1:
+                control_image = control_image[0]
         edits = edits_of(len(prompts), image, strength, mask_image)
         if edits is not None:
             changes.setdefault("strategy", "regenerate")

@@ -71,6 +71,17 @@ def test_a_map_leads_student_and_teacher_and_is_kept(tmp_path, apple, net, capsy
     assert "--resume" in capsys.readouterr().err
 
 
+def test_the_condition_counts_in_the_score(tmp_path, apple, net, capsys):  # noqa: F811
+    args = [*RUN, apple, "red apple, noto", "--net", net, "--map", "colours", "--threshold", "-5"]
+    allaprima(*args, "--out", tmp_path / "plain")
+    allaprima(*args, "--condition-weight", "2", "--out", tmp_path / "weighed")
+    plain, weighed = rows(tmp_path / "plain")[0], rows(tmp_path / "weighed")[0]
+    assert plain["score"] + 0.5 < weighed["score"] <= plain["score"] + 2
+    capsys.readouterr()
+    allaprima("show", tmp_path / "weighed" / weighed["image"], "--repeat")
+    assert "byte-identical" in capsys.readouterr().out
+
+
 def test_rows_of_a_file(tmp_path, apple, net):  # noqa: F811
     listed = tmp_path / "rows.jsonl"
     listed.write_text(json.dumps({"image": "apple.png", "prompt": "owl, noto", "seed": 4}) + "\n")
@@ -91,6 +102,8 @@ def test_rows_of_a_file(tmp_path, apple, net):  # noqa: F811
         (["--net", "NET", "--map", "canny", "--map", "canny"], "one each"),
         (["--net", "NET", "--scale", "1", "--scale", "1"], "one each"),
         (["--net", "NET", "--scale", "-1"], "0..10"),
+        (["--net", "NET", "--condition-weight", "1"], "map='given' is not computed of a painting"),
+        (["--net", "NET", "--map", "canny", "--condition-weight", "-1"], "weight -1.0 is out of range"),
     ],
 )
 def test_bad_input_is_named_and_leaves_nothing(tmp_path, apple, net, capsys, args, says):  # noqa: F811

@@ -27,7 +27,7 @@ from allaprima.cascade.given import (
     teacher_plan,
 )
 from allaprima.cascade.job import Job, Request, Stage
-from allaprima.cascade.painter import Controlled, Painter, Reads, Routed, Scorer
+from allaprima.cascade.painter import Controlled, Painter, Reads, Routed, Scorer, ScoresGiven
 from allaprima.cascade.policy import Context, Decision, Policy
 from allaprima.cascade.settings import MAX_STEPS, CascadeSettings
 from allaprima.core.errors import SettingError
@@ -277,13 +277,19 @@ class Machine:
         if self.oracle is None:
             return [None] * len(jobs)
         try:
-            padded = self.oracle.score(self._pad(images), self._padded([j.request.prompt for j in jobs]))
+            padded = self._scores(self.oracle, jobs, self._pad(images), self._padded([j.request.prompt for j in jobs]))
         except Exception as e:
             if len(jobs) > 1:
                 return [self._look([job], images[i : i + 1])[0] for i, job in enumerate(jobs)]
             jobs[0].warning = f"the oracle failed: {type(e).__name__}: {e}"
             return [float("nan")]
         return [float(v) for v in padded[: len(jobs)]]
+
+    def _scores(self, oracle: Scorer, jobs: Sequence[Job], images: Tensor, prompts: list[str]) -> Tensor:
+        if not isinstance(oracle, ScoresGiven) or not jobs[0].request.controls:
+            return oracle.score(images, prompts)
+        given = [torch.cat([j.cond.tensors[f"control_{k}"] for j in jobs]) for k in range(len(jobs[0].request.controls))]
+        return oracle.score_given(images, prompts, [self._pad(c) for c in given])
 
     def _enter_teacher(self, job: Job) -> None:
         if job.decision is Decision.REFINE:

@@ -79,6 +79,15 @@ class Routed(Protocol):
         ...
 
 
+@runtime_checkable
+class ScoresGiven(Protocol):
+    """What else an oracle says that looks at the pictures which control (`oracles.conditional`)."""
+
+    def score_given(self, images: Tensor, prompts: Sequence[str], controls: Sequence[Tensor]) -> Tensor:
+        """`(B,)`, higher is better; `controls`: `(B, C, H, W)`, one a ControlNet."""
+        ...
+
+
 class Scorer(Protocol):
     """What the machine asks of an oracle."""
 

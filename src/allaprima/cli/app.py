@@ -178,6 +178,9 @@ def control(
         ),
     ] = None,
     scale: Annotated[list[float] | None, typer.Option(help="How much each net is heeded; default 1.")] = None,
+    condition_weight: Annotated[
+        float, typer.Option(help="Of how well a draft heeds its map (0..1), added to the oracle's score; with --threshold.")
+    ] = 0.0,
     fit: Annotated[bool, typer.Option("--fit", help="Resize and cut pictures to what the card paints.")] = False,
     card: Card = "emoji",
     out: Annotated[Path, typer.Option(help="Run folder: images/, drafts/, sources/, sheet.png.")] = Path("out"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from torch import Tensor
@@ -33,6 +34,7 @@ class ControlOptions(GenerateOptions):
     nets: tuple[str, ...]
     maps: tuple[str, ...]
     scales: tuple[float, ...]
+    condition_weight: float
     fit: bool
 
     def check(self) -> None:
@@ -42,6 +44,11 @@ class ControlOptions(GenerateOptions):
             if len(given) not in (0, max(1, len(self.nets))):
                 raise SettingError(f"{name}={list(given)!r} for {max(1, len(self.nets))} ControlNets: one each, or none.")
         check_scales(self.scales)
+        if self.condition_weight and self.mode == "adaptive" and self.threshold is None:
+            raise SettingError(
+                f"--condition-weight {self.condition_weight:g} makes another score, for which the card's threshold means"
+                " nothing: give --threshold (scores are in the run's table; --threshold 100 regenerates all)."
+            )
 
 
 def nets_of(card: Card, o: ControlOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -76,7 +83,7 @@ def prepare_controls(o: ControlOptions, console: Console) -> Plan:
         assert pipe.card is not None
         nets, maps = nets_of(pipe.card, o)
         usual = None if pipe.calibration is None else pipe.calibration.threshold
-        pipe = pipe.with_controlnets(nets)
+        pipe = pipe.with_controlnets(nets, maps, o.condition_weight)
     settings = cascade_settings(pipe.settings, o)
     policy = policy_beside(pipe, settings, usual, o, console)
     pipe.machine(settings, policy)
@@ -92,7 +99,10 @@ def prepare_controls(o: ControlOptions, console: Console) -> Plan:
             negative = row.negative_prompt or o.negative_prompt
             requests.append(Request(word.painted, seed, negative, i, controls=pictures, control_scales=o.scales))
             wordings.append(word)
-    return Plan(pipe, policy, settings, requests, wordings, tuple(nets))
+    beside: dict[str, Any] = {"nets": list(nets)}
+    if o.condition_weight:
+        beside["condition"] = {"maps": list(maps), "weight": o.condition_weight}
+    return Plan(pipe, policy, settings, requests, wordings, beside)
 
 
 def control_command(o: ControlOptions) -> None:

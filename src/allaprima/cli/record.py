@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from allaprima._version import __version__
@@ -13,21 +13,27 @@ from allaprima.cascade.result import Result
 from allaprima.cli.folder import CHUNK
 from allaprima.data.images import a1111_parameters
 
+BESIDE = ("nets", "condition")
+"""ControlNets as they were named; the oracle's maps and their weight."""
+
 
 def record(
-    result: Result, card: str, mode: str, asked: str, fingerprints: dict[str, str], policy: Policy, nets: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Everything that made a picture; no times of day and no seconds, so equal runs give equal bytes."""
+    result: Result, card: str, mode: str, asked: str, fingerprints: dict[str, str], policy: Policy,
+    beside: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that made a picture; no times of day and no seconds, so equal runs give equal bytes.
+
+    `beside`: what was put on the card's models, of `BESIDE`.
+    """
     row = result.row()
     extra: dict[str, Any] = {} if asked == result.request.prompt else {"asked": asked}
     if not isinstance(policy, ThresholdPolicy | AlwaysPolicy | SteeredThreshold):
         # Mode and this picture's own threshold tell those; any other must come along, or it can't be painted again.
         extra["policy"] = policy_to_dict(policy)
-    if nets:
-        extra["nets"] = list(nets)
     return {
         **row,
         **extra,
+        **(beside or {}),
         "card": card,
         "mode": mode,
         "settings": result.settings.to_dict(),

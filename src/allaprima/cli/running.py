@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,8 +62,8 @@ class Plan:
     settings: CascadeSettings
     requests: Sequence[Request]
     wordings: Sequence[Wording]
-    nets: tuple[str, ...] = ()
-    """ControlNets, as they were named."""
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """What was put on the card's models, as accounts tell it (`record.BESIDE`)."""
 
 
 def identity(plan: Plan, o: RunOptions) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def paint(plan: Plan, o: RunOptions, console: Console) -> None:
         seen = accepted = 0
         for result in plan.pipe.stream(todo, plan.settings, plan.policy):
             asked = plan.wordings[result.request.index].asked
-            account = record(result, o.card, o.mode, asked, prints, plan.policy, plan.nets)
+            account = record(result, o.card, o.mode, asked, prints, plan.policy, plan.beside)
             save_result(folder, result, account)
             accounts[result.request.index] = account
             if watch is not None:

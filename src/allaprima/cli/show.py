@@ -13,7 +13,7 @@ from allaprima.cascade.job import Request
 from allaprima.cascade.policy import policy_from_dict
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.cli.folder import CHUNK, RunFolder
-from allaprima.cli.record import chunks, record
+from allaprima.cli.record import BESIDE, chunks, record
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.data.images import png_bytes, read_chunks, read_exactly, to_pil, write_bytes_atomically
 from allaprima.tasks.edit import Edit, Picture
@@ -72,7 +72,8 @@ def paint_again(account: dict[str, Any], run: Path) -> bytes:
 
     pipe = AdaptivePipeline.from_card(account["card"])
     if "nets" in account:
-        pipe = pipe.with_controlnets(account["nets"])
+        condition = account.get("condition", {"maps": None, "weight": 0.0})
+        pipe = pipe.with_controlnets(account["nets"], condition["maps"], condition["weight"])
     prints = pipe.fingerprints()
     for name, value in account["fingerprints"].items():
         if prints.get(name) != value:
@@ -94,5 +95,6 @@ def paint_again(account: dict[str, Any], run: Path) -> bytes:
     if result.image is None:
         raise ModelError(f"it could not be painted again: {result.error}")
     asked = account.get("asked", account["prompt"])
-    made = record(result, account["card"], account["mode"], asked, prints, policy, account.get("nets", ()))
+    beside = {k: account[k] for k in BESIDE if k in account}
+    made = record(result, account["card"], account["mode"], asked, prints, policy, beside)
     return png_bytes(to_pil(result.image), chunks(made))

@@ -34,8 +34,18 @@ def canny(image: Tensor, sigma: float = 1.0) -> Tensor:
 
 def colours(image: Tensor, count: int = COLOURS) -> Tensor:
     """Areas of few flat colours, like a segmentation's: what is small is smoothed away, then `count` colours are left."""
-    smooth = to_pil(image).filter(ImageFilter.MedianFilter(5))
-    return as_tensor(smooth.quantize(count, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).convert("RGB"))
+    return as_tensor(
+        _median(image).quantize(count, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).convert("RGB")
+    )
+
+
+def smooth(image: Tensor) -> Tensor:
+    """Areas without what is small: what `colours` takes its colours of."""
+    return as_tensor(_median(image))
+
+
+def _median(image: Tensor) -> Image.Image:
+    return to_pil(image).filter(ImageFilter.MedianFilter(5))
 
 
 def low_resolution(image: Tensor, factor: int = FACTOR) -> Tensor:
