@@ -22,6 +22,7 @@ from allaprima.cascade.run import run
 from allaprima.cascade.settings import CascadeSettings, make_sigma
 from allaprima.core.cost import Cost
 from allaprima.core.errors import CalibrationError, PromptError, SettingError
+from allaprima.data.control_maps import GIVEN
 from allaprima.data.images import to_pil
 from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.models.card import Card, load_card
@@ -148,7 +149,7 @@ class AdaptivePipeline:
             )
         oracle = self.oracle
         if condition_weight and oracle is not None:
-            named = [known[str(n)].map if str(n) in known else "given" for n in nets] if maps is None else maps
+            named = [known[str(n)].map if str(n) in known else GIVEN for n in nets] if maps is None else maps
             oracle = ConditionalOracle(oracle, named, condition_weight)
         return AdaptivePipeline(student, teacher, oracle, settings, None, self.card)
 

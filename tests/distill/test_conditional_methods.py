@@ -10,12 +10,12 @@ from tiny_folders import SIZE, card
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.cli.distill import distill_command
 from allaprima.core.errors import ModelError, SettingError, TrainingError
-from allaprima.data.control_maps import HOLE, MAPS, random_mask, training_map, with_hole
+from allaprima.data.control_maps import GIVEN, HOLE, MAPS, random_mask, training_map, with_hole
 from allaprima.distill.losses.conditional import conditional_loss
 from allaprima.distill.methods.adapters import Adapted, draw_with_map, fresh_net
 from allaprima.distill.methods.common import Bench
 from allaprima.distill.recipe import Recipe
-from allaprima.distill.training_data import read_latents
+from allaprima.distill.training_data import TrainingData, read_latents
 from allaprima.models.card import load_card
 from allaprima.models.pair import load_pair
 from allaprima.pipeline import AdaptivePipeline, card_settings
@@ -278,3 +278,29 @@ def test_a_full_training_leaves_a_card_that_paints_and_goes_on(world, tmp_path, 
         fresh_net(bench, HOLE)
     with pytest.raises(ModelError, match="goes with no other net"):
         pipe_of(made).with_controlnets([out / "controlnet", out / "controlnet"])
+
+
+def test_what_comes_with_the_data_is_read(world, tmp_path):
+    """The map `given`: instructions ("make it blue") with the picture they change, or depths."""
+    _, path, data = world
+    own = tmp_path / "paired.safetensors"
+    tensors = load_file(data)
+    tensors["controls"] = 255 - tensors["pictures"]
+    save_file(tensors, own, metadata={"captions": json.dumps([f"make it {k}" for k in range(6)])})
+    paired = (world[0], path, own)
+    bench = bench_of(paired, tmp_path)
+    _, cond = draw_with_map(bench, GIVEN, 0.0, torch.Generator().manual_seed(1))
+    index = torch.randint(6, (2,), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(cond.tensors["control_0"], tensors["controls"][index].float() / 255)
+    kept = bench.data.keep(torch.arange(6) > 3)
+    assert torch.equal(kept.controls, tensors["controls"][4:])
+    assert bench.data.identity != read_latents(data).identity
+    out = distil(paired, "conditional", tmp_path / "out", "options.map=given")
+    pipe = pipe_of(load_card(out)).with_controlnets([GIVEN])
+    given = {"seed": 1, "mode": "student-only"}
+    one, other = (pipe("make it 1", **given, control_image=torch.rand(3, SIZE, SIZE)) for _ in range(2))
+    assert not torch.equal(one.results[0].image, other.results[0].image)
+    with pytest.raises(TrainingError, match="nothing does"):
+        distil(world, "conditional", tmp_path / "none", "options.map=given")
+    with pytest.raises(TrainingError, match="5 controls for 6 latents"):
+        TrainingData(**{**vars(bench.data), "controls": tensors["controls"][:5]})

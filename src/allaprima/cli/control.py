@@ -15,7 +15,7 @@ from allaprima.cli.edit import check_asked, read_file, rows_of
 from allaprima.cli.generate import GenerateOptions, cascade_settings, policy_beside, words_for
 from allaprima.cli.running import Plan, paint
 from allaprima.core.errors import SettingError
-from allaprima.data.control_maps import HOLE, MAPS, control_map, with_hole
+from allaprima.data.control_maps import GIVEN, HOLE, MAPS, control_map, with_hole
 from allaprima.data.edits import EditRow
 from allaprima.models.card import Card
 from allaprima.pipeline import AdaptivePipeline
@@ -56,8 +56,8 @@ def nets_of(card: Card, o: ControlOptions) -> tuple[tuple[str, ...], tuple[str, 
     nets = o.nets or tuple(card.controls)[:1]
     if not nets:
         raise SettingError(f"card {card.name!r} has no ControlNet: give --net FOLDER, in diffusers' format, and --map.")
-    maps = o.maps or tuple(card.controls[n].map if n in card.controls else "given" for n in nets)
-    odd = next((m for m in maps if m not in (*MAPS, HOLE, "given")), None)
+    maps = o.maps or tuple(card.controls[n].map if n in card.controls else GIVEN for n in nets)
+    odd = next((m for m in maps if m not in (*MAPS, HOLE, GIVEN)), None)
     if odd is not None:
         known = ", ".join((*MAPS, HOLE))
         raise SettingError(f"map={odd!r} is not computed here, {known} are: --map given takes the picture itself.")
@@ -68,7 +68,7 @@ def read_map(row: EditRow, size: tuple[int, int], fit: bool, name: str) -> Tenso
     """The map of a row's picture, or the picture if it is the map. Raises `SettingError` for a hole without a mask."""
     image = read_file(row.image, size, fit, mask=False)
     if name != HOLE:
-        return image if name == "given" else control_map(name, image)
+        return image if name == GIVEN else control_map(name, image)
     if row.mask is None:
         raise SettingError(f"{row.image}: the map 'hole' needs a mask, white where the picture is missing. Give --mask.")
     return with_hole(image, read_file(row.mask, size, fit, mask=True))

@@ -14,11 +14,11 @@ from rich.progress import Progress as Bar
 from torch import nn
 
 from allaprima.cascade.settings import CascadeSettings
-from allaprima.data.control_maps import training_map
 from allaprima.data.images import save_png, to_pil
 from allaprima.data.sheet import SheetRow, contact_sheet
 from allaprima.distill.devices import Devices
 from allaprima.distill.loop import Progress
+from allaprima.distill.methods.adapters import shown
 from allaprima.distill.methods.common import Use
 from allaprima.distill.training_data import TrainingData
 from allaprima.models.card import Card
@@ -44,10 +44,9 @@ def sample_grid(student: Any, use: Use, card: Card, prompts: Sequence[str], titl
 @torch.inference_mode()
 def adapter_grid(card: Card, kind: str, data: TrainingData, mode: str) -> Any:
     """Maps of a few pictures of the data beside what is painted with them, the same seeds each time: a PIL image."""
-    assert data.pictures is not None
     g, count = torch.Generator().manual_seed(0), min(SAMPLES, len(data))
     index = [i * len(data) // count for i in range(count)]
-    maps = [training_map(kind, data.pictures[i].float() / 255, g) for i in index]
+    maps = [shown(data, kind, i, g) for i in index]
     prompts = [data.captions[int(data.caption_of[i])] for i in index]
     pair = load_pair(card)
     pipe = AdaptivePipeline(pair.student, pair.teacher, None, card_settings(card), None, card).with_controlnets([kind])

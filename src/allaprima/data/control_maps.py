@@ -75,6 +75,8 @@ MAPS: Mapping[str, Callable[[Tensor], Tensor]] = {"canny": canny, "colours": col
 """What is computed from the picture alone, by name."""
 HOLE = "hole"
 """The map that needs a mask as well; of four channels."""
+GIVEN = "given"
+"""The map that is no map of ours: whatever picture comes is what the network reads."""
 
 
 def control_map(name: str, image: Tensor) -> Tensor:

@@ -44,6 +44,9 @@ class TrainingData:
     """Hash of latents and captions: part of a training's recipe."""
     pictures: Tensor | None = None
     """`(N, 3, H, W)` uint8, for methods whose networks read something made of the picture; else None."""
+    controls: Tensor | None = None
+    """`(N, C, H, W)` uint8, what a network reads that isn't made of the picture (the map `given`): depths, or the pictures
+    that an instruction changes; else None."""
 
     def __post_init__(self) -> None:
         n, m = len(self.latents), len(self.captions)
@@ -53,8 +56,9 @@ class TrainingData:
                 " or more pictures, a caption each and a condition a caption are due. Encode the data again."
             )
 
-        if self.pictures is not None and len(self.pictures) != n:
-            raise TrainingError(f"{len(self.pictures)} pictures for {n} latents: one each is due. Encode the data again.")
+        for name, given in (("pictures", self.pictures), ("controls", self.controls)):
+            if given is not None and len(given) != n:
+                raise TrainingError(f"{len(given)} {name} for {n} latents: one each is due. Encode the data again.")
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -75,14 +79,16 @@ class TrainingData:
         used, place = of.unique(return_inverse=True)
         captions = tuple(self.captions[i] for i in used.tolist())
         latents = self.latents[mask]
-        pictures = None if self.pictures is None else self.pictures[mask]
-        identity = identity_of(latents, captions, place)
-        return TrainingData(latents, self.conditions.rows(used), place, captions, identity, pictures)
+        pictures, controls = (None if x is None else x[mask] for x in (self.pictures, self.controls))
+        identity = identity_of(latents, captions, place, controls)
+        return TrainingData(latents, self.conditions.rows(used), place, captions, identity, pictures, controls)
 
 
-def identity_of(latents: Tensor, captions: Sequence[str], caption_of: Tensor) -> str:
-    """A hash of what is trained on; conditions follow from captions and are left out."""
+def identity_of(latents: Tensor, captions: Sequence[str], caption_of: Tensor, controls: Tensor | None = None) -> str:
+    """A hash of what is trained on; conditions follow from captions and are left out, and pictures from latents."""
     h = hashlib.sha256(latents.contiguous().numpy().tobytes())
+    if controls is not None:
+        h.update(controls.contiguous().numpy().tobytes())
     h.update(json.dumps([list(captions), caption_of.tolist()]).encode())
     return h.hexdigest()[:16]
 
@@ -158,14 +164,15 @@ def read_latents(path: Path) -> TrainingData:
     """Latents and embeddings made elsewhere: a safetensors with `latents (N, C, h, w)` and `prompt_embeds (N, L, D)`.
 
     Whatever else the family reads of a prompt (`pooled`, ...) is there under its name, N rows each.
-    `pictures (N, 3, H, W)` uint8 are those of the latents, for methods that look at them. Metadata `captions`, a JSON list
+    `pictures (N, 3, H, W)` uint8 are those of the latents, for methods that look at them; `controls (N, C, H, W)` uint8 are
+    what a conditional network is shown instead (the map `given`). Metadata `captions`, a JSON list
     of N strings, is optional. Raises `TrainingError` for anything else.
     """
     try:
         with safe_open(path, "pt") as f:
             meta = f.metadata() or {}
         tensors = load_file(path)
-        latents, pictures = tensors.pop("latents"), tensors.pop("pictures", None)
+        latents, pictures, controls = tensors.pop("latents"), tensors.pop("pictures", None), tensors.pop("controls", None)
         conditions = Condition({"prompt_embeds": tensors["prompt_embeds"], **tensors})
         captions = tuple(json.loads(meta["captions"])) if "captions" in meta else tuple(map(str, range(len(latents))))
     except Exception as e:
@@ -173,4 +180,5 @@ def read_latents(path: Path) -> TrainingData:
             f"{path} cannot be read: {e}. A safetensors with latents (N, C, h, w) and prompt_embeds (N, L, D) is due."
         ) from e
     of = torch.arange(len(latents))
-    return TrainingData(latents, conditions, of, captions, identity_of(latents, captions, of), pictures)
+    identity = identity_of(latents, captions, of, controls)
+    return TrainingData(latents, conditions, of, captions, identity, pictures, controls)

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from allaprima.core.errors import SettingError, TrainingError
 from allaprima.core.types import Condition, Samples, Times
-from allaprima.data.control_maps import HOLE, MAPS, channels_of, training_map
+from allaprima.data.control_maps import GIVEN, HOLE, MAPS, channels_of, training_map
 from allaprima.diffusion.denoiser import NetworkDenoiser
 from allaprima.diffusion.guidance import ClassifierFreeGuidance
 from allaprima.distill.methods.common import Bench, trainable
 from allaprima.distill.network import folder_of
+from allaprima.distill.training_data import TrainingData
 from allaprima.models.adapters.conditional_unet import ConditionalUNet
 from allaprima.models.adapters.controlnet import ControlNet, controlled
 from allaprima.models.latents import downsampling
@@ -28,8 +29,7 @@ def fresh_net(bench: Bench, name: str, full: bool = False) -> nn.Module:
     `full`: a `ConditionalUNet` instead, whose mu changes nothing yet. Raises `SettingError` for an unknown map, a family
     without ControlNets, or a start of another kind or that reads another map's channels.
     """
-    if name != HOLE and name not in MAPS:
-        raise SettingError(f"map={name!r} is not known: {', '.join((*MAPS, HOLE))} are.")
+    channels = channels_read(bench.data, name)
     teacher: Any = bench.teacher
     if teacher.component != "unet":
         raise SettingError(f"{type(teacher).__name__} takes no ControlNets: teachers of the families sd and sdxl do.")
@@ -37,10 +37,10 @@ def fresh_net(bench: Bench, name: str, full: bool = False) -> nn.Module:
         raise SettingError("lora, network and width are about a student's own weights: leave them out for a ControlNet.")
     if bench.recipe.start is not None:
         net = ControlNet.load(folder_of(bench.recipe.start, "controlnet"))
-        if net.channels != channels_of(name) or net.whole != full:
+        if net.channels != channels or net.whole != full:
             raise SettingError(
                 f"start is {'a conditional UNet' if net.whole else 'an adapter'} that reads pictures of {net.channels}"
-                f" channels; {'a conditional UNet' if full else 'an adapter'} for the map {name!r} ({channels_of(name)}"
+                f" channels; {'a conditional UNet' if full else 'an adapter'} for the map {name!r} ({channels}"
                 " channels) is due: start from a net of the same kind and map, or from none."
             )
         return trainable(net.network, bench.recipe.loop)
@@ -50,18 +50,51 @@ def fresh_net(bench: Bench, name: str, full: bool = False) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(bench.recipe.loop.seed)
         if full:
-            made: Any = ConditionalUNet.from_unet(teacher.network, channels_of(name), EMBEDDING[: halvings + 1])
+            made: Any = ConditionalUNet.from_unet(teacher.network, channels, EMBEDDING[: halvings + 1])
         else:
             made = ControlNetModel.from_unet(
                 teacher.network, conditioning_embedding_out_channels=EMBEDDING[: halvings + 1],
-                conditioning_channels=channels_of(name),
+                conditioning_channels=channels,
             )  # fmt: skip
     return trainable(made, bench.recipe.loop)
 
 
+def channels_read(data: TrainingData, name: str) -> int:
+    """Of what a network of that map reads. Raises `SettingError` for an unknown map, `TrainingError` for data without it."""
+    if name == GIVEN:
+        return _given(data).shape[1]
+    if name != HOLE and name not in MAPS:
+        raise SettingError(f"map={name!r} is not known: {', '.join((*MAPS, HOLE, GIVEN))} are.")
+    return channels_of(name)
+
+
+def _given(data: TrainingData) -> Tensor:
+    if data.controls is None:
+        raise TrainingError(
+            "the map 'given' is what comes with the data, and nothing does: a safetensors with `controls (N, C, H, W)`"
+            " uint8 beside `latents` is due."
+        )
+    return data.controls
+
+
+def shown(data: TrainingData, name: str, i: int, g: torch.Generator) -> Tensor:
+    """What a network that learns the map of that name is shown for row `i`: `(C, H, W)` in [0, 1].
+
+    Raises `TrainingError` for data without what it takes.
+    """
+    if name == GIVEN:
+        return _given(data)[i].float() / 255
+    if data.pictures is None:
+        raise TrainingError(
+            "the data holds latents only, and this method looks at pictures: give a folder of pictures, or a safetensors"
+            " with `pictures (N, 3, H, W)` uint8 beside `latents`."
+        )
+    return training_map(name, data.pictures[i].float() / 255, g)
+
+
 def _factor(bench: Bench) -> int:
     """Pixels a latent, along one side."""
-    pictures = bench.data.pictures
+    pictures = bench.data.controls if bench.data.pictures is None else bench.data.pictures
     if pictures is None:
         return downsampling(bench.teacher.vae.config)
     return int(pictures.shape[-1] // bench.data.latents.shape[-1])
@@ -73,15 +106,10 @@ def draw_with_map(bench: Bench, name: str, drop: float, g: torch.Generator) -> t
     Raises `TrainingError` for data without pictures.
     """
     data, batch = bench.data, bench.recipe.loop.train_batch_size
-    if data.pictures is None:
-        raise TrainingError(
-            "the data holds latents only, and this method looks at pictures: give a folder of pictures, or a safetensors"
-            " with `pictures (N, 3, H, W)` uint8 beside `latents`."
-        )
     index = torch.randint(len(data), (batch,), generator=g)
     latents, cond = data.rows(index)
     cond = cond.replaced(torch.rand(batch, generator=g) < drop, bench.null)
-    maps = torch.stack([training_map(name, data.pictures[i].float() / 255, g) for i in index.tolist()])
+    maps = torch.stack([shown(data, name, i, g) for i in index.tolist()])
     told = {"control_0": maps, "control_scale": torch.ones(batch, 1)}
     device = bench.devices.device
     return latents.to(device), Condition({**cond.tensors, **told}).to(device)

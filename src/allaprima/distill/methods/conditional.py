@@ -30,7 +30,8 @@ class Options(Strict):
     """Of the method; defaults are the paper's."""
 
     map: str = "low-resolution"
-    """The task: `low-resolution` (super-resolution), `hole` (inpainting), `canny`, `colours`."""
+    """The task: `low-resolution` (super-resolution), `hole` (inpainting), `canny`, `colours`; `given`: what comes with
+    the data, such as the picture that an instruction changes."""
     kind: Literal["adapter", "full"] = "adapter"
     """What learns: an adapter on the frozen base, or a whole conditional UNet (`models.adapters.conditional_unet`)."""
     predictor: Predictor = "prev"

@@ -23,7 +23,8 @@ class Options(Strict):
     """Of the method."""
 
     map: str = "canny"
-    """What it reads: `canny`, `colours`, `low-resolution`, or `hole` (a picture with a mask cut out, and the mask)."""
+    """What it reads: `canny`, `colours`, `low-resolution`, `hole` (a picture with a mask cut out, and the mask), or
+    `given` (what comes with the data)."""
     snr_limit: float | None = Field(default=5.0, gt=0)
     """lambda_t = min(SNR, limit), min-SNR's; null weighs all times alike."""
     drop: float = Field(default=0.1, ge=0, lt=1)
