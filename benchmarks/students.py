@@ -140,9 +140,9 @@ def make_data(tar: Path, out: Path) -> None:
     print(f"{len(captions)} pictures -> {out / 'latents.safetensors'}")
 
 
-def train(names: Sequence[str], out: Path) -> None:
+def train(names: Sequence[str], out: Path, trainings: Sequence[Training] = TRAININGS) -> None:
     """Run the trainings that aren't done; each is resumable by itself."""
-    known = {t.name: t for t in TRAININGS}
+    known = {t.name: t for t in trainings}
     odd = [n for n in names if n not in known]
     if odd:
         raise SettingError(f"training {odd[0]!r} is not known: {', '.join(known)} are.")
