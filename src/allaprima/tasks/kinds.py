@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
@@ -63,7 +63,7 @@ def _shares(task: str, name: str) -> bool:
     return name == "control_image" and task in ("edit", "inpaint")
 
 
-def _several(given: Any) -> Sequence[Any]:
+def _several(given: Any) -> list[Any]:
     return list(given) if isinstance(given, list | tuple) else [given]
 
 
