@@ -9,6 +9,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
@@ -82,10 +83,39 @@ def transformer(folder):
     ).save_pretrained(folder)  # fmt: skip
 
 
-def model(family, folder, seed=0, t5=False, **index):
+def flux(folder, tokens, dev):
+    """A model as FLUX.1 dev is, or schnell: without guidance to read, and without a shift."""
+    by_size = {"base_image_seq_len": 4, "max_image_seq_len": 64} if dev else {}
+    FlowMatchEulerDiscreteScheduler(shift=3.0 if dev else 1.0, use_dynamic_shifting=dev, **by_size).save_pretrained(
+        folder / "scheduler"
+    )
+    autoencoder(folder / "vae", scaling_factor=0.36, shift_factor=0.11)
+    FluxTransformer2DModel(
+        in_channels=16, num_layers=2, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=16, pooled_projection_dim=8, guidance_embeds=dev, axes_dims_rope=(2, 2, 4),
+    ).save_pretrained(folder / "transformer")  # fmt: skip
+    clip(folder / "text_encoder", tokens, projected=False)
+    vocab = t5_tokenizer(folder / "tokenizer_2")
+    T5EncoderModel(T5Config(vocab_size=vocab, d_model=16, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(
+        folder / "text_encoder_2"
+    )
+    named = {
+        "_class_name": "FluxPipeline", "vae": ["diffusers", "AutoencoderKL"], "tokenizer": ["transformers", "CLIPTokenizer"],
+        "text_encoder": ["transformers", "CLIPTextModel"], "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "tokenizer_2": ["transformers", "T5Tokenizer"], "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"], "image_encoder": [None, None],
+        "feature_extractor": [None, None],
+    }  # fmt: skip
+    (folder / "model_index.json").write_text(json.dumps(named))
+    return folder
+
+
+def model(family, folder, seed=0, t5=False, dev=True, **index):
     """Write a model; returns its folder. `index`: further entries of `model_index.json`."""
     torch.manual_seed(seed)
     tokens = clip_tokenizer(folder / "tokenizer")
+    if family == "flux":
+        return flux(folder, tokens, dev)
     clip(folder / "text_encoder", tokens, projected=family == "sd3")
     named = {"vae": ["diffusers", "AutoencoderKL"], "tokenizer": ["transformers", "CLIPTokenizer"]}
     if family == "sd":
@@ -137,7 +167,7 @@ def card(family, folder, **model_changes):
     raw = {
         "name": f"tiny-{family}", "family": family, "description": "random", "height": SIZE, "width": SIZE,
         "student": {**side, "steps": 2, "solver": "consistency", "share": list(FAMILIES[family].shared)},
-        "teacher": {**side, "steps": 3, "solver": "dpm_solver" if family != "sd3" else "euler"},
+        "teacher": {**side, "steps": 3, "solver": "dpm_solver" if family in ("sd", "sdxl") else "euler"},
         "oracle": {"kind": "dual_encoder", "source": "none", "license": "Apache-2.0"},
         "text": {"max_length": LENGTH, "max_sequence_length": 8},
     }  # fmt: skip

@@ -27,7 +27,7 @@ from allaprima.cascade.given import (
     teacher_plan,
 )
 from allaprima.cascade.job import Job, Request, Stage
-from allaprima.cascade.painter import Controlled, Painter, Reads, Routed, Scorer, ScoresGiven
+from allaprima.cascade.painter import Controlled, Painter, Reads, Routed, Scorer, ScoresGiven, Sized
 from allaprima.cascade.policy import Context, Decision, Policy
 from allaprima.cascade.settings import MAX_STEPS, CascadeSettings
 from allaprima.core.errors import SettingError
@@ -35,6 +35,7 @@ from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import GuidanceInterval, GuidedDenoiser
 from allaprima.diffusion.rollback import rollback, start_time
+from allaprima.diffusion.schedule import Schedule
 from allaprima.diffusion.solvers import make_solver
 from allaprima.diffusion.solvers.solver import Solver, Step
 
@@ -80,7 +81,7 @@ class Machine:
         self._clock = time.perf_counter
         self._routed = student if isinstance(student, Routed) else None
         self._student = self._hand(STUDENT, student, s.student_solver, s.student_steps, s.student_guidance)
-        start = start_time(teacher.schedule, s.sigma)
+        start = start_time(self._schedule(teacher), s.sigma)
         args = ("teacher", teacher, s.teacher_solver, s.teacher_steps, s.teacher_guidance, s.teacher_guidance_interval)
         self._refine = self._hand(*args, start, s.teacher_last_time)
         self._regenerate = self._hand(*args, None, s.teacher_last_time)
@@ -91,12 +92,16 @@ class Machine:
         """How many students share the drafts: a batch holds those of one, so that many drafts are due to fill batches."""
         return 1 if self._routed is None else self._routed.students
 
-    @staticmethod
+    def _schedule(self, painter: Painter) -> Schedule:
+        """A painter's, for the size of this run."""
+        sized = isinstance(painter, Sized)
+        return painter.schedule_at(self.settings.height, self.settings.width) if sized else painter.schedule
+
     def _hand(
-        name: str, painter: Painter, solver: str, steps: int, guidance: float, interval: GuidanceInterval | None = None,
-        start: float | None = None, last_time: float | None = None,
+        self, name: str, painter: Painter, solver: str, steps: int, guidance: float,
+        interval: GuidanceInterval | None = None, start: float | None = None, last_time: float | None = None,
     ) -> _Hand:  # fmt: skip
-        made = make_solver(solver, painter.schedule, **({} if last_time is None else {"last_time": last_time}))
+        made = make_solver(solver, self._schedule(painter), **({} if last_time is None else {"last_time": last_time}))
         return _Hand(name, painter, painter.denoiser, made, made.plan(steps, start), guidance, interval)
 
     def check(self, request: Request) -> None:

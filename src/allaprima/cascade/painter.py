@@ -56,6 +56,15 @@ class Reads(Protocol):
 
 
 @runtime_checkable
+class Sized(Protocol):
+    """What else a painter says whose schedule depends on the size (`models.families.flux`)."""
+
+    def schedule_at(self, height: int, width: int) -> Schedule:
+        """The schedule for pictures of a size, in pixels."""
+        ...
+
+
+@runtime_checkable
 class Controlled(Protocol):
     """What else a painter says that has ControlNets (`models.adapters.controlnet`)."""
 

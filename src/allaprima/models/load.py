@@ -18,6 +18,7 @@ from allaprima.core.folder import weight_files as weight_files
 CLASSES: Mapping[str, str] = {
     "UNet2DConditionModel": "diffusers.models.unets.unet_2d_condition",
     "SD3Transformer2DModel": "diffusers.models.transformers.transformer_sd3",
+    "FluxTransformer2DModel": "diffusers.models.transformers.transformer_flux",
     "ControlNetModel": "diffusers.models.controlnets.controlnet",
     "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
     "AutoencoderDC": "diffusers.models.autoencoders.autoencoder_dc",

@@ -148,6 +148,12 @@ def combined(fingerprints: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(dict(fingerprints), sort_keys=True).encode()).hexdigest()[:16]
 
 
+def reads_guidance(network: Any) -> bool:
+    """Whether a network reads its guidance scale: embedded beside the time, as LCM's UNets and FLUX.1 dev do."""
+    config = getattr(getattr(network, "module", network), "config", None)
+    return guidance_dim(network) is not None or bool(getattr(config, "guidance_embeds", False))
+
+
 def guidance_dim(network: Any) -> int | None:
     """Width of the guidance embedding that a network reads beside the time; None if guidance stays outside of it."""
     # A wrapper of parallel training hides the config, but not the network.
@@ -156,7 +162,7 @@ def guidance_dim(network: Any) -> int | None:
 
 def guidance_for(network: Any, denoiser: Denoiser) -> GuidedDenoiser:
     """The guidance that a network's denoiser needs: embedded if the network reads it, classifier-free otherwise."""
-    return ClassifierFreeGuidance(denoiser) if guidance_dim(network) is None else EmbeddedGuidance(denoiser)
+    return EmbeddedGuidance(denoiser) if reads_guidance(network) else ClassifierFreeGuidance(denoiser)
 
 
 def guided(model: Family) -> GuidedDenoiser:
