@@ -30,7 +30,7 @@ CASES = [
     ("tsm", {}),
     ("distribution_matching", {"generator_every": 1, "pairs": 4, "pairs_steps": 2}),
     ("distribution_matching", {"generator_every": 2, "steps": 2}),
-    ("adversarial", {"generator_every": 1, "head_channels": 8}),
+    ("adversarial", {"generator_every": 1, "head_channels": 8, "head_learning_rate": 1e-2}),
 ]
 
 
@@ -62,6 +62,18 @@ def test_guidance_outside_its_interval_is_another(tmp_path):
     assert torch.equal(weights(run(tmp_path / "b", "distribution_matching", none)), plain)
     half = {**options, "guidance_interval": [500, 1000], "guidance_outside": 1.0}
     assert not torch.equal(weights(run(tmp_path / "c", "distribution_matching", half)), plain)
+
+
+def test_times_of_the_gradient_are_those_asked_for(tmp_path):
+    """The paper's range said aloud changes nothing, another does, and a falling one is refused."""
+    options = {"generator_every": 1}
+    plain = weights(run(tmp_path / "a", "distribution_matching", options))
+    said = {**options, "matching_times": [0.02, 0.98]}
+    assert torch.equal(weights(run(tmp_path / "b", "distribution_matching", said)), plain)
+    high = {**options, "matching_times": [0.5, 0.98]}
+    assert not torch.equal(weights(run(tmp_path / "c", "distribution_matching", high)), plain)
+    with pytest.raises(SettingError, match="two rising shares"):
+        run(tmp_path / "d", "distribution_matching", {**options, "matching_times": [0.9, 0.1]})
 
 
 def test_the_end_of_a_trajectory_is_the_ddim_solvers():

@@ -21,6 +21,8 @@ from allaprima.diffusion.schedule import Schedule
 from allaprima.distill.generators import RenoisedChain
 from allaprima.distill.losses import adversarial
 from allaprima.distill.losses.distribution_matching import (
+    HIGH,
+    LOW,
     draw_matching_times,
     matching_gradient,
     matching_loss,
@@ -82,6 +84,8 @@ class DistributionMatching:
     """Of the fake score's denoising loss, by time."""
     regression: Regression | None = None
     adversary: Adversary | None = None
+    matching_times: tuple[float, float] = (LOW, HIGH)
+    """Shares of the schedule between which the gradient is taken."""
     whole_times: bool = False
     """Integer times only, for networks trained on those."""
     device: torch.device | str = "cpu"
@@ -90,6 +94,11 @@ class DistributionMatching:
     def __post_init__(self) -> None:
         if self.batch < 1 or any(n < 1 for n in self.shape):
             raise SettingError(f"batch={self.batch}, shape={tuple(self.shape)}: numbers of at least 1 are due.")
+        if not 0 <= self.matching_times[0] < self.matching_times[1] <= 1:
+            raise SettingError(
+                f"matching_times={self.matching_times!r}: two rising shares of the schedule in [0, 1] are due; the paper's"
+                f" are {LOW}, {HIGH}."
+            )
         if self.regression is not None and len(self.chain.times) > 1:
             raise SettingError(
                 f"regression with a chain of {len(self.chain.times)} steps: a pair's noise fixes its picture only for"
@@ -106,7 +115,7 @@ class DistributionMatching:
         """Distribution matching, plus regression and adversarial loss where asked for."""
         x, cond = self.generate(networks["generator"], g)
         fake, real = self._bound(self.denoiser(networks["fake_score"]), cond), self._bound(self.teacher, cond)
-        t = draw_matching_times(self.schedule, len(x), g, self.whole_times)
+        t = draw_matching_times(self.schedule, len(x), g, self.whole_times, *self.matching_times)
         total = matching_loss(x, matching_gradient(x, fake, real, self.schedule, self._noise(len(x), g), t))
         if self.adversary is not None:
             loss = adversarial.generator_loss(self._logits(self.adversary, networks, x, cond, g))

@@ -26,9 +26,11 @@ LOW, HIGH = 0.02, 0.98
 """Shares of the schedule between which the gradient's times lie: at its ends one of the scores says nothing."""
 
 
-def draw_matching_times(schedule: Schedule, n: int, generator: torch.Generator, whole: bool = False) -> Times:
-    """`(n,)` times for the gradient, uniform in [.02, .98] of the schedule; the fake score is taught on all."""
-    return draw_times(schedule, n, generator, LOW, HIGH, whole)
+def draw_matching_times(
+    schedule: Schedule, n: int, generator: torch.Generator, whole: bool = False, low: float = LOW, high: float = HIGH
+) -> Times:
+    """`(n,)` times for the gradient, uniform in [low, high] of the schedule; the fake score is taught on all."""
+    return draw_times(schedule, n, generator, low, high, whole)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from allaprima.diffusion.solvers import make_solver
 from allaprima.distill.distribution_matching import Adversary, DistributionMatching, Pairs, Regression
 from allaprima.distill.generators import RenoisedChain
 from allaprima.distill.losses.adversarial import DiscriminatorHead
+from allaprima.distill.losses.distribution_matching import HIGH, LOW
 from allaprima.distill.losses.score_matching import limited_weight
 from allaprima.distill.methods.common import Bench, Use, loop_config, trainable
 from allaprima.distill.methods.pairs import painted_pairs
@@ -39,6 +40,9 @@ class Options(Strict):
     guidance_interval: tuple[float, float] | None = None
     """Times at which that scale is used, as a card's teacher has it; null: all."""
     guidance_outside: float = Field(default=1.0, ge=0)
+    matching_times: tuple[float, float] = (LOW, HIGH)
+    """Shares of the schedule between which scores are compared. The gradient has one size at all of them, so that close to
+    the clean end, where both scores say nearly the same, it is mostly their errors: texture, if there is little training."""
     generator_every: int = Field(default=5, ge=1)
     fake_learning_rate: float | None = Field(default=None, gt=0)
     snr_limit: float | None = Field(default=5.0, gt=0)
@@ -53,6 +57,8 @@ class Options(Strict):
     """Method `adversarial`: 1 gives the discriminator's gradient on the picture the norm of the matching one."""
     critic_weight: float = Field(default=0.01, ge=0)
     head_channels: int = Field(default=256, ge=1)
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    """Of the discriminator's head, which begins from nothing; null: the fake score's."""
 
     def interval(self) -> GuidanceInterval | None:
         """Where the teacher is guided."""
@@ -86,10 +92,13 @@ def run(bench: Bench, options: Options) -> nn.Module:
         weight=limited_weight(bench.schedule, options.snr_limit),
         regression=_regression(bench, options) if options.pairs else None,
         adversary=adversary,
+        matching_times=options.matching_times,
         whole_times=bench.whole_times,
         device=bench.devices.device,
     )
-    config = TwoTimeScaleConfig(loop_config(loop), options.generator_every, options.fake_learning_rate)
+    config = TwoTimeScaleConfig(
+        loop_config(loop), options.generator_every, options.fake_learning_rate, options.head_learning_rate
+    )
     emas = train_two_time_scale(
         networks, matching.generator_loss, matching.critic_loss, config, bench.folder, bench.identity(), bench.watch,
         devices=bench.devices,
