@@ -21,15 +21,16 @@ def test_every_command_is_a_recipe():
 
 
 def test_what_a_training_starts_from_was_made_before():
-    made = set()
+    made = {}
     for name, recipe in recipes(Path("runs")):
         start = Path(recipe.start or "/")
         if not start.is_absolute():
             before = start.parts[1]
             assert before in made
             several = start.name != "student"
-            assert several == (recipe.partition is not None and before != "small-tsm"), "four start from four"
-        made.add(name)
+            assert several == made[before], "of several the folder is named, of one its student"
+            assert not several or recipe.partition is not None, "several go on as several"
+        made[name] = recipe.partition is not None
 
 
 def test_the_table_has_a_line_a_row():
