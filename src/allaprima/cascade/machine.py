@@ -33,7 +33,7 @@ from allaprima.cascade.settings import MAX_STEPS, CascadeSettings
 from allaprima.core.errors import SettingError
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
-from allaprima.diffusion.guidance import GuidanceInterval, GuidedDenoiser
+from allaprima.diffusion.guidance import GuidanceInterval, GuidedDenoiser, scales_at
 from allaprima.diffusion.rollback import rollback, start_time
 from allaprima.diffusion.schedule import Schedule
 from allaprima.diffusion.solvers import make_solver
@@ -57,9 +57,7 @@ class _Hand:
 
     def scale(self, t: Tensor) -> Tensor:
         """Guidance scales `(B,)` at times `t: (B,)`."""
-        return (
-            torch.full((len(t),), float(self.guidance)) if self.interval is None else self.interval.scale(self.guidance, t)
-        )
+        return scales_at(t, self.guidance, self.interval)
 
 
 class Machine:

@@ -45,6 +45,11 @@ class GuidanceInterval:
         return torch.where(inside, guidance, self.outside).float()
 
 
+def scales_at(t: Times, guidance: float, interval: GuidanceInterval | None) -> Times:
+    """`(B,)` scales at times `t: (B,)`; without an interval the same at all."""
+    return torch.full((len(t),), float(guidance)) if interval is None else interval.scale(guidance, t)
+
+
 class GuidedDenoiser(Protocol):
     """A denoiser whose condition holds `guidance_scale: (B,)` and a `negative_X` for each guided tensor `X`."""
 

@@ -72,10 +72,8 @@ def run(bench: Bench, options: Options) -> nn.Module:
             bench.normal(x0, g), grid[index], grid[index + 1], options.predictor, teacher, options.x_weight,
         )  # fmt: skip
 
-    config, model = (
-        loop_config(bench.recipe.loop, target=options.target_ema),
-        fresh_net(bench, options.map, options.kind == "full"),
-    )
+    config = loop_config(bench.recipe.loop, target=options.target_ema)
+    model = fresh_net(bench, options.map, options.kind == "full")
     return train(model, loss, config, bench.folder, bench.identity(), bench.watch, devices=bench.devices)["use"]
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from allaprima.core.types import Condition, Denoiser, Samples, Times
-from allaprima.diffusion.guidance import ClassifierFreeGuidance, GuidanceInterval
+from allaprima.diffusion.guidance import ClassifierFreeGuidance, GuidanceInterval, scales_at
 from allaprima.diffusion.solvers import make_solver
 from allaprima.distill.distribution_matching import Adversary, DistributionMatching, Pairs, Regression
 from allaprima.distill.generators import RenoisedChain
@@ -41,8 +41,7 @@ class Options(Strict):
     """Times at which that scale is used, as a card's teacher has it; null: all."""
     guidance_outside: float = Field(default=1.0, ge=0)
     matching_times: tuple[float, float] = (LOW, HIGH)
-    """Shares of the schedule between which scores are compared. The gradient has one size at all of them, so that close to
-    the clean end, where both scores say nearly the same, it is mostly their errors: texture, if there is little training."""
+    """Shares of the schedule between which scores are compared; the paper's."""
     generator_every: int = Field(default=5, ge=1)
     fake_learning_rate: float | None = Field(default=None, gt=0)
     snr_limit: float | None = Field(default=5.0, gt=0)
@@ -150,8 +149,7 @@ def _guided(bench: Bench, scale: float, interval: GuidanceInterval | None) -> De
         evaluations_per_call = 2
 
         def __call__(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
-            w = torch.full((len(cond),), scale) if interval is None else interval.scale(scale, t)
-            return denoise(x_t, t, bench.with_guidance(cond, w))
+            return denoise(x_t, t, bench.with_guidance(cond, scales_at(t, scale, interval)))
 
     return Guided()
 

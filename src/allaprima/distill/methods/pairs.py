@@ -13,7 +13,7 @@ from torch import Tensor
 
 from allaprima.core.errors import TrainingError
 from allaprima.core.types import Condition, Samples
-from allaprima.diffusion.guidance import ClassifierFreeGuidance, GuidanceInterval
+from allaprima.diffusion.guidance import ClassifierFreeGuidance, GuidanceInterval, scales_at
 from allaprima.diffusion.solvers import make_solver
 from allaprima.distill.methods.common import Bench
 
@@ -32,7 +32,7 @@ def solve(
     x, state = noise, solver.init(noise)
     for p in solver.plan(steps):
         t, s = (torch.full((len(x),), v, dtype=torch.float64) for v in (p.t, p.s))
-        guided = bench.with_guidance(cond, torch.full((len(cond),), scale) if interval is None else interval.scale(scale, t))
+        guided = bench.with_guidance(cond, scales_at(t, scale, interval))
         x, state = solver.step(x, denoise(x, t, guided), t, s, state)
     return x.cpu()
 
