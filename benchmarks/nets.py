@@ -62,14 +62,15 @@ LOOP = (
     "loop.train_batch_size=16", "loop.warmup_steps=50", "loop.lr_scheduler=cosine", "loop.use_ema=0.995",
     "loop.sample_seconds=0", "loop.checkpoint_seconds=60",
 )  # fmt: skip
-NET = (*LOOP, "loop.learning_rate=5e-4", "loop.max_train_steps=1200")
-FULL = (*LOOP, "loop.learning_rate=1e-4", "loop.max_train_steps=1200", "options.kind=full")
+NET = (*LOOP, "loop.learning_rate=1e-3", "loop.max_train_steps=800")
+MANY = ("options.snr_floor=1", *NET)
+FULL = (*LOOP, "loop.learning_rate=3e-4", "loop.max_train_steps=800", "options.kind=full")
 TRAININGS = (
-    Training("edges", "controlnet", ("options.map=canny", *NET), "ControlNet, edges"),
+    Training("edges", "controlnet", ("options.map=canny", *MANY), "ControlNet, edges"),
     Training("edges-codi", "conditional", ("options.map=canny", "teacher={out}/edges/card.yaml", *NET), "CoDi, adapter"),
-    Training("colours", "controlnet", ("options.map=colours", *NET), "ControlNet, flat colours"),
-    Training("larger", "controlnet", ("options.map=low-resolution", *NET), "ControlNet"),
-    Training("holes", "controlnet", ("options.map=hole", *NET), "ControlNet"),
+    Training("colours", "controlnet", ("options.map=colours", *MANY), "ControlNet, flat colours"),
+    Training("larger", "controlnet", ("options.map=low-resolution", *MANY), "ControlNet"),
+    Training("holes", "controlnet", ("options.map=hole", *MANY), "ControlNet"),
     Training("larger-codi", "conditional", ("options.map=low-resolution", *NET), "CoDi, adapter"),
     Training("holes-codi", "conditional", ("options.map=hole", *NET), "CoDi, adapter"),
     Training("larger-codi-full", "conditional", ("options.map=low-resolution", *FULL), "CoDi, full"),
@@ -282,15 +283,26 @@ def restored(
 
 
 def led(args: argparse.Namespace, data: EmojiData, condition: str, name: str) -> tuple[list[Sample], list[Way]]:
-    """The teacher's ControlNet on both models, and the cascade: the half that scores lowest is painted again."""
+    """The teacher's ControlNet on both models, and the cascade: the half of the drafts that scores lowest is painted again.
+
+    Where a student's own net is trained (CoDi), the drafts of the cascade are its.
+    """
     samples = held_out(data, condition)
     painting, pipe = Painting(samples, args.seeds, args.out), pipe_of(args.out, name, condition, 1.0)
-    s = pipe.settings
+    plain, s = AdaptivePipeline.from_card("emoji"), pipe.settings
     usual: dict[str, Any] = {"teacher_last_time": None, "teacher_guidance_interval": None, "teacher_guidance": 3.0}
-    best, _ = painting("teacher, UniPC 20", pipe, "teacher-only", 20, teacher_steps=20, teacher_solver="unipc", **usual)
-    draft, scores = painting("student", pipe, "student-only", s.student_steps)
-    plain = AdaptivePipeline.from_card("emoji")
-    ways = [painting("teacher without the net", plain, "teacher-only", s.teacher_steps, lead=False)[0], best, draft]
+    ways = [painting("teacher without the net", plain, "teacher-only", s.teacher_steps, lead=False)[0]]
+    for steps in (20, 50):
+        changes: dict[str, Any] = {"teacher_steps": steps, "teacher_solver": "unipc", **usual}
+        ways.append(painting(f"teacher, UniPC {steps}", pipe, "teacher-only", steps, **changes)[0])
+    draft, scores = painting("student, the teacher's net", pipe, "student-only", s.student_steps)
+    ways.append(draft)
+    own = args.out / f"{name}-codi"
+    if (own / "card.yaml").exists():
+        pipe = pipe_of(args.out, own.name, condition, 1.0)
+        s = pipe.settings
+        draft, scores = painting("student, a net of its own (CoDi)", pipe, "student-only", s.student_steps)
+        ways.append(draft)
     for way, mode in (("regenerate", "teacher-only"), ("refine", "refine-all")):
         made, _ = painting(f"all {way}d", pipe, mode, s.teacher_steps)
         halves = torch.arange(len(samples)) % 2
@@ -299,7 +311,7 @@ def led(args: argparse.Namespace, data: EmojiData, condition: str, name: str) ->
         keep = scores >= limit
         mixed = torch.where(keep[:, :, None, None, None], draft.images, made.images)
         mean = s.student_steps + s.teacher_steps * float((~keep).double().mean())
-        ways.append(Way(f"adaptive, {way}", mean, mixed))
+        ways += [made, Way(f"adaptive, {way}", mean, mixed)]
     return samples, ways
 
 

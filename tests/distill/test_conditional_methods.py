@@ -20,7 +20,8 @@ from allaprima.models.card import load_card
 from allaprima.models.pair import load_pair
 from allaprima.pipeline import AdaptivePipeline, card_settings
 
-LOOP = ("loop.max_train_steps=3", "loop.train_batch_size=2", "loop.warmup_steps=0", "loop.learning_rate=0.01")
+LOOP = ("loop.max_train_steps=3", "loop.train_batch_size=2", "loop.warmup_steps=0", "loop.learning_rate=0.01",
+        "options.fit_steps=2")  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["sd", "sdxl"])
@@ -141,6 +142,32 @@ def test_a_many_step_net_stays_the_teachers(world, tmp_path):
         "fox", seed=1, control_image=picture, mode="refine-all"
     )
     assert out.decisions == ["refine"]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_way_from_pixels_learns_what_the_base_says_of_latents(world, tmp_path, full):
+    bench = bench_of(world, tmp_path)
+    net = fresh_net(bench, "low-resolution", full=full, fit_steps=150)
+    embedding = (net.encoder if full else net).controlnet_cond_embedding
+    _, cond = draw_with_map(bench, "low-resolution", 0.0, torch.Generator().manual_seed(3))
+    maps, conv = cond.tensors["control_0"], bench.teacher.network.conv_in
+    with torch.no_grad():
+        zeros = torch.zeros_like(bench.teacher.encode_images(maps))
+        target = conv(bench.teacher.encode_images(maps)) - conv(zeros)
+        error = (embedding(maps) - target).square().mean() / target.square().mean()
+    assert float(error) < 0.5
+    x0, cond = draw_with_map(bench, "low-resolution", 0.0, torch.Generator().manual_seed(1))
+    t = torch.tensor([700.0, 200.0], dtype=torch.float64)
+    with torch.no_grad():
+        base = bench.denoiser(bench.teacher.network)(x0, t, cond)
+        assert torch.equal(Adapted(bench, net).predict(x0, t, cond), base), "still the base to the bit"
+
+
+def test_a_training_that_goes_on_is_not_fitted_again(world, tmp_path):
+    bench = bench_of(world, tmp_path)
+    (tmp_path / "checkpoint.safetensors").touch()
+    net, plain = (fresh_net(bench, "colours", fit_steps=n) for n in (5, 0))
+    assert all(torch.equal(v, plain.state_dict()[k]) for k, v in net.state_dict().items())
 
 
 def test_start_goes_on_from_an_earlier_net(world, tmp_path):

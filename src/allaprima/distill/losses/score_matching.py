@@ -40,9 +40,12 @@ def snr_weight(schedule: Schedule, limit: float = float("inf")) -> Weight:
     return lambda t: (schedule.alpha(t) / schedule.sigma(t)).square().clamp(max=limit)
 
 
-def limited_weight(schedule: Schedule, limit: float | None) -> Weight:
-    """`snr_weight` with a limit; None weighs all times alike."""
-    return uniform_weight if limit is None else snr_weight(schedule, limit)
+def limited_weight(schedule: Schedule, limit: float | None, floor: float = 0.0) -> Weight:
+    """`snr_weight` with a limit, and never below `floor`; None weighs all times alike."""
+    if limit is None:
+        return uniform_weight
+    weight = snr_weight(schedule, limit)
+    return weight if not floor else lambda t: weight(t).clamp(min=floor)
 
 
 def draw_times(

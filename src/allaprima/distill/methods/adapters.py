@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from allaprima.core.errors import SettingError, TrainingError
 from allaprima.core.types import Condition, Samples, Times
@@ -23,10 +24,14 @@ EMBEDDING = (16, 32, 96, 256)
 """Channels of a ControlNet's way from pixels to latents, as diffusers has them: one more than there are halvings."""
 
 
-def fresh_net(bench: Bench, name: str, full: bool = False) -> nn.Module:
+FIT_RATE = 5e-3
+"""Learning rate of `fit_embedding`, at its highest."""
+
+
+def fresh_net(bench: Bench, name: str, full: bool = False, fit_steps: int = 0) -> nn.Module:
     """A ControlNet from the teacher's UNet, trainable, whose zero convolutions change nothing yet; or the recipe's `start`.
 
-    `full`: a `ConditionalUNet` instead, whose mu changes nothing yet. Raises `SettingError` for an unknown map, a family
+    `full`: a `ConditionalUNet` instead, whose mu changes nothing yet. `fit_steps`: of `fit_embedding`. Raises `SettingError` for an unknown map, a family
     without ControlNets, or a start of another kind or that reads another map's channels.
     """
     channels = channels_read(bench.data, name)
@@ -56,7 +61,44 @@ def fresh_net(bench: Bench, name: str, full: bool = False) -> nn.Module:
                 teacher.network, conditioning_embedding_out_channels=EMBEDDING[: halvings + 1],
                 conditioning_channels=channels,
             )  # fmt: skip
+    # A training that goes on has its weights in the checkpoint.
+    if fit_steps and not (bench.folder / "checkpoint.safetensors").exists():
+        fit_embedding(bench, (made.encoder if full else made).controlnet_cond_embedding, name, fit_steps)
     return trainable(made, bench.recipe.loop)
+
+
+def fit_embedding(bench: Bench, embedding: Any, name: str, steps: int) -> float:
+    """Teach the way from pixels to say what the UNet's first convolution says of the picture's latents; in place.
+
+    The copied encoder then knows what it is shown from the first step on, as if it read latents (CoDi's does,
+    arXiv 2310.01407), where ControlNet's random convolutions need tens of thousands of samples before colours arrive.
+    What is added to the base stays zero. Masks and further channels are left to the training. Returns the last steps'
+    squared error, as a share of the target's power.
+    """
+    teacher: Any = bench.teacher
+    vae = next(teacher.vae.parameters())
+    embedding.to(vae.device).requires_grad_(True)
+    nn.init.kaiming_normal_(embedding.conv_out.weight, nonlinearity="linear")
+    optimizer = torch.optim.AdamW(embedding.parameters(), lr=FIT_RATE)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, FIT_RATE, total_steps=steps)
+    g, last = torch.Generator().manual_seed(bench.recipe.loop.seed), list[float]()
+    first = teacher.network.conv_in
+    for _ in range(steps):
+        index = torch.randint(len(bench.data), (bench.recipe.loop.train_batch_size,), generator=g)
+        maps = torch.stack([shown(bench.data, name, i, g) for i in index.tolist()]).to(vae)
+        seen = maps[:, :3] if maps.shape[1] >= 3 else maps[:, :1].expand(-1, 3, -1, -1)
+        with torch.no_grad():
+            latents = teacher.encode_images(seen).clone().to(first.weight)
+            # Without the bias, which the base adds.
+            target = functional.conv2d(latents, first.weight, stride=first.stride, padding=first.padding)
+        error = (embedding(maps) - target).square().mean() / target.square().mean().clamp(min=1e-12)
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        rate.step()
+        last = [*last[-9:], float(error.detach())]
+    embedding.cpu()
+    return sum(last) / len(last)
 
 
 def channels_read(data: TrainingData, name: str) -> int:

@@ -47,6 +47,9 @@ class Options(Strict):
     target_ema: float = Field(default=0.95, ge=0, lt=1)
     guidance_scale: float = Field(default=1.0, ge=0)
     """Of the predictions in both terms; 1 is none, and half the work."""
+    fit_steps: int = Field(default=300, ge=0)
+    """Steps, before the training, in which the way from pixels learns what the UNet's first convolution says of the picture's
+    latents (`methods.adapters.fit_embedding`); 0: a random beginning."""
     drop: float = Field(default=0.1, ge=0, lt=1)
     """Share of prompts replaced by the empty one; at a guidance scale other than 1 none is."""
 
@@ -73,7 +76,7 @@ def run(bench: Bench, options: Options) -> nn.Module:
         )  # fmt: skip
 
     config = loop_config(bench.recipe.loop, target=options.target_ema)
-    model = fresh_net(bench, options.map, options.kind == "full")
+    model = fresh_net(bench, options.map, options.kind == "full", options.fit_steps)
     return train(model, loss, config, bench.folder, bench.identity(), bench.watch, devices=bench.devices)["use"]
 
 

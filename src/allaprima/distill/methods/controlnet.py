@@ -27,6 +27,12 @@ class Options(Strict):
     `given` (what comes with the data)."""
     snr_limit: float | None = Field(default=5.0, gt=0)
     """lambda_t = min(SNR, limit), min-SNR's; null weighs all times alike."""
+    snr_floor: float = Field(default=0.0, ge=0)
+    """lambda_t is at least that. Where the picture tells the colours (super-resolution, inpainting) 1 makes a net heed them
+    from the noisiest times on."""
+    fit_steps: int = Field(default=300, ge=0)
+    """Steps, before the training, in which the way from pixels learns what the UNet's first convolution says of the picture's
+    latents (`methods.adapters.fit_embedding`); 0: ControlNet's own, random, beginning."""
     drop: float = Field(default=0.1, ge=0, lt=1)
     """Share of prompts replaced by the empty one, so that guidance works."""
 
@@ -34,7 +40,7 @@ class Options(Strict):
 def run(bench: Bench, options: Options) -> nn.Module:
     """Train; returns the net's exported copy."""
     batch = bench.recipe.loop.train_batch_size
-    weight = limited_weight(bench.schedule, options.snr_limit)
+    weight = limited_weight(bench.schedule, options.snr_limit, options.snr_floor)
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
         x0, cond = draw_with_map(bench, options.map, options.drop, g)
@@ -42,7 +48,7 @@ def run(bench: Bench, options: Options) -> nn.Module:
         eps, adapted = bench.normal(x0, g), Adapted(bench, model)
         return denoising_loss(lambda x_t, t: adapted.predict(x_t, t, cond), bench.schedule, x0, eps, t, weight)
 
-    config, model = loop_config(bench.recipe.loop), fresh_net(bench, options.map)
+    config, model = loop_config(bench.recipe.loop), fresh_net(bench, options.map, fit_steps=options.fit_steps)
     return train(model, loss, config, bench.folder, bench.identity(), bench.watch, devices=bench.devices)["use"]
 
 
