@@ -31,8 +31,9 @@ FIT_RATE = 5e-3
 def fresh_net(bench: Bench, name: str, full: bool = False, fit_steps: int = 0) -> nn.Module:
     """A ControlNet from the teacher's UNet, trainable, whose zero convolutions change nothing yet; or the recipe's `start`.
 
-    `full`: a `ConditionalUNet` instead, whose mu changes nothing yet. `fit_steps`: of `fit_embedding`. Raises `SettingError` for an unknown map, a family
-    without ControlNets, or a start of another kind or that reads another map's channels.
+    `full`: a `ConditionalUNet` instead, whose mu changes nothing yet. `fit_steps`: of `fit_embedding`.
+    Raises `SettingError` for an unknown map, a family without ControlNets, or a start of another kind or that reads another
+    map's channels.
     """
     channels = channels_read(bench.data, name)
     teacher: Any = bench.teacher

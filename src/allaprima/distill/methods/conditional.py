@@ -48,8 +48,8 @@ class Options(Strict):
     guidance_scale: float = Field(default=1.0, ge=0)
     """Of the predictions in both terms; 1 is none, and half the work."""
     fit_steps: int = Field(default=300, ge=0)
-    """Steps, before the training, in which the way from pixels learns what the UNet's first convolution says of the picture's
-    latents (`methods.adapters.fit_embedding`); 0: a random beginning."""
+    """Steps, before the training, in which the way from pixels learns what the UNet's first convolution says of the
+    picture's latents (`methods.adapters.fit_embedding`); 0: a random beginning."""
     drop: float = Field(default=0.1, ge=0, lt=1)
     """Share of prompts replaced by the empty one; at a guidance scale other than 1 none is."""
 

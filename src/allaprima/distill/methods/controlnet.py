@@ -31,8 +31,8 @@ class Options(Strict):
     """lambda_t is at least that. Where the picture tells the colours (super-resolution, inpainting) 1 makes a net heed them
     from the noisiest times on."""
     fit_steps: int = Field(default=300, ge=0)
-    """Steps, before the training, in which the way from pixels learns what the UNet's first convolution says of the picture's
-    latents (`methods.adapters.fit_embedding`); 0: ControlNet's own, random, beginning."""
+    """Steps, before the training, in which the way from pixels learns what the UNet's first convolution says of the
+    picture's latents (`methods.adapters.fit_embedding`); 0: ControlNet's own, random, beginning."""
     drop: float = Field(default=0.1, ge=0, lt=1)
     """Share of prompts replaced by the empty one, so that guidance works."""
 
