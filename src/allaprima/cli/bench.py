@@ -159,7 +159,7 @@ class Bench:
             from allaprima.oracles.load import load_oracle
 
             source = self.card.oracle
-            return make_metric(name, oracle=load_oracle(source.kind, self.card.path(source.source), self.encode))
+            return make_metric(name, oracle=load_oracle(source.kind, self.card.path(source.source), self.encode, source.settings))
         if name == "clip_score":
             return make_metric(name, folder=self.needs.clip)
         options: dict[str, Any] = {"features": net if name in KEPT else self.net}
