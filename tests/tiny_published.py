@@ -1,7 +1,7 @@
 """Published oracles in small: their tensor names and shapes as the public code lays them out, and their equations by hand.
 
 Written from salesforce/BLIP (`models/vit.py`, `models/med.py`), THUDM/ImageReward (`ImageReward.py`), open_clip (`model.py`,
-`transformer.py`) and improved-aesthetic-predictor, so that loaders are tested against something that shares no code with them.
+`transformer.py`) and improved-aesthetic-predictor, so that loaders are tested against what shares no code with them.
 """
 
 import json
@@ -31,8 +31,7 @@ TINY_BLIP = Blip(width=128, depth=2, side=32, patch=8, hidden=128, layers=2, wor
 
 
 def pair(name, out, into=None):
-    shapes = {f"{name}.weight": (out,) if into is None else (out, *into), f"{name}.bias": (out,)}
-    return shapes
+    return {f"{name}.weight": (out,) if into is None else (out, *into), f"{name}.bias": (out,)}
 
 
 def head_shapes(dim, prefix=""):

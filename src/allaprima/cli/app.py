@@ -304,7 +304,7 @@ def finetune_oracle(
 
 @app.command(
     name="convert-oracle",
-    epilog="Example: allaprima convert-oracle imagereward ImageReward.pt --tokenizer bert-base-uncased --out oracles/imagereward",
+    epilog="Example: allaprima convert-oracle imagereward ImageReward.pt --tokenizer bert-base-uncased --out oracles/reward",
 )
 def convert_oracle(
     kind: Annotated[str, typer.Argument(help="imagereward, hpsv2, clip (open_clip's) or aesthetic.")],
@@ -314,7 +314,7 @@ def convert_oracle(
         Path | None, typer.Option(help="Folder: bert-base-uncased's for imagereward, CLIP's for hpsv2 and clip.")
     ] = None,
     clip: Annotated[Path | None, typer.Option(help="Of aesthetic: a folder of openai/clip-vit-large-patch14.")] = None,
-    activation: Annotated[str, typer.Option(help="Of clip: gelu, or quick_gelu for OpenAI's and -quickgelu models.")] = "gelu",
+    activation: Annotated[str, typer.Option(help="Of clip: gelu; quick_gelu for OpenAI's and -quickgelu models.")] = "gelu",
 ) -> None:
     """Turn a published oracle into safetensors, once; nothing in the file is run."""
     from allaprima.cli.convert_oracle import convert_oracle_command

@@ -18,8 +18,8 @@ def convert_oracle_command(
 ) -> None:
     """Convert; says what to write in a card. Raises `SettingError` for options that the kind doesn't have."""
     if kind not in NEEDS:
-        more = " PickScore is published as safetensors in transformers' format: name its folder." if kind == "pickscore" else ""
-        raise SettingError(f"kind={kind!r} can't be converted: {', '.join(NEEDS)} can.{more}")
+        hint = " PickScore needs none: name its folder." if kind == "pickscore" else ""
+        raise SettingError(f"kind={kind!r} can't be converted: {', '.join(NEEDS)} can.{hint}")
     given = {"tokenizer": tokenizer, "clip": clip}
     due = NEEDS[kind]
     if given[due] is None:

@@ -42,9 +42,7 @@ class AestheticOracle:
         self.pixels = Pixels(int(vision.config.image_size), resize=how)
 
     @classmethod
-    def from_folder(
-        cls, folder: Path, settings: EncoderSettings | None = None, step: Step | None = None
-    ) -> AestheticOracle:
+    def from_folder(cls, folder: Path, settings: EncoderSettings | None = None, step: Step | None = None) -> AestheticOracle:
         """Load; raises `ModelError` or `UnsafeWeights` naming the file."""
         from transformers import CLIPVisionModelWithProjection
 
@@ -64,14 +62,16 @@ class AestheticOracle:
                 f"{folder}: the head reads {due} features, the vision model gives {vision.config.projection_dim}: the"
                 " published head belongs to OpenAI's ViT-L/14."
             )
-        return cls(placed(vision, settings), head, identity("aesthetic", settings, folder, folder / "vision"), settings, step)
+        return cls(
+            placed(vision, settings), head, identity("aesthetic", settings, folder, folder / "vision"), settings, step
+        )
 
     @cached_property
     def flops(self) -> float:
         """Floating-point operations of one score, without the head's (some millionths)."""
         return vision_flops(self.vision.config)
 
-    @cached_property
+    @property
     def cost(self) -> float:
         """Share of a teacher's guided step (`encoder.share`)."""
         return share(self.flops, self.settings, self._step)

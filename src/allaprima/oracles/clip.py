@@ -66,10 +66,14 @@ class CLIPOracle:
         model = loaded(CLIPModel, folder)
         side = int(model.config.vision_config.image_size)
         if pixels.side != side:
-            raise ModelError(f"{folder}: pictures of {pixels.side} px for a model that reads {side}. Mend the preprocessor's.")
-        return cls(
-            kind, placed(model, settings), loaded_tokenizer(folder), pixels, identity(kind, settings, folder), settings, step
-        )
+            raise ModelError(
+                f"{folder}: pictures of {pixels.side} px for a model that reads {side}. Mend the preprocessor's."
+            )
+        words, due = loaded_tokenizer(folder), int(model.config.text_config.vocab_size)
+        if len(words) != due:
+            # Without its files transformers makes a tokenizer up, of three marks.
+            raise ModelError(f"{folder}: the tokenizer has {len(words)} tokens, the model {due}. Copy the published files.")
+        return cls(kind, placed(model, settings), words, pixels, identity(kind, settings, folder), settings, step)
 
     @cached_property
     def flops(self) -> float:
@@ -78,7 +82,7 @@ class CLIPOracle:
         words = transformer_flops(text.num_hidden_layers, text.hidden_size, text.intermediate_size, self.length)
         return vision_flops(self.model.config.vision_config) + words
 
-    @cached_property
+    @property
     def cost(self) -> float:
         """Share of a teacher's guided step (`encoder.share`)."""
         return share(self.flops, self.settings, self._step)
@@ -102,7 +106,9 @@ class CLIPOracle:
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         """`(B, D)` float32, unit length."""
-        return unit(self.model.get_text_features(**tokens_of(self.tokenizer, prompts, self.length, self.name, self.settings)))
+        return unit(
+            self.model.get_text_features(**tokens_of(self.tokenizer, prompts, self.length, self.name, self.settings))
+        )
 
 
 def pixels_for(kind: str, folder: Path, settings: EncoderSettings) -> Pixels:
@@ -114,5 +120,5 @@ def pixels_for(kind: str, folder: Path, settings: EncoderSettings) -> Pixels:
 
 
 def unit(out: Any) -> Tensor:
-    """Features in float32, unit length. transformers gave a tensor before version 5, an output with `pooler_output` since."""
+    """Features in float32, unit length: of a tensor, or (transformers 5) of an output with `pooler_output`."""
     return F.normalize((out if isinstance(out, Tensor) else out.pooler_output).float(), dim=-1)

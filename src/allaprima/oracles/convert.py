@@ -21,7 +21,7 @@ from allaprima.core.errors import ModelError, RunFolderError
 from allaprima.oracles.published import read_checkpoint, renamed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -108,7 +108,9 @@ def _blip_tokenizer(folder: Path, vocabulary: int) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ModelError(f"{folder} cannot be loaded as BERT's tokenizer: {e}. Put bert-base-uncased's files there.") from e
     if "[ENC]" not in words.get_vocab():
-        words.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in ("[DEC]", "[ENC]")], special_tokens=True)
+        words.add_tokens(
+            [AddedToken(mark, special=True, normalized=False) for mark in ("[DEC]", "[ENC]")], special_tokens=True
+        )
     if len(words) != vocabulary or words.convert_tokens_to_ids("[ENC]") != vocabulary - 1:
         raise ModelError(
             f"{folder} has {len(words)} tokens with BLIP's marks, the checkpoint {vocabulary}: the tokenizer of"
@@ -157,7 +159,11 @@ def _split(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def open_clip_config(weights: Mapping[str, Tensor], activation: Activation) -> dict[str, Any]:
     """A CLIPConfig's fields from a checkpoint's shapes; heads as open_clip's models have them (`HEAD_WIDTHS`, text 64)."""
-    conv, pos, words = weights["visual.conv1.weight"], weights["visual.positional_embedding"], weights["token_embedding.weight"]
+    conv, pos, words = (
+        weights["visual.conv1.weight"],
+        weights["visual.positional_embedding"],
+        weights["token_embedding.weight"],
+    )
     width, hidden, patch, vocabulary = conv.shape[0], words.shape[1], conv.shape[2], words.shape[0]
     dim = weights["visual.proj"].shape[1]
     return {
@@ -256,7 +262,7 @@ def _fill(net: Any, weights: Mapping[str, Tensor], checkpoint: Path) -> None:
 
 
 @contextmanager
-def _known(checkpoint: Path, what: str) -> Iterator[None]:
+def _known(checkpoint: Path, what: str) -> Generator[None]:
     """Shapes that aren't there mean another model."""
     try:
         yield
@@ -265,7 +271,7 @@ def _known(checkpoint: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _beside(out: Path) -> Iterator[Path]:
+def _beside(out: Path) -> Generator[Path]:
     """A folder that is renamed to `out` when everything is in it. Raises `RunFolderError` if `out` is there."""
     if out.exists():
         raise RunFolderError(f"{out} exists: choose another folder, nothing is written over.")

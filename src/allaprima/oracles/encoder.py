@@ -1,4 +1,4 @@
-"""What the oracles with a network of their own share: where it runs, batches, prompts that are too long, what identifies it."""
+"""What oracles with a network of their own share: where it runs, batches, prompts that are too long, what identifies it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from allaprima.core.folder import fingerprint
 from allaprima.oracles.settings import EncoderSettings
 
 Step = Callable[[], float]
-"""Floating-point operations of the teacher's guided step for one picture (`models.flops`); asked when a cost is asked for."""
+"""Floating-point operations of the teacher's guided step for a picture (`models.flops`); asked when a cost is asked for."""
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def placed(module: Any, settings: EncoderSettings) -> Any:
-    """A network frozen, in evaluation mode, on its device in its dtype. Raises `SettingError` for a device that isn't there."""
+    """A frozen network on its device, in its dtype. Raises `SettingError` for a device that isn't there."""
     try:
         return module.to(device=settings.device, dtype=DTYPES[settings.dtype]).eval().requires_grad_(False)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise SettingError(f"device={settings.device!r}, dtype={settings.dtype}: {str(e)[:200]}. Choose another device.") from e
+        raise SettingError(
+            f"device={settings.device!r}, dtype={settings.dtype}: {str(e)[:200]}. Choose another device."
+        ) from e
 
 
 def identity(kind: str, settings: EncoderSettings, *folders: Path) -> str:
@@ -63,7 +65,9 @@ def in_batches(
     return torch.where(finite, scores, math.nan)
 
 
-def tokens_of(tokenizer: Any, prompts: Sequence[str], length: int, name: str, settings: EncoderSettings) -> dict[str, Tensor]:
+def tokens_of(
+    tokenizer: Any, prompts: Sequence[str], length: int, name: str, settings: EncoderSettings
+) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask (B, length)`, padded and cut, on the device; what is cut is said, or refused.
 
     Raises `PromptError` when `settings.long_prompts` says so.
@@ -77,7 +81,9 @@ def tokens_of(tokenizer: Any, prompts: Sequence[str], length: int, name: str, se
             raise PromptError(f"{said}. Shorten it, or let it be cut: oracle.settings.long_prompts: warn.")
         more = f" ({len(over)} prompts of this batch are longer)" if len(over) > 1 else ""
         warnings.warn(f"{said}: the rest doesn't count{more}.", UserWarning, stacklevel=2)
-    made = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt", verbose=False)
+    made = tokenizer(
+        list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt", verbose=False
+    )
     return {k: made[k].to(settings.device) for k in ("input_ids", "attention_mask")}
 
 

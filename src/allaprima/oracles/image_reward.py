@@ -51,8 +51,8 @@ TEXT: dict[str, Any] = {
     "layer_norm_eps": 1e-12, "pad_token_id": 0, "is_decoder": True, "bos_token_id": None, "eos_token_id": None,
     "sep_token_id": None,
 }  # fmt: skip
-"""BERT-base with cross attention (BLIP's med_config.json); to transformers `is_decoder` only means that it has some; nothing is
-generated, so other marks have no part in it."""
+"""BERT-base with cross attention (BLIP's med_config.json); to transformers `is_decoder` only means that it has some.
+Nothing is generated, so other marks have no part in it."""
 
 
 class ImageRewardModel(nn.Module):
@@ -159,7 +159,7 @@ class ImageRewardOracle:
         )  # fmt: skip
         return vision_flops(vision) + words
 
-    @cached_property
+    @property
     def cost(self) -> float:
         """Share of a teacher's guided step (`encoder.share`)."""
         return share(self.flops, self.settings, self._step)

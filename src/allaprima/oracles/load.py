@@ -32,7 +32,9 @@ class Ask:
     def no_settings(self) -> None:
         """Raise `SettingError` for settings of a kind that has none."""
         if self.settings:
-            raise SettingError(f"oracle.settings.{next(iter(self.settings))} means nothing to the kind {self.kind!r}: it has none.")
+            raise SettingError(
+                f"oracle.settings.{next(iter(self.settings))} means nothing to the kind {self.kind!r}: it has none."
+            )
 
     def encoder(self) -> Encode:
         """Raise `SettingError` where no text encoder is at hand."""

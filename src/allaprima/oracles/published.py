@@ -51,9 +51,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def _named(raw: Any, path: Path) -> dict[str, Tensor]:
-    if not isinstance(raw, Mapping) or not raw or not all(isinstance(v, Tensor) for v in raw.values()):
-        what = "no mapping" if not isinstance(raw, Mapping) else next((str(k) for k, v in raw.items() if not isinstance(v, Tensor)), "empty")
-        raise ModelError(f"{path} should hold tensors by name ({what}). Check that it is the checkpoint of this oracle.")
+    odd = "no names"
+    if isinstance(raw, Mapping):
+        odd = next((f"{str(k)[:60]!r} is none" for k, v in raw.items() if not isinstance(v, Tensor)), "" if raw else "empty")
+    if odd:
+        raise ModelError(f"{path} should hold tensors by name ({odd}). Check that it is the checkpoint of this oracle.")
     # Parallel training leaves a prefix.
     return {str(k).removeprefix("module."): v for k, v in raw.items()}
 

@@ -1,4 +1,4 @@
-"""Settings of the oracles that load public models, by the card's `kind`: small, frozen, checked before anything is loaded."""
+"""Settings of the oracles that load public models, by the card's `kind`: frozen, checked before anything is loaded."""
 
 from __future__ import annotations
 

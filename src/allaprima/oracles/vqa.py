@@ -62,9 +62,13 @@ class VQAOracle:
     def __init__(self, settings: VQASettings) -> None:
         """Raises `SettingError` for a question without `{prompt}` or a key that isn't in the environment."""
         if "{prompt}" not in settings.question:
-            raise SettingError(f"oracle.settings.question = {settings.question!r} has no {{prompt}}: nothing would be asked.")
+            raise SettingError(
+                f"oracle.settings.question = {settings.question!r} has no {{prompt}}: nothing would be asked."
+            )
         if settings.key_env is not None and not os.environ.get(settings.key_env):
-            raise SettingError(f"oracle.settings.key_env names {settings.key_env!r}, which is not set: export it, or leave it out.")
+            raise SettingError(
+                f"oracle.settings.key_env names {settings.key_env!r}, which is not set: export it, or leave it out."
+            )
         self.settings, self.cost = settings, settings.cost
         # Which weights answer isn't known from here: the endpoint's name of the model stands for them.
         said = json.dumps(["vqa", settings.scoring()], sort_keys=True)
@@ -125,9 +129,7 @@ class VQAOracle:
                 said = e.read(300).decode("utf-8", "replace")
             if e.code in AGAIN or e.code >= 500:
                 raise _TryAgain(f"status {e.code}", _retry_after(e.headers.get("Retry-After"))) from e
-            raise ModelError(
-                f"{address} answered {e.code}: {said!r}. Check oracle.settings: url, model and key_env."
-            ) from e
+            raise ModelError(f"{address} answered {e.code}: {said!r}. Check oracle.settings: url, model and key_env.") from e
         except (OSError, http.client.HTTPException) as e:
             raise _TryAgain(f"{type(e).__name__}: {e}") from e
         if len(raw) > LONGEST_ANSWER:
@@ -159,7 +161,7 @@ def yes_probability(answer: Any, form: str = "yes") -> float:
     """P(yes) of a chat completion's first token: all ways of writing it together ("Yes", " yes", ...).
 
     A word that isn't among the likeliest has a probability below the least of them, and counts as 0. Raises `_TryAgain`
-    for an answer without usable log-probabilities or one that is neither yes nor no, `ModelError` where the endpoint gives none.
+    for an answer without usable log-probabilities or one that is neither yes nor no, `ModelError` where there are none.
     """
     try:
         choice = answer["choices"][0]
@@ -167,9 +169,7 @@ def yes_probability(answer: Any, form: str = "yes") -> float:
     except (TypeError, KeyError, IndexError, AttributeError) as e:
         raise _TryAgain(f"no chat completion: {str(answer)[:80]!r}") from e
     if logprobs is None:
-        raise ModelError(
-            "the endpoint gives no log-probabilities, so there is no P(yes): use a server or model that does (logprobs: true)."
-        )
+        raise ModelError("the endpoint gives no log-probabilities, so there is no P(yes): use a server and model that do.")
     found = {"yes": 0.0, "no": 0.0}
     try:
         for row in logprobs["content"][0]["top_logprobs"]:
