@@ -17,7 +17,6 @@ def test_counted_without_memory_is_counted_on_the_network(tmp_path, family):
     teacher = load_pair(load_card(card(family, tmp_path))).teacher
     found = step_flops(teacher, SIZE, SIZE, 3.0)
     assert step_flops(teacher, SIZE, SIZE, 1.0) * 2 == found > 0
-    assert step_flops(teacher, 2 * SIZE, SIZE, 3.0) > 1.5 * found
     if family == "sd3":
         return
     # Attention as plain products, which the counter sees on every device.
