@@ -81,7 +81,7 @@ def test_settings_of_each_kind_are_its_own(folder):
         SettingError, match=r"oracle.settings.max_tokens means nothing to the kind 'clip': batch_size, device"
     ):
         load_oracle("clip", first, settings={"max_tokens": 35})
-    with pytest.raises(SettingError, match=r"oracle.settings.batch_size = '0' of the kind 'clip': .*greater"):
+    with pytest.raises(SettingError, match=r"oracle.settings.batch_size = 0 of the kind 'clip': .*greater"):
         load_oracle("clip", first, settings={"batch_size": 0})
     with pytest.raises(SettingError, match=r"oracle.settings.dtype = 'int8'"):
         load_oracle("clip", first, settings={"dtype": "int8"})

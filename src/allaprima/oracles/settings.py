@@ -125,5 +125,5 @@ def parse(cls: type[S], kind: str, settings: Mapping[str, Any]) -> S:
         if first["type"] == "missing":
             raise SettingError(f"oracle.settings.{where} is missing: the kind {kind!r} needs it.") from e
         raise SettingError(
-            f"oracle.settings.{where} = {str(first.get('input'))[:60]!r} of the kind {kind!r}: {first['msg']}."
+            f"oracle.settings.{where} = {repr(first.get('input'))[:60]} of the kind {kind!r}: {first['msg']}."
         ) from e
