@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from allaprima.data.control_maps import GIVEN
 from allaprima.data.images import to_pil
 from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.models.card import Card, load_card
+from allaprima.models.flops import step_flops
 from allaprima.models.pair import load_pair
 from allaprima.oracles.conditional import ConditionalOracle
 from allaprima.oracles.load import load_oracle
@@ -86,7 +88,10 @@ class AdaptivePipeline:
         """
         card = card if isinstance(card, Card) else load_card(card)
         pair = load_pair(card)
-        oracle = load_oracle(card.oracle.kind, card.path(card.oracle.source), pair.student.encode)
+        guidance = card.teacher.guidance_scale
+        step = functools.cache(lambda: step_flops(pair.teacher, card.height, card.width, guidance))
+        said = card.oracle
+        oracle = load_oracle(said.kind, card.path(said.source), pair.student.encode, said.settings, step)
         path = None if card.calibration is None else card.path(card.calibration)
         own = Calibration.load(path) if path is not None and path.exists() and calibration is None else None
         pipe = cls(pair.student, pair.teacher, oracle, card_settings(card), own, card)

@@ -51,7 +51,7 @@ def net(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "allaprima.models.pair.load_pair", lambda card: SimpleNamespace(student=SimpleNamespace(encode=None))
     )
-    monkeypatch.setattr("allaprima.oracles.load.load_oracle", lambda kind, folder, encode: LongBright())
+    monkeypatch.setattr("allaprima.oracles.load.load_oracle", lambda *given: LongBright())
     return found
 
 

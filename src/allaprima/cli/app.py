@@ -302,6 +302,26 @@ def finetune_oracle(
     finetune_command(FinetuneOptions(pairs, card, steps, batch_size, learning_rate, held_out, seed, out))
 
 
+@app.command(
+    name="convert-oracle",
+    epilog="Example: allaprima convert-oracle imagereward ImageReward.pt --tokenizer bert-base-uncased --out oracles/reward",
+)
+def convert_oracle(
+    kind: Annotated[str, typer.Argument(help="imagereward, hpsv2, clip (open_clip's) or aesthetic.")],
+    checkpoint: Annotated[Path, typer.Argument(help="The published file: .pt, .pth, .bin or .safetensors.")],
+    out: Annotated[Path, typer.Option(help="Folder that is made; a card's oracle.source.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder: bert-base-uncased's for imagereward, CLIP's for hpsv2 and clip.")
+    ] = None,
+    clip: Annotated[Path | None, typer.Option(help="Of aesthetic: a folder of openai/clip-vit-large-patch14.")] = None,
+    activation: Annotated[str, typer.Option(help="Of clip: gelu; quick_gelu for OpenAI's and -quickgelu models.")] = "gelu",
+) -> None:
+    """Turn a published oracle into safetensors, once; nothing in the file is run."""
+    from allaprima.cli.convert_oracle import convert_oracle_command
+
+    convert_oracle_command(kind, checkpoint, out, tokenizer, clip, activation)
+
+
 @app.command(epilog="Example: allaprima frontier --quick --prompts 60 --out out/frontier")
 def frontier(
     card: Card = "emoji",

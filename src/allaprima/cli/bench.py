@@ -158,8 +158,9 @@ class Bench:
         if name == "oracle_score":
             from allaprima.oracles.load import load_oracle
 
-            source = self.card.oracle
-            return make_metric(name, oracle=load_oracle(source.kind, self.card.path(source.source), self.encode))
+            said = self.card.oracle
+            oracle = load_oracle(said.kind, self.card.path(said.source), self.encode, said.settings)
+            return make_metric(name, oracle=oracle)
         if name == "clip_score":
             return make_metric(name, folder=self.needs.clip)
         options: dict[str, Any] = {"features": net if name in KEPT else self.net}

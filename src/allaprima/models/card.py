@@ -63,8 +63,12 @@ class OracleSource(_Strict):
     """The reference-free scorer."""
 
     kind: str
-    source: str
+    """One of `oracles.load.ORACLES`."""
+    source: str = "."
+    """Folder, relative to the card; kinds without weights of their own (`vqa`) need none."""
     license: str
+    settings: dict[str, Any] = {}
+    """By kind, checked when the oracle is loaded (`oracles.settings`)."""
 
 
 class ControlSource(_Strict):
@@ -202,6 +206,10 @@ def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     for control in base["controls"].values():
         control |= {key: str(other.path(control[key])) for key in ("source", "student") if key in control}
     base |= {key: str(other.path(base[key])) for key in ("knows", "keywords") if key in base}
+    oracle = raw.get("oracle")
+    if isinstance(oracle, dict) and oracle.get("kind", base["oracle"]["kind"]) != base["oracle"]["kind"]:
+        # Settings belong to a kind.
+        base["oracle"].pop("settings", None)
     student = raw.get("student")
     if isinstance(student, dict) and not student.keys().isdisjoint(("source", "students", "lora")):
         replaced = ("source", "students", "partition", "resident", "lora")

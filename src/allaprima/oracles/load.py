@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from allaprima.core.errors import ModelError
+from allaprima.core.errors import ModelError, SettingError
+from allaprima.oracles.encoder import Step
 from allaprima.oracles.oracle import Oracle
 
 Encode = Callable[[Sequence[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a loader is given: where, what settings, and what of the pair it may use."""
+
+    kind: str
+    folder: Path
+    settings: Mapping[str, Any]
+    encode: Encode | None
+    """The pair's text encoder."""
+    step: Step | None
+    """Operations of the teacher's guided step."""
+
+    def no_settings(self) -> None:
+        """Raise `SettingError` for settings of a kind that has none."""
+        if self.settings:
+            raise SettingError(
+                f"oracle.settings.{next(iter(self.settings))} means nothing to the kind {self.kind!r}: it has none."
+            )
+
+    def encoder(self) -> Encode:
+        """Raise `SettingError` where no text encoder is at hand."""
+        if self.encode is None:
+            raise SettingError(f"the oracle {self.kind!r} reads prompts through a pair's text encoder: give `encode`.")
+        return self.encode
 
 
 def _digest(folder: Path) -> str:
@@ -20,26 +49,86 @@ def _digest(folder: Path) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
-def _image_text(folder: Path, encode: Encode) -> Oracle:
+def _image_text(ask: Ask) -> Oracle:
     from allaprima.oracles.image_text import ImageTextOracle, ImageTextScorer
 
-    scorer = ImageTextScorer.from_pretrained(folder)
-    return ImageTextOracle(scorer, encode, "image_text", _digest(folder))
+    ask.no_settings()
+    scorer = ImageTextScorer.from_pretrained(ask.folder)
+    return ImageTextOracle(scorer, ask.encoder(), "image_text", _digest(ask.folder))
 
 
-def _dual_encoder(folder: Path, encode: Encode) -> Oracle:
+def _dual_encoder(ask: Ask) -> Oracle:
     from allaprima.oracles.dual_encoder import DualEncoder, DualEncoderOracle
 
-    encoder = DualEncoder.from_pretrained(folder)
-    return DualEncoderOracle(encoder, encode, "dual_encoder", _digest(folder))
+    ask.no_settings()
+    encoder = DualEncoder.from_pretrained(ask.folder)
+    return DualEncoderOracle(encoder, ask.encoder(), "dual_encoder", _digest(ask.folder))
 
 
-ORACLES: dict[str, Callable[[Path, Encode], Oracle]] = {"image_text": _image_text, "dual_encoder": _dual_encoder}
-"""`kind` -> loader(folder, the pair's text encoder)."""
+def _clip(ask: Ask) -> Oracle:
+    from allaprima.oracles.clip import CLIPOracle
+    from allaprima.oracles.settings import EncoderSettings, parse
+
+    return CLIPOracle.from_folder(ask.kind, ask.folder, parse(EncoderSettings, ask.kind, ask.settings), ask.step)
 
 
-def load_oracle(kind: str, folder: Path, encode: Encode) -> Oracle:
-    """An oracle by kind; raises `ModelError` for an unknown kind or a broken folder."""
+def _aesthetic(ask: Ask) -> Oracle:
+    from allaprima.oracles.aesthetic import AestheticOracle
+    from allaprima.oracles.settings import EncoderSettings, parse
+
+    return AestheticOracle.from_folder(ask.folder, parse(EncoderSettings, ask.kind, ask.settings), ask.step)
+
+
+def _image_reward(ask: Ask) -> Oracle:
+    from allaprima.oracles.image_reward import ImageRewardOracle
+    from allaprima.oracles.settings import ImageRewardSettings, parse
+
+    return ImageRewardOracle.from_folder(ask.folder, parse(ImageRewardSettings, ask.kind, ask.settings), ask.step)
+
+
+def _vqa(ask: Ask) -> Oracle:
+    from allaprima.oracles.settings import VQASettings, parse
+    from allaprima.oracles.vqa import VQAOracle
+
+    return VQAOracle(parse(VQASettings, ask.kind, ask.settings))
+
+
+def _ensemble(ask: Ask) -> Oracle:
+    from allaprima.oracles.ensemble import EnsembleOracle, Member, Rank, Raw, Standard
+    from allaprima.oracles.settings import EnsembleSettings, RankScale, StandardScale, parse
+
+    said = parse(EnsembleSettings, ask.kind, ask.settings)
+    members: list[Member] = []
+    for m in said.members:
+        oracle = load_oracle(m.kind, ask.folder / Path(m.source).expanduser(), ask.encode, m.settings, ask.step)
+        if isinstance(m.scale, StandardScale):
+            scale = Standard(m.scale.mean, m.scale.deviation)
+        else:
+            scale = Rank.of(m.scale.references) if isinstance(m.scale, RankScale) else Raw()
+        members.append(Member(oracle, m.weight, scale))
+    return EnsembleOracle(members, said.name)
+
+
+ORACLES: dict[str, Callable[[Ask], Oracle]] = {
+    "image_text": _image_text, "dual_encoder": _dual_encoder, "clip": _clip, "pickscore": _clip, "hpsv2": _clip,
+    "imagereward": _image_reward, "aesthetic": _aesthetic, "vqa": _vqa, "ensemble": _ensemble,
+}  # fmt: skip
+"""`kind` -> its loader; docs/oracles.md says what each measures and where its weights come from."""
+
+
+def load_oracle(
+    kind: str,
+    folder: Path | str,
+    encode: Encode | None = None,
+    settings: Mapping[str, Any] | None = None,
+    step: Step | None = None,
+) -> Oracle:
+    """An oracle by kind.
+
+    `encode`: the pair's text encoder, for the kinds that share it. `settings`: the card's, by kind (`oracles.settings`).
+    `step`: says what a teacher's guided step takes (`models.flops`), to give a cost as its share.
+    Raises `ModelError` for an unknown kind or a broken folder, `SettingError` for settings that break a rule.
+    """
     if kind not in ORACLES:
         raise ModelError(f"oracle kind {kind!r} is not known: {', '.join(ORACLES)} are. Mend `oracle.kind` in the card.")
-    return ORACLES[kind](folder, encode)
+    return ORACLES[kind](Ask(kind, Path(folder), settings or {}, encode, step))

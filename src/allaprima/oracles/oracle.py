@@ -14,8 +14,11 @@ class Oracle(Protocol):
     name: str
     fingerprint: str
     """Hash of weights and settings: a calibration belongs to it."""
-    cost: float
-    """Share of one guided teacher step."""
+
+    @property
+    def cost(self) -> float:
+        """Share of one guided teacher step; nan where nothing says it."""
+        ...
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """`images: (B, 3, H, W)` in [0, 1] with their prompts -> `(B,)`."""
