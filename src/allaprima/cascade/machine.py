@@ -37,7 +37,7 @@ from allaprima.diffusion.guidance import GuidanceInterval, GuidedDenoiser, scale
 from allaprima.diffusion.rollback import rollback, start_time
 from allaprima.diffusion.schedule import Schedule
 from allaprima.diffusion.solvers import make_solver
-from allaprima.diffusion.solvers.solver import Solver, Step
+from allaprima.diffusion.solvers.solver import Solver, Step, begun
 
 STUDENT = "student"
 """The student's name for noises and costs."""
@@ -170,7 +170,9 @@ class Machine:
         """Begin a draft, or a repainting, at noise or at the picture that is edited."""
         job.stage = stage
         hand = self._hand_of(job)
-        self._enter(job, stage, hand, first_latents(job, hand.plan[0].t, noise, hand.painter.schedule))
+        t, edit = hand.plan[0].t, job.request.edit
+        first = begun(hand.solver, noise, t) if edit is None or edit.strength == 1 else noise
+        self._enter(job, stage, hand, first_latents(job, t, first, hand.painter.schedule))
 
     def _hand_of(self, job: Job) -> _Hand:
         if job.stage is Stage.STUDENT:
