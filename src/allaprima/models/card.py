@@ -34,9 +34,14 @@ class ModelSource(_Strict):
     """Safetensors file that says which of `students` paints a prompt (`models.partition`)."""
     resident: int | None = Field(default=None, ge=1)
     """How many of `students` are in memory at once; None is all."""
+    refiner: str | None = None
+    """Folder of SDXL's refiner, which with the teacher's `source` is one teacher (`models.families.sdxl_refiner`)."""
+    refiner_from: float = Field(default=0.8, gt=0, lt=1)
+    """The share of the schedule after which the refiner takes over (diffusers' `denoising_end`)."""
     steps: int = Field(ge=1)
     guidance_scale: float = Field(ge=0)
     solver: str
+    """By name, `NAME[:ETA][@SPACING]` (`diffusion.solvers`): `dpm_solver`, `euler@trailing`, `lcm@800`."""
     license: str
     last_time: float | None = None
     """Where the teacher's last evaluation falls (`CascadeSettings.teacher_last_time`)."""
@@ -194,7 +199,7 @@ def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     other = load_card(beside if beside.exists() else name)
     base = other.model_dump(exclude={"folder", "calibration"}, exclude_none=True)
     for part in ("student", "teacher", "oracle"):
-        for key in ("source", "partition", "lora"):
+        for key in ("source", "partition", "lora", "refiner"):
             if key in base[part]:
                 base[part][key] = str(other.path(base[part][key]))
         if "students" in base[part]:
