@@ -27,7 +27,15 @@ class ModelSource(_Strict):
     source: str | None = None
     """Folder (relative to the card) or hub id, in diffusers' format."""
     lora: str | None = None
-    """LoRA file (.safetensors, relative to the card) that sits on `source`; without a source, on the teacher's."""
+    """LoRA file (.safetensors, relative to the card), multiplied into `source`; without a source it sits beside the teacher's
+    own weights, which are in memory once."""
+    lora_scale: float = 1.0
+    """What the adapters are multiplied by."""
+    weights: str | None = None
+    """File (.safetensors, relative to the card) of a student's whole network alone, shaped as the one in `source`; without a
+    source, as the teacher's."""
+    prediction: Literal["epsilon", "v_prediction", "sample"] | None = None
+    """What the network says, where that isn't what its scheduler's folder says (one-step SDXL-Lightning: `sample`)."""
     students: tuple[str, ...] = ()
     """In place of `source`: folders of several students, each with `unet` and `scheduler` (`models.multi_student`)."""
     partition: str | None = None
@@ -55,8 +63,11 @@ class ModelSource(_Strict):
 
     @model_validator(mode="after")
     def _one_or_several(self) -> Self:
-        if (self.source is None and self.lora is None) == (not self.students):
+        one = (self.source, self.lora, self.weights)
+        if all(given is None for given in one) == (not self.students):
             raise ValueError("either source, one folder, or students, several, is due (or lora, a file that sits on one)")
+        if self.lora is not None and self.weights is not None:
+            raise ValueError("lora and weights are two ways to make a student: give one")
         if bool(self.students) != (self.partition is not None):
             raise ValueError("students and partition belong together: give both or neither")
         if self.resident is not None and not self.students:
@@ -199,7 +210,7 @@ def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     other = load_card(beside if beside.exists() else name)
     base = other.model_dump(exclude={"folder", "calibration"}, exclude_none=True)
     for part in ("student", "teacher", "oracle"):
-        for key in ("source", "partition", "lora", "refiner"):
+        for key in ("source", "partition", "lora", "weights", "refiner"):
             if key in base[part]:
                 base[part][key] = str(other.path(base[part][key]))
         if "students" in base[part]:
@@ -208,8 +219,8 @@ def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         control |= {key: str(other.path(control[key])) for key in ("source", "student") if key in control}
     base |= {key: str(other.path(base[key])) for key in ("knows", "keywords") if key in base}
     student = raw.get("student")
-    if isinstance(student, dict) and not student.keys().isdisjoint(("source", "students", "lora")):
-        replaced = ("source", "students", "partition", "resident", "lora")
+    if isinstance(student, dict) and not student.keys().isdisjoint(("source", "students", "lora", "weights")):
+        replaced = ("source", "students", "partition", "resident", "lora", "lora_scale", "weights", "prediction")
         base["student"] = {k: v for k, v in base["student"].items() if k not in replaced}
     return _merged(base, {k: v for k, v in raw.items() if k != "extends"})
 
