@@ -108,12 +108,17 @@ def test_tcd_is_diffusers(n, eta, monkeypatch):
 @pytest.mark.parametrize("n", [4, 8, 20])
 def test_ddim_at_every_spacing(n, spacing):
     scheduler = diffusers.DDIMScheduler(
-        **SD, timestep_spacing=spacing, steps_offset=1, clip_sample=False, set_alpha_to_one=True, prediction_type="v_prediction"
+        **SD,
+        timestep_spacing=spacing,
+        steps_offset=1,
+        clip_sample=False,
+        set_alpha_to_one=True,
+        prediction_type="v_prediction",
     )
     scheduler.set_timesteps(n)
     plan = make_solver(f"ddim@{spacing}", VP).plan(n)
     assert [p.t for p in plan] == scheduler.timesteps.tolist()
-    # Diffusers' DDIM steps by T // n whatever its times are: between those of "linspace" it lands elsewhere, by its own rule.
+    # Diffusers' DDIM steps by T // n whatever its times are: between those of "linspace" it lands elsewhere.
     if spacing != "linspace":
         same(f"ddim@{spacing}", n, scheduler, "v_prediction")
 

@@ -25,10 +25,8 @@ RANK = 2
 
 def modules(network):
     """What published files adapt: attention and convolutions."""
-    return [
-        (name, m) for name, m in network.named_modules()
-        if name.endswith(("to_q", "to_k", "to_out.0", "conv1", "proj_in")) and isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))
-    ]  # fmt: skip
+    ends, kinds = ("to_q", "to_k", "to_out.0", "conv1", "proj_in"), (torch.nn.Linear, torch.nn.Conv2d)
+    return [(name, m) for name, m in network.named_modules() if name.endswith(ends) and isinstance(m, kinds)]
 
 
 def pairs_of(module, g):
@@ -101,7 +99,14 @@ def test_diffusers_paints_the_same_with_the_file(folders, family, names, scale):
     file = lora_file(path.parent / f"{names}.safetensors", pipeline.unet, names)
     pair = with_student(path, lora=file.name, lora_scale=scale)
     noise = noise_batch(SEEDS, "initial", [0, 0], pair.teacher.latent_shape(SIZE, SIZE))
-    ask = {"height": SIZE, "width": SIZE, "latents": noise, "guidance_scale": 1.0, "num_inference_steps": 3, "output_type": "np"}
+    ask = {
+        "height": SIZE,
+        "width": SIZE,
+        "latents": noise,
+        "guidance_scale": 1.0,
+        "num_inference_steps": 3,
+        "output_type": "np",
+    }
     if family == "sd":
         ask |= {"prompt_embeds": pair.teacher.encode(PROMPTS)}
     else:

@@ -1,11 +1,11 @@
-"""Published kinds of `sd` and `sdxl` students and teachers: what diffusers' pipelines paint with such folders, ours paints."""
+"""Published kinds of `sd` and `sdxl` students and teachers: what diffusers paints with such folders, ours does."""
 
 import json
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from tiny_folders import LENGTH, SIZE, VP, model
+from tiny_folders import LENGTH, SIZE, model
 
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import ModelError
@@ -112,7 +112,13 @@ def test_turbo(tmp_path, steps, monkeypatch):
     handed(monkeypatch, "scheduling_euler_ancestral_discrete")
     pipeline = theirs(folder, "StableDiffusionXLPipeline", "EulerAncestralDiscreteScheduler", timestep_spacing="trailing")
     due = pipeline(
-        PROMPTS, latents=noise(made), height=SIZE, width=SIZE, num_inference_steps=steps, guidance_scale=0.0, output_type="np"
+        PROMPTS,
+        latents=noise(made),
+        height=SIZE,
+        width=SIZE,
+        num_inference_steps=steps,
+        guidance_scale=0.0,
+        output_type="np",
     ).images
     same(ours(made, student_solver="euler_ancestral@trailing", student_steps=steps), due)
 

@@ -34,7 +34,9 @@ def written(folder, name, teacher, student=None, **more):
     raw = yaml.safe_load((folder / "card.yaml").read_text())
     path = folder / name
     path.write_text(
-        yaml.safe_dump({**raw, **more, "teacher": {**raw["teacher"], **teacher}, "student": {**raw["student"], **(student or {})}})
+        yaml.safe_dump(
+            {**raw, **more, "teacher": {**raw["teacher"], **teacher}, "student": {**raw["student"], **(student or {})}}
+        )
     )
     return load_card(path)
 
@@ -90,8 +92,8 @@ def test_refining_a_picture_is_diffusers(alone, folder, strength, negative, monk
     monkeypatch.setattr(IMG2IMG, lambda shape, **_: noise)
     due = tensor(
         pipeline(
-            PROMPTS, image=alone.teacher.encode_images(pictures), strength=strength, num_inference_steps=7, guidance_scale=3.0,
-            negative_prompt=negative and [negative] * 2, output_type="np",
+            PROMPTS, image=alone.teacher.encode_images(pictures), strength=strength, num_inference_steps=7,
+            guidance_scale=3.0,            negative_prompt=negative and [negative] * 2, output_type="np",
         ).images
     )  # fmt: skip
     mine = paint(alone, image=list(pictures), strength=strength, mode="teacher-only", negative_prompt=negative)
@@ -125,10 +127,10 @@ def test_drafts_are_refined_by_the_papers_sigma(alone, folder):
         ids = torch.tensor([[*size, 2.5]] * 2 + [[*size, AESTHETIC]] * 2)
         times = [start * (7 - i) / 7 for i in range(7)] + [-1.0]
         for t, s in zip(times, times[1:], strict=False):
-            (a, a_s), (k, k_s) = (f(torch.tensor([t, s], dtype=torch.float64)).float() for f in (schedule.alpha, schedule.sigma))
-            out = pipeline.unet(
-                torch.cat([x, x]), t, words, added_cond_kwargs={"text_embeds": said, "time_ids": ids}
-            ).sample
+            (a, a_s), (k, k_s) = (
+                f(torch.tensor([t, s], dtype=torch.float64)).float() for f in (schedule.alpha, schedule.sigma)
+            )
+            out = pipeline.unet(torch.cat([x, x]), t, words, added_cond_kwargs={"text_embeds": said, "time_ids": ids}).sample
             away, toward = out.chunk(2)
             eps = away + 3.0 * (toward - away)
             x = a_s * (x - k * eps) / a + k_s * eps
@@ -140,7 +142,10 @@ def test_drafts_are_refined_by_the_papers_sigma(alone, folder):
 def test_base_then_refiner_is_diffusers_two_pipelines(both, folder, solver):
     import diffusers
 
-    base, second = theirs(folder / "teacher", "StableDiffusionXLPipeline"), theirs(folder / "refiner", "StableDiffusionXLImg2ImgPipeline")
+    base, second = (
+        theirs(folder / "teacher", "StableDiffusionXLPipeline"),
+        theirs(folder / "refiner", "StableDiffusionXLImg2ImgPipeline"),
+    )
     for pipeline in (base, second) if solver == "euler" else ():
         pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     noise = noise_batch(SEEDS, "initial", [0, 0], both.teacher.latent_shape(SIZE, SIZE))

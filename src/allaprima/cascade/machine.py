@@ -109,7 +109,9 @@ class Machine:
         if request.negative_prompt:
             painter.check_prompt(request.negative_prompt)
         always = getattr(self.policy, "decision", None)
-        if Decision.REGENERATE in ((self.settings.strategy, getattr(self.policy, "otherwise", None)) if always is None else (always,)):
+        if Decision.REGENERATE in (
+            (self.settings.strategy, getattr(self.policy, "otherwise", None)) if always is None else (always,)
+        ):
             self._refuse_noise(request)
         check_given(request, isinstance(painter, Reads), _controls(painter), self.settings.height, self.settings.width)
 

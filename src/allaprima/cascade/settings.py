@@ -58,8 +58,8 @@ class CascadeSettings:
             )
         if self.teacher_last_time is not None and "@" in self.teacher_solver:
             raise SettingError(
-                f"teacher_last_time={self.teacher_last_time!r} and the spacing of {self.teacher_solver!r} both say where times"
-                " fall: leave one of them out."
+                f"teacher_last_time={self.teacher_last_time!r} and the spacing of {self.teacher_solver!r} both say where"
+                " times fall: leave one of them out."
             )
         if self.strategy not in ("refine", "regenerate"):
             raise SettingError(f"strategy={self.strategy!r} is not known: 'refine' or 'regenerate'.")

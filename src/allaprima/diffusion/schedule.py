@@ -88,7 +88,7 @@ class DiscreteVP:
 
     t_clean = -1.0
     spacing: Spacing | None = None
-    """Of `grid`; None is "leading" with an offset of 1, Stable Diffusion's own. Solvers may have another of their own then."""
+    """Of `grid`; None is "leading" with an offset of 1, Stable Diffusion's own; some solvers have another then."""
 
     def __init__(self, alphas_cumprod: Float[Tensor, " ..."]) -> None:
         if alphas_cumprod.ndim != 1 or len(alphas_cumprod) < 2:
@@ -96,7 +96,7 @@ class DiscreteVP:
         abar = alphas_cumprod.double()
         if not bool(((abar[:-1] > 0) & (abar[:-1] < 1)).all() and (abar.diff() < 0).all() and abar[-1] >= 0):
             raise SettingError(
-                "alphas_cumprod must decrease strictly inside (0, 1); the last one alone may be 0. Mend the scheduler's betas."
+                "alphas_cumprod must decrease strictly inside (0, 1); the last one alone may be 0. Mend the betas."
             )
         self.alphas_cumprod = abar
         self.zero_terminal = bool(abar[-1] == 0)
@@ -139,7 +139,7 @@ class DiscreteVP:
         """The same noise with another spacing of `grid`. Raises `SettingError` for a name or times that it can't have."""
         if isinstance(spacing, str) and spacing not in SPACINGS:
             raise SettingError(
-                f"spacing={spacing!r} is not known: {', '.join(SPACINGS)} are, or times with commas between, such as 999,499."
+                f"spacing={spacing!r} is not known: {', '.join(SPACINGS)} are, or times with commas between: 999,499."
             )
         if isinstance(spacing, tuple):
             falling = all(a > b for a, b in zip(spacing, spacing[1:], strict=False))
@@ -204,7 +204,9 @@ class DiscreteVP:
             raise SettingError(f"steps={n} is out of range: 1..{self.num_train_timesteps} steps fit this schedule.")
         if start is None and isinstance(self.spacing, tuple):
             if len(self.spacing) != n:
-                raise SettingError(f"steps={n} with {len(self.spacing)} times {self.spacing!r}: as many steps as times are due.")
+                raise SettingError(
+                    f"steps={n} with {len(self.spacing)} times {self.spacing!r}: as many steps as times are due."
+                )
             return list(self.spacing)
         if start is None and self.spacing == "trailing":
             return [float(round(self.num_train_timesteps * i / n) - 1) for i in range(n, 0, -1)]

@@ -27,8 +27,8 @@ class ModelSource(_Strict):
     source: str | None = None
     """Folder (relative to the card) or hub id, in diffusers' format."""
     lora: str | None = None
-    """LoRA file (.safetensors, relative to the card), multiplied into `source`; without a source it sits beside the teacher's
-    own weights, which are in memory once."""
+    """LoRA file (.safetensors, relative to the card), multiplied into `source`; without a source it sits beside the
+    teacher's own weights, which are in memory once."""
     lora_scale: float = 1.0
     """What the adapters are multiplied by."""
     weights: str | None = None

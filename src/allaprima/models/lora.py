@@ -90,9 +90,9 @@ def fuse_lora(network: Any, file: Path, scale: float = 1.0) -> Any:
 def adapted(network: Any, file: Path, scale: float = 1.0) -> Any:
     """Another network that is `network` with a LoRA file's adapters beside its weights: `W x + scale B A x`.
 
-    The weights are the very tensors of `network`, which is left as it is: its modules are other ones, so that neither knows of
-    the other, whoever is asked in between or at once. Published files load as diffusers' pipelines load them: their own names,
-    peft's, and kohya's with alpha.
+    The weights are the very tensors of `network`, which is left as it is: the modules are other ones, so that neither knows
+    of the other, whoever is asked in between or at once. Published files load as diffusers' pipelines load them: their own
+    names, peft's, and kohya's with alpha.
 
     Raises `ModelError` for a missing file, one that doesn't fit, or where peft is missing; `UnsafeWeights` for pickles.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,15 +49,15 @@ def load_pair(card: Card) -> Pair:
         teacher = experts(teacher, card.path(card.teacher.refiner), card.teacher.refiner_from)
     if card.cascade.strategy == "regenerate" and getattr(teacher, "refines_only", False):
         raise ModelError(
-            f"card {card.name!r}: cascade.strategy='regenerate' with a refiner as the only teacher, which can't paint from noise."
-            " Say refine, or give the base as teacher.source and the refiner as teacher.refiner."
+            f"card {card.name!r}: cascade.strategy='regenerate' with a refiner as the only teacher, which can't paint from"
+            " noise. Say refine, or give the base as teacher.source and the refiner as teacher.refiner."
         )
     made = _student(card, teacher)
     return Pair(telling(made, teacher), teacher)
 
 
 def _student(card: Card, teacher: Family) -> Family | MultiStudent:
-    family, student = FAMILIES[card.family], card.student
+    student = card.student
     if not student.students:
         made = _single(card, teacher)
         if student.prediction is None:

@@ -39,7 +39,7 @@ def solver_name(spec: str) -> str:
 def make_solver(spec: str, schedule: Schedule, **options: Any) -> Solver:
     """A solver by name, `NAME[:ETA][@SPACING]`.
 
-    Raises `SettingError` for an unknown name (with the nearest), an unknown spacing, an option or a schedule that doesn't fit.
+    Raises `SettingError` for an unknown name (with the nearest), an unknown spacing, an option or schedule that doesn't fit.
     """
     front, at, spacing = spec.partition("@")
     name, colon, eta = front.partition(":")

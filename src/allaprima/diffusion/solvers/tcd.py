@@ -1,4 +1,4 @@
-"""Trajectory consistency sampling (arXiv 2402.19159, algorithm 4): jump to a cleaner time than asked, put fresh noise on top."""
+"""Trajectory consistency sampling (arXiv 2402.19159, algorithm 4): jump to a cleaner time than asked, add fresh noise."""
 
 from __future__ import annotations
 

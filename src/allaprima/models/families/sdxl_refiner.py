@@ -95,8 +95,8 @@ class RefinerModel(FamilyBase):
         due = getattr(network, "module", network).config.cross_attention_dim
         if embeds.shape[-1] != due:
             raise SettingError(
-                f"this condition has hidden states of {embeds.shape[-1]} numbers, the refiner reads {due}: its words come from"
-                " the second text encoder alone. Let the student tell them: allaprima.models.families.sdxl_refiner.telling."
+                f"this condition has hidden states of {embeds.shape[-1]} numbers, the refiner reads {due}: its words come"
+                " from the second text encoder alone. Let the student tell them: allaprima.models.families.sdxl_refiner.telling."
             )
         score, factor = cond.tensors.get("aesthetic_score"), downsampling(self.vae.config)
         score = torch.full((len(x_t),), AESTHETIC) if score is None else score
@@ -165,8 +165,8 @@ class Experts:
         mine, theirs = self.base.schedule.alphas_cumprod, self.refiner.schedule.alphas_cumprod
         if not torch.equal(mine, theirs) or self.base.prediction != self.refiner.prediction:
             raise ModelError(
-                "base and refiner differ in their schedules or in what they predict: one teacher of both is not possible. Use"
-                " the refiner alone as the teacher."
+                "base and refiner differ in their schedules or in what they predict: one teacher of both is not possible."
+                " Use the refiner alone as the teacher."
             )
 
     def __getattr__(self, name: str) -> Any:
@@ -225,7 +225,9 @@ def experts(base: SDXLModel, folder: Path, share: float) -> Experts:
     same = [n for n in SHARED if not (folder / n).is_dir() or fingerprint(folder / n) == base.fingerprints.get(n, ABSENT)]
     refiner = load_sdxl(folder, base.text, cast(Any, base), same)
     if not isinstance(refiner, RefinerModel) or not isinstance(base, SDXLModel):
-        raise ModelError(f"{folder} beside a base: a refiner of the family sdxl on a base of it is due. Check teacher.refiner.")
+        raise ModelError(
+            f"{folder} beside a base: a refiner of the family sdxl on a base of it is due. Check teacher.refiner."
+        )
     return Experts(base, refiner, share)
 
 
@@ -238,7 +240,7 @@ def telling(student: Any, teacher: Any) -> Any:
         return dataclasses.replace(student, shell=telling(student.shell, refiner))
     if not isinstance(student, SDXLModel):
         raise ModelError(
-            f"a refiner is the teacher of a {type(student).__name__}: its student must be a base of the family sdxl (SDXL-Turbo,"
-            " SDXL-Lightning or any other)."
+            f"a refiner is the teacher of a {type(student).__name__}: its student must be a base of the family sdxl"
+            " (SDXL-Turbo, SDXL-Lightning or any other)."
         )
     return dataclasses.replace(student, also=refiner)
