@@ -96,7 +96,7 @@ class RefinerModel(FamilyBase):
         if embeds.shape[-1] != due:
             raise SettingError(
                 f"this condition has hidden states of {embeds.shape[-1]} numbers, the refiner reads {due}: its words come"
-                " from the second text encoder alone. Let the student tell them: allaprima.models.families.sdxl_refiner.telling."
+                " from the second text encoder alone. Let the student tell them: models.families.sdxl_refiner.telling."
             )
         score, factor = cond.tensors.get("aesthetic_score"), downsampling(self.vae.config)
         score = torch.full((len(x_t),), AESTHETIC) if score is None else score
