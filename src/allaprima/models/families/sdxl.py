@@ -134,11 +134,21 @@ def words_of(pipeline: Any, prompts: Sequence[str], zeros_for_empty: bool, devic
 
 def load_sdxl(
     folder: Path, text: TextSettings, share: Family | None = None, shared: Sequence[str] = (), network: Any = None
-) -> Any:
-    """Read an `sdxl` folder (`family.Load`), an `SDXLModel`, or a `RefinerModel` where the UNet is a refiner's.
+) -> SDXLModel:
+    """Read an `sdxl` folder (`family.Load`). A folder without `model_index.json` takes an empty prompt as `share` does.
 
-    A folder without `model_index.json` takes an empty prompt as `share` does; of a refiner, as what the encoder says of it.
+    Raises `ModelError` for a refiner's, which `sdxl_refiner.load_either` reads, too.
     """
+    refiner, read = read_folder(folder, text, share, shared, network)
+    if refiner:
+        raise ModelError(f"{folder} holds a refiner: a base model of the family sdxl is due here.")
+    return SDXLModel(**read)
+
+
+def read_folder(
+    folder: Path, text: TextSettings, share: Family | None, shared: Sequence[str], network: Any
+) -> tuple[bool, dict[str, Any]]:
+    """Whether a folder is a refiner's, and its model's fields."""
     refuse_text_settings(text, "sdxl")
     config = read_json(folder / "scheduler" / "scheduler_config.json")
     prints = {"scheduler": fingerprint(folder / "scheduler")}
@@ -154,15 +164,8 @@ def load_sdxl(
     prints["empty_prompt"] = "zeros" if zeros else "encoded"
     kind, schedule = str(config.get("prediction_type", "epsilon")), DiscreteVP.from_config(config)
     refuse_blind(folder, schedule, kind)
-    made: Any = SDXLModel
-    if refiner:
-        from allaprima.models.families.sdxl_refiner import RefinerModel
-
-        made = RefinerModel
-    return made(
-        unet=network, **parts, schedule=schedule, prediction=kind, text=text, zeros_for_empty=zeros,
-        fingerprints={**prints, **more},
-    )  # fmt: skip
+    told = {"schedule": schedule, "prediction": kind, "text": text, "zeros_for_empty": zeros}
+    return refiner, {"unet": network, **parts, **told, "fingerprints": {**prints, **more}}
 
 
 def _is_refiner(unet: Any) -> bool:

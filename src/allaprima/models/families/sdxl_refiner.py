@@ -22,9 +22,18 @@ from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import GuidedDenoiser
 from allaprima.diffusion.schedule import DiscreteVP, expand
 from allaprima.models.card import TextSettings
-from allaprima.models.families.family import ABSENT, Bottleneck, FamilyBase, combined, guided, refuse_size, refuse_unreadable
+from allaprima.models.families.family import (
+    ABSENT,
+    Bottleneck,
+    Family,
+    FamilyBase,
+    combined,
+    guided,
+    refuse_size,
+    refuse_unreadable,
+)
 from allaprima.models.families.sd import run_unet
-from allaprima.models.families.sdxl import SDXLModel, words_of
+from allaprima.models.families.sdxl import SDXLModel, read_folder, words_of
 from allaprima.models.latents import downsampling
 from allaprima.models.load import fingerprint
 
@@ -218,12 +227,21 @@ class Experts:
         return dataclasses.replace(self, base=self.base.with_network(network, own))
 
 
+def load_either(
+    folder: Path, text: TextSettings, share: Family | None = None, shared: Sequence[str] = (), network: Any = None
+) -> Any:
+    """Read an `sdxl` folder (`family.Load`): an `SDXLModel`, or a `RefinerModel` where the UNet is a refiner's.
+
+    A refiner's folder without `model_index.json` takes an empty prompt as what the encoder says of it.
+    """
+    refiner, read = read_folder(folder, text, share, shared, network)
+    return RefinerModel(**read) if refiner else SDXLModel(**read)
+
+
 def experts(base: SDXLModel, folder: Path, share: float) -> Experts:
     """`base` with the refiner in `folder`; what both have is in memory once. Raises `ModelError` for anything else."""
-    from allaprima.models.families.sdxl import load_sdxl
-
     same = [n for n in SHARED if not (folder / n).is_dir() or fingerprint(folder / n) == base.fingerprints.get(n, ABSENT)]
-    refiner = load_sdxl(folder, base.text, cast(Any, base), same)
+    refiner = load_either(folder, base.text, cast(Any, base), same)
     if not isinstance(refiner, RefinerModel) or not isinstance(base, SDXLModel):
         raise ModelError(
             f"{folder} beside a base: a refiner of the family sdxl on a base of it is due. Check teacher.refiner."
