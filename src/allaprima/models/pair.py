@@ -44,7 +44,7 @@ def load_pair(card: Card) -> Pair:
         )
     if student.refiner is not None:
         raise ModelError(f"card {card.name!r} gives its student a refiner: that is for the teacher. Move it there.")
-    teacher: Any = family.load(card.path(card.teacher.source), card.text)
+    teacher: Any = _predicting(family.load(card.path(card.teacher.source), card.text), card.teacher.prediction)
     if card.teacher.refiner is not None:
         teacher = experts(teacher, card.path(card.teacher.refiner), card.teacher.refiner_from)
     if card.cascade.strategy == "regenerate" and getattr(teacher, "refines_only", False):
@@ -59,11 +59,12 @@ def load_pair(card: Card) -> Pair:
 def _student(card: Card, teacher: Family) -> Family | MultiStudent:
     student = card.student
     if not student.students:
-        made = _single(card, teacher)
-        if student.prediction is None:
-            return made
-        prints = {**made.fingerprints, "prediction": student.prediction}
-        return dataclasses.replace(made, prediction=student.prediction, fingerprints=prints)
+        return _predicting(_single(card, teacher), student.prediction)
+    if student.prediction is not None:
+        raise ModelError(
+            f"card {card.name!r}: student.prediction={student.prediction!r} with several students: their schedulers' folders"
+            " say what they predict. Leave it out."
+        )
     folders, partition = [card.path(f) for f in student.students], card.path(student.partition or "")
     return load_multi_student(folders, partition, card.text, teacher, student.share, student.resident, card.family)
 
@@ -86,10 +87,19 @@ def _single(card: Card, teacher: Family) -> Any:
         network, print_ = filled(folder, file), fused_fingerprint(fingerprint(folder), file)
     else:
         return family.load(source, card.text, teacher, share)
-    # Fusing makes new weights, contiguous ones.
-    network = network.to(memory_format=torch.channels_last) if student.source and family.component == "unet" else network
+    # Fused weights and those of a file are contiguous ones; the teacher's own are left as they are.
+    beside = student.lora is not None and student.source is None
+    network = network.to(memory_format=torch.channels_last) if family.component == "unet" and not beside else network
     model = family.load(source, card.text, teacher, share, network)
     return model.with_network(network, {**model.fingerprints, family.component: print_})
+
+
+def _predicting(model: Any, prediction: str | None) -> Any:
+    """The model with what a card says it predicts."""
+    if prediction is None:
+        return model
+    prints = {**model.fingerprints, "prediction": prediction}
+    return dataclasses.replace(model, prediction=prediction, fingerprints=prints)
 
 
 def _common(family: FamilyEntry, teacher: Family) -> tuple[str, ...]:
