@@ -1,6 +1,7 @@
 """Tiny random models of each family, saved as real folders in diffusers' format with real tokenizers, and cards for them."""
 
 import json
+import shutil
 import string
 
 import torch
@@ -155,6 +156,24 @@ def model(family, folder, seed=0, t5=False, dev=True, **index):
             T5EncoderModel(config).save_pretrained(folder / "text_encoder_3")
             named |= {"text_encoder_3": ["transformers", "T5EncoderModel"], "tokenizer_3": ["transformers", "T5Tokenizer"]}
     (folder / "model_index.json").write_text(json.dumps({**named, **index}))
+    return folder
+
+
+def refiner(folder, base, seed=1):
+    """SDXL's refiner to the base in a folder: a UNet that reads the second encoder alone, and an aesthetic score."""
+    for part in ("tokenizer_2", "text_encoder_2", "vae", "scheduler"):
+        shutil.copytree(base / part, folder / part)
+    torch.manual_seed(seed)
+    unet(
+        folder / "unet", cross_attention_dim=8, addition_embed_type="text_time", addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=4 * 5 + 8,
+    )  # fmt: skip
+    named = {
+        **json.loads((base / "model_index.json").read_text()), "_class_name": "StableDiffusionXLImg2ImgPipeline",
+        "text_encoder": [None, None], "tokenizer": [None, None], "force_zeros_for_empty_prompt": False,
+        "requires_aesthetics_score": True,
+    }  # fmt: skip
+    (folder / "model_index.json").write_text(json.dumps(named))
     return folder
 
 

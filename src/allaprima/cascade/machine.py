@@ -27,7 +27,7 @@ from allaprima.cascade.given import (
     teacher_plan,
 )
 from allaprima.cascade.job import Job, Request, Stage
-from allaprima.cascade.painter import Controlled, Painter, Reads, Routed, Scorer, ScoresGiven, Sized
+from allaprima.cascade.painter import Controlled, Painter, Reads, RefinesOnly, Routed, Scorer, ScoresGiven, Sized
 from allaprima.cascade.policy import Context, Decision, Policy
 from allaprima.cascade.settings import MAX_STEPS, CascadeSettings
 from allaprima.core.errors import SettingError
@@ -37,7 +37,7 @@ from allaprima.diffusion.guidance import GuidanceInterval, GuidedDenoiser, scale
 from allaprima.diffusion.rollback import rollback, start_time
 from allaprima.diffusion.schedule import Schedule
 from allaprima.diffusion.solvers import make_solver
-from allaprima.diffusion.solvers.solver import Solver, Step
+from allaprima.diffusion.solvers.solver import Solver, Step, begun
 
 STUDENT = "student"
 """The student's name for noises and costs."""
@@ -108,7 +108,21 @@ class Machine:
         painter.check_prompt(request.prompt)
         if request.negative_prompt:
             painter.check_prompt(request.negative_prompt)
+        always = getattr(self.policy, "decision", None)
+        if Decision.REGENERATE in (
+            (self.settings.strategy, getattr(self.policy, "otherwise", None)) if always is None else (always,)
+        ):
+            self._refuse_noise(request)
         check_given(request, isinstance(painter, Reads), _controls(painter), self.settings.height, self.settings.width)
+
+    def _refuse_noise(self, request: Request) -> None:
+        """Raise `SettingError` where the teacher is to paint from noise and can't."""
+        from_noise = request.edit is None or request.edit.strength == 1
+        if from_noise and isinstance(self._regenerate.painter, RefinesOnly) and self._regenerate.painter.refines_only:
+            raise SettingError(
+                "strategy='regenerate' with a refiner as the only teacher: it was trained on low noise and can't paint from"
+                " pure noise. Say strategy='refine' (or mode='refine-all'), or give the card's teacher a base and a refiner."
+            )
 
     def start(self, jobs: Sequence[Job]) -> None:
         """Encode prompts and draw the initial noise; drafts begin, unless the policy wants the teacher at once."""
@@ -170,7 +184,9 @@ class Machine:
         """Begin a draft, or a repainting, at noise or at the picture that is edited."""
         job.stage = stage
         hand = self._hand_of(job)
-        self._enter(job, stage, hand, first_latents(job, hand.plan[0].t, noise, hand.painter.schedule))
+        t, edit = hand.plan[0].t, job.request.edit
+        first = begun(hand.solver, noise, t) if edit is None or edit.strength == 1 else noise
+        self._enter(job, stage, hand, first_latents(job, t, first, hand.painter.schedule))
 
     def _hand_of(self, job: Job) -> _Hand:
         if job.stage is Stage.STUDENT:
@@ -301,6 +317,7 @@ class Machine:
             x = rollback(job.best_x[None], eps, t, self._refine.painter.schedule)[0]
             self._enter(job, Stage.TEACHER, self._refine, x)
         else:
+            self._refuse_noise(job.request)
             # The paper's regeneration: same prompt and the same initial noise as the (first) draft, so that a repainted
             # picture is what the teacher alone paints with this seed.
             self._enter_from(job, Stage.TEACHER, job.noise)

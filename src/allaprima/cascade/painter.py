@@ -75,6 +75,16 @@ class Controlled(Protocol):
 
 
 @runtime_checkable
+class RefinesOnly(Protocol):
+    """What else a teacher says that can't paint from pure noise (SDXL's refiner)."""
+
+    @property
+    def refines_only(self) -> bool:
+        """True."""
+        ...
+
+
+@runtime_checkable
 class Routed(Protocol):
     """What else a painter says that is several students, of which one paints a prompt (`models.multi_student`)."""
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from allaprima.core.errors import SettingError
 from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.diffusion.rollback import Sigma, Strength, Variance
-from allaprima.diffusion.solvers import SOLVERS, TAKE_LAST_TIME
+from allaprima.diffusion.solvers import TAKE_LAST_TIME, check_solver, solver_name
 
 Strategy = Literal["refine", "regenerate"]
 MAX_STEPS = 1000
@@ -47,13 +47,19 @@ class CascadeSettings:
         if not 1 <= self.batch_size <= MAX_BATCH:
             raise SettingError(f"batch_size={self.batch_size!r} is out of range: 1..{MAX_BATCH}; 16 is a good start.")
         for name in ("student_solver", "teacher_solver"):
-            value = getattr(self, name)
-            if value not in SOLVERS:
-                raise SettingError(f"{name}={value!r} is not known: {', '.join(SOLVERS)} are.")
-        if self.teacher_last_time is not None and self.teacher_solver not in TAKE_LAST_TIME:
+            try:
+                check_solver(getattr(self, name))
+            except SettingError as e:
+                raise SettingError(f"{name}={getattr(self, name)!r}: {e}") from e
+        if self.teacher_last_time is not None and solver_name(self.teacher_solver) not in TAKE_LAST_TIME:
             raise SettingError(
                 f"teacher_last_time={self.teacher_last_time!r} means nothing to {self.teacher_solver!r}:"
                 f" {', '.join(sorted(TAKE_LAST_TIME))} have it. Leave it out, or choose one of these solvers."
+            )
+        if self.teacher_last_time is not None and "@" in self.teacher_solver:
+            raise SettingError(
+                f"teacher_last_time={self.teacher_last_time!r} and the spacing of {self.teacher_solver!r} both say where"
+                " times fall: leave one of them out."
             )
         if self.strategy not in ("refine", "regenerate"):
             raise SettingError(f"strategy={self.strategy!r} is not known: 'refine' or 'regenerate'.")

@@ -8,7 +8,7 @@ import torch
 
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition, Denoiser, Samples
-from allaprima.diffusion.solvers.solver import Solver
+from allaprima.diffusion.solvers.solver import Solver, begun
 
 
 def sample(
@@ -22,9 +22,11 @@ def sample(
     purpose: str = "teacher",
 ) -> Samples:
     """`n` network evaluations from `x: (B, ...)`; fresh noise, where a solver needs it, belongs to each sample's seed."""
+    plan = solver.plan(n, start)
+    x = x if start is not None else begun(solver, x, plan[0].t)
     state = solver.init(x)
     seeds = range(len(x)) if seeds is None else seeds
-    for i, p in enumerate(solver.plan(n, start)):
+    for i, p in enumerate(plan):
         t, s = (torch.full((len(x),), v, dtype=torch.float64) for v in (p.t, p.s))
         fresh = noise_batch(seeds, purpose, [i] * len(x), x.shape[1:]).to(x.dtype) if solver.needs_noise else None
         phase = torch.full((len(x),), p.phase)

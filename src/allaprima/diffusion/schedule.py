@@ -11,6 +11,7 @@ Both answer for a `(B,)` tensor of times, so samples at different times share a 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -68,25 +69,40 @@ def _check_share(name: str, value: float, upper_included: bool) -> None:
         raise SettingError(f"{name}={value!r} is out of range: it must lie in (0, 1{bracket}. Try {name}=0.7.")
 
 
+SPACINGS = ("leading", "trailing", "linspace")
+"""How the times of a grid lie on the schedule, by diffusers' names (arXiv 2305.08891, table 2)."""
+Spacing = str | tuple[float, ...]
+"""One of these names, or the times themselves, falling."""
+NEARLY_ZERO = 2.0**-24
+"""Signal power that stands for none where its logarithm is needed, as in diffusers' schedulers."""
+
+
 class DiscreteVP:
     """Variance-preserving schedule on integer times 0..T-1, from its cumulative products of (1 - beta).
 
     `t = -1` stands for the clean picture (alpha 1, sigma 0), which is where solvers end. Real-valued times
     between integers interpolate log-SNR linearly, so a rollback may start anywhere.
+
+    The last time may have no signal at all, alpha 0 (`rescale_betas_zero_snr`, arXiv 2305.08891).
     """
 
     t_clean = -1.0
+    spacing: Spacing | None = None
+    """Of `grid`; None is "leading" with an offset of 1, Stable Diffusion's own; some solvers have another then."""
 
     def __init__(self, alphas_cumprod: Float[Tensor, " ..."]) -> None:
         if alphas_cumprod.ndim != 1 or len(alphas_cumprod) < 2:
             raise SettingError(f"alphas_cumprod has shape {tuple(alphas_cumprod.shape)}: a (T,) tensor, T >= 2, is due.")
         abar = alphas_cumprod.double()
-        if not bool(((abar > 0) & (abar < 1)).all() and (abar.diff() < 0).all()):
+        if not bool(((abar[:-1] > 0) & (abar[:-1] < 1)).all() and (abar.diff() < 0).all() and abar[-1] >= 0):
             raise SettingError(
-                "alphas_cumprod must decrease strictly inside (0, 1); zero-terminal-SNR schedules need `flow`."
+                "alphas_cumprod must decrease strictly inside (0, 1); the last one alone may be 0. Mend the betas."
             )
         self.alphas_cumprod = abar
-        self._half_log_snr = 0.5 * (abar.log() - (1 - abar).log())
+        self.zero_terminal = bool(abar[-1] == 0)
+        """Whether the noisiest time is pure noise."""
+        some = abar.clamp(min=NEARLY_ZERO)
+        self._half_log_snr = 0.5 * (some.log() - (1 - some).log())
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> DiscreteVP:
@@ -110,7 +126,28 @@ class DiscreteVP:
             raise SettingError(
                 f"beta_schedule={kind!r} is not known: linear, scaled_linear, squaredcos_cap_v2 and trained_betas are."
             )
-        return cls(torch.cumprod(1.0 - betas, dim=0))
+        bar = torch.cumprod(1.0 - betas, dim=0)
+        if config.get("rescale_betas_zero_snr"):
+            # Algorithm 1 of arXiv 2305.08891: shift the roots so that the last is 0, scale so that the first stays. The way
+            # through betas and back is diffusers', whose rounding parity needs.
+            root = bar.sqrt()
+            root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+            bar = torch.cumprod(torch.cat([root[:1] ** 2, root[1:] ** 2 / root[:-1] ** 2]), dim=0)
+        return cls(bar)
+
+    def spaced(self, spacing: Spacing | None) -> DiscreteVP:
+        """The same noise with another spacing of `grid`. Raises `SettingError` for a name or times that it can't have."""
+        if isinstance(spacing, str) and spacing not in SPACINGS:
+            raise SettingError(
+                f"spacing={spacing!r} is not known: {', '.join(SPACINGS)} are, or times with commas between: 999,499."
+            )
+        if isinstance(spacing, tuple):
+            falling = all(a > b for a, b in zip(spacing, spacing[1:], strict=False))
+            if not (spacing and falling and spacing[0] <= self.t_max and spacing[-1] >= 0):
+                raise SettingError(f"times {spacing!r} don't fit: falling ones are due, between {self.t_max:g} and 0.")
+        made = copy.copy(self)
+        made.spacing = spacing
+        return made
 
     @property
     def num_train_timesteps(self) -> int:
@@ -130,11 +167,13 @@ class DiscreteVP:
 
     def alpha(self, t: Real[Tensor, " b"]) -> Float64[Tensor, " b"]:
         lam = self._log_snr(t)
-        return torch.where(t < 0, torch.ones_like(lam), torch.sigmoid(2 * lam).sqrt())
+        found = torch.where(t < 0, torch.ones_like(lam), torch.sigmoid(2 * lam).sqrt())
+        return torch.where(t >= self.t_max, torch.zeros_like(lam), found) if self.zero_terminal else found
 
     def sigma(self, t: Real[Tensor, " b"]) -> Float64[Tensor, " b"]:
         lam = self._log_snr(t)
-        return torch.where(t < 0, torch.zeros_like(lam), torch.sigmoid(-2 * lam).sqrt())
+        found = torch.where(t < 0, torch.zeros_like(lam), torch.sigmoid(-2 * lam).sqrt())
+        return torch.where(t >= self.t_max, torch.ones_like(lam), found) if self.zero_terminal else found
 
     def time_of_variance(self, variance: float) -> float:
         _check_share("variance", variance, upper_included=False)
@@ -163,6 +202,18 @@ class DiscreteVP:
     def grid(self, n: int, start: float | None = None) -> list[float]:
         if n < 1 or n > self.num_train_timesteps:
             raise SettingError(f"steps={n} is out of range: 1..{self.num_train_timesteps} steps fit this schedule.")
+        if start is None and isinstance(self.spacing, tuple):
+            if len(self.spacing) != n:
+                raise SettingError(
+                    f"steps={n} with {len(self.spacing)} times {self.spacing!r}: as many steps as times are due."
+                )
+            return list(self.spacing)
+        if start is None and self.spacing == "trailing":
+            return [float(round(self.num_train_timesteps * i / n) - 1) for i in range(n, 0, -1)]
+        if start is None and self.spacing == "linspace":
+            if n == 1:
+                return [0.0]
+            return [float(round(self.t_max * i / (n - 1))) for i in range(n - 1, -1, -1)]
         if start is None:
             # "leading" spacing with offset 1, Stable Diffusion's own: 50 steps are 981, 961, ..., 1.
             stride = self.num_train_timesteps // n

@@ -27,16 +27,29 @@ class ModelSource(_Strict):
     source: str | None = None
     """Folder (relative to the card) or hub id, in diffusers' format."""
     lora: str | None = None
-    """LoRA file (.safetensors, relative to the card) that sits on `source`; without a source, on the teacher's."""
+    """LoRA file (.safetensors, relative to the card), multiplied into `source`; without a source it sits beside the
+    teacher's own weights, which are in memory once."""
+    lora_scale: float = 1.0
+    """What the adapters are multiplied by."""
+    weights: str | None = None
+    """File (.safetensors, relative to the card) of a student's whole network alone, shaped as the one in `source`; without a
+    source, as the teacher's."""
+    prediction: Literal["epsilon", "v_prediction", "sample"] | None = None
+    """What the network says, where that isn't what its scheduler's folder says (one-step SDXL-Lightning: `sample`)."""
     students: tuple[str, ...] = ()
     """In place of `source`: folders of several students, each with `unet` and `scheduler` (`models.multi_student`)."""
     partition: str | None = None
     """Safetensors file that says which of `students` paints a prompt (`models.partition`)."""
     resident: int | None = Field(default=None, ge=1)
     """How many of `students` are in memory at once; None is all."""
+    refiner: str | None = None
+    """Folder of SDXL's refiner, which with the teacher's `source` is one teacher (`models.families.sdxl_refiner`)."""
+    refiner_from: float = Field(default=0.8, gt=0, lt=1)
+    """The share of the schedule after which the refiner takes over (diffusers' `denoising_end`)."""
     steps: int = Field(ge=1)
     guidance_scale: float = Field(ge=0)
     solver: str
+    """By name, `NAME[:ETA][@SPACING]` (`diffusion.solvers`): `dpm_solver`, `euler@trailing`, `lcm@800`."""
     license: str
     last_time: float | None = None
     """Where the teacher's last evaluation falls (`CascadeSettings.teacher_last_time`)."""
@@ -50,8 +63,11 @@ class ModelSource(_Strict):
 
     @model_validator(mode="after")
     def _one_or_several(self) -> Self:
-        if (self.source is None and self.lora is None) == (not self.students):
+        one = (self.source, self.lora, self.weights)
+        if all(given is None for given in one) == (not self.students):
             raise ValueError("either source, one folder, or students, several, is due (or lora, a file that sits on one)")
+        if self.lora is not None and self.weights is not None:
+            raise ValueError("lora and weights are two ways to make a student: give one")
         if bool(self.students) != (self.partition is not None):
             raise ValueError("students and partition belong together: give both or neither")
         if self.resident is not None and not self.students:
@@ -198,7 +214,7 @@ def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     other = load_card(beside if beside.exists() else name)
     base = other.model_dump(exclude={"folder", "calibration"}, exclude_none=True)
     for part in ("student", "teacher", "oracle"):
-        for key in ("source", "partition", "lora"):
+        for key in ("source", "partition", "lora", "weights", "refiner"):
             if key in base[part]:
                 base[part][key] = str(other.path(base[part][key]))
         if "students" in base[part]:
@@ -211,8 +227,8 @@ def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         # Settings belong to a kind.
         base["oracle"].pop("settings", None)
     student = raw.get("student")
-    if isinstance(student, dict) and not student.keys().isdisjoint(("source", "students", "lora")):
-        replaced = ("source", "students", "partition", "resident", "lora")
+    if isinstance(student, dict) and not student.keys().isdisjoint(("source", "students", "lora", "weights")):
+        replaced = ("source", "students", "partition", "resident", "lora", "lora_scale", "weights", "prediction")
         base["student"] = {k: v for k, v in base["student"].items() if k not in replaced}
     return _merged(base, {k: v for k, v in raw.items() if k != "extends"})
 

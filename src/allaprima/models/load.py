@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from allaprima.core.errors import ModelError
+from allaprima.core.errors import ModelError, UnsafeWeights
 from allaprima.core.folder import fingerprint as fingerprint
 from allaprima.core.folder import read_json as read_json
 from allaprima.core.folder import weight_files as weight_files
@@ -44,6 +45,29 @@ def load_component(folder: Path) -> Any:
         net = cls.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32, **_low_memory(name))
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as e:
         raise ModelError(f"{folder} cannot be loaded as {name}: {e}. Copy or download the model again.") from e
+    return net.float().eval().requires_grad_(False)
+
+
+def filled(folder: Path, file: Path) -> Any:
+    """A network as the config in `folder` says, with the weights of one safetensors file; float32, frozen.
+
+    Published few-step UNets come so (SDXL-Lightning, Hyper-SD). Raises `ModelError` for a file that doesn't fit to the last
+    tensor; `UnsafeWeights` for pickles.
+    """
+    if file.suffix != ".safetensors":
+        raise UnsafeWeights(f"{file}: weights are read from .safetensors alone; pickles can run code. Convert it.")
+    from safetensors.torch import load_file
+
+    config = read_json(folder / "config.json")
+    name = str(config.get("_class_name"))
+    if name not in CLASSES or CLASSES[name] == "transformers":
+        raise ModelError(f"{folder / 'config.json'} names the class {name!r}: one of diffusers' networks is due.")
+    net = getattr(importlib.import_module(CLASSES[name]), name).from_config(config)
+    try:
+        net.load_state_dict(load_file(file))
+    except (OSError, RuntimeError, ValueError, SafetensorError) as e:
+        why = " ".join(str(e).split())[:300]
+        raise ModelError(f"{file} doesn't fit the {name} of {folder}: {why}. Check the card's weights and source.") from e
     return net.float().eval().requires_grad_(False)
 
 

@@ -6,6 +6,7 @@ alone, and is imported when it is.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ TARGETS = (
 MIXINS: Mapping[str, tuple[str, str]] = {
     "UNet2DConditionModel": ("StableDiffusionLoraLoaderMixin", "unet"),
     "SD3Transformer2DModel": ("SD3LoraLoaderMixin", "transformer"),
+    "FluxTransformer2DModel": ("FluxLoraLoaderMixin", "transformer"),
 }
 """By the network's class: who in diffusers reads and writes its LoRA files, and what they call the network."""
 
@@ -74,8 +76,38 @@ def save_lora(network: Any, folder: Path) -> Path:
     return folder / FILE
 
 
-def fuse_lora(network: Any, file: Path) -> Any:
-    """`network` with a LoRA file's adapters multiplied into its weights, in place: `W + B A`, at no cost in use.
+def fuse_lora(network: Any, file: Path, scale: float = 1.0) -> Any:
+    """`network` with a LoRA file's adapters multiplied into its weights, in place: `W + scale B A`, at no cost in use.
+
+    Raises `ModelError` and `UnsafeWeights` as `adapted` does.
+    """
+    network = _placed(network, file)
+    network.fuse_lora(lora_scale=scale)
+    network.unload_lora()
+    return network.eval().requires_grad_(False)
+
+
+def adapted(network: Any, file: Path, scale: float = 1.0) -> Any:
+    """Another network that is `network` with a LoRA file's adapters beside its weights: `W x + scale B A x`.
+
+    The weights are the very tensors of `network`, which is left as it is: the modules are other ones, so that neither knows
+    of the other, whoever is asked in between or at once. Published files load as diffusers' pipelines load them: their own
+    names, peft's, and kohya's with alpha.
+
+    Raises `ModelError` for a missing file, one that doesn't fit, or where peft is missing; `UnsafeWeights` for pickles.
+    """
+    tensors = (*network.parameters(), *network.buffers())
+    made = _placed(copy.deepcopy(network, {id(v): v for v in tensors}), file)
+    try:
+        (name,) = made.peft_config
+    except ValueError as e:
+        raise ModelError(f"{file}: the network below has adapters already. Fuse them first, or give its own source.") from e
+    made.set_adapters([name], [scale])
+    return made.eval().requires_grad_(False)
+
+
+def _placed(network: Any, file: Path) -> Any:
+    """`network` with the adapters of a file on it, in place.
 
     Raises `ModelError` for a missing file, one that doesn't fit, or where peft is missing; `UnsafeWeights` for pickles.
     """
@@ -106,17 +138,16 @@ def fuse_lora(network: Any, file: Path) -> Any:
         due, placed = (sum(".alpha" not in k for k in state), sum(".lora_" in k for k, _ in network.named_parameters()))
         if placed != due or not due:
             raise ValueError(f"{placed} of its {due} tensors have a place there")
-        network.fuse_lora()
-        network.unload_lora()
     except Exception as e:
         why = " ".join(str(e).split())[:300]
         raise ModelError(f"{file} doesn't fit {type(network).__name__}: {why}. Check the card's lora and source.") from e
-    return network.eval().requires_grad_(False)
+    return network
 
 
-def fused_fingerprint(base: str, file: Path) -> str:
+def fused_fingerprint(base: str, file: Path, scale: float = 1.0) -> str:
     """Of a network with fingerprint `base` and the LoRA in `file`."""
-    return hashlib.sha256(base.encode() + file.read_bytes()).hexdigest()[:16]
+    told = b"" if scale == 1 else f" at {scale:g} ".encode()
+    return hashlib.sha256(base.encode() + told + file.read_bytes()).hexdigest()[:16]
 
 
 def _mixin(network: Any) -> tuple[str, str]:

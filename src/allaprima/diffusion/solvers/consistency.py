@@ -25,7 +25,7 @@ class Consistency:
 
     def plan(self, n: int, start: float | None = None) -> list[Step]:
         """Five steps on Stable Diffusion's schedule are 981, 781, 581, 381, 181: every tenth of a 50-point DDIM grid."""
-        if start is not None or not 1 <= n <= 50:
+        if start is not None or not 1 <= n <= 50 or _given(self.schedule):
             return plan_on_grid(self.schedule, n, start)
         return self._spread(self._fine(), n)
 
@@ -38,6 +38,9 @@ class Consistency:
         return self._spread(fine, n) if 1 <= n <= len(fine) else self.plan(n, start)
 
     def _fine(self) -> list[float]:
+        given = _given(self.schedule)
+        if given:
+            return list(given)
         return self.schedule.grid(50) if self._grid is None else self._grid(self.schedule, 50)
 
     def _spread(self, fine: Sequence[float], n: int) -> list[Step]:
@@ -56,6 +59,12 @@ class Consistency:
         if noise is None:
             raise SettingError("consistency sampling needs fresh noise at every step; none was given.")
         return expand(self.schedule.alpha(s), x0) * x0 + expand(self.schedule.sigma(s), x0) * noise, state
+
+
+def _given(schedule: Schedule) -> tuple[float, ...]:
+    """The times of a schedule that was given them one by one."""
+    spacing = schedule.spacing if isinstance(schedule, DiscreteVP) else None
+    return spacing if isinstance(spacing, tuple) else ()
 
 
 def lcm_grid(schedule: Schedule, n: int) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.schedule import Schedule, expand
+from allaprima.diffusion.schedule import NEARLY_ZERO, Schedule, expand
 from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_linspace, plan_to
 
 
@@ -33,7 +33,8 @@ class DPMSolverPP2M:
         return {"x0_prev": torch.zeros_like(x), "lam_prev": zeros, "count": zeros.clone()}
 
     def _lam(self, t: Times) -> Times:
-        return self.schedule.alpha(t).log() - self.schedule.sigma(t).log()
+        # Where there is no signal at all its logarithm stays finite, as in diffusers.
+        return self.schedule.alpha(t).clamp(min=NEARLY_ZERO**0.5).log() - self.schedule.sigma(t).log()
 
     def step(
         self, x_t: Samples, x0: Samples, t: Times, s: Times, state: State,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from allaprima.core.types import Samples, Times
 from allaprima.diffusion.prediction import eps_of
 from allaprima.diffusion.schedule import Schedule, expand
-from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_on_grid, plan_to
+from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_on_grid, plan_to, scales_noise
 
 
 def variance_exploding(x_t: Samples, x0: Samples, t: Times, schedule: Schedule) -> tuple[Samples, Samples, Times]:
@@ -21,6 +21,7 @@ class Euler:
 
     def __init__(self, schedule: Schedule, last_time: float | None = None) -> None:
         self.schedule, self.last_time = schedule, last_time
+        self.scales_noise = scales_noise(schedule)
 
     def plan(self, n: int, start: float | None = None) -> list[Step]:
         """One evaluation a step."""

@@ -13,7 +13,7 @@ from allaprima.core.types import Samples, Times
 from allaprima.diffusion.prediction import eps_of
 from allaprima.diffusion.schedule import Flow, Schedule, expand
 from allaprima.diffusion.solvers.euler import variance_exploding
-from allaprima.diffusion.solvers.solver import Phases, State, Step
+from allaprima.diffusion.solvers.solver import Phases, State, Step, scales_noise
 
 
 class Heun:
@@ -28,6 +28,7 @@ class Heun:
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self._straight = isinstance(schedule, Flow)
+        self.scales_noise = scales_noise(schedule)
 
     def plan(self, n: int, start: float | None = None) -> list[Step]:
         """`n` evaluations."""

@@ -90,10 +90,28 @@ def plan_on_grid(schedule: Schedule, n: int, start: float | None) -> list[Step]:
     return [Step(t, s) for t, s in zip(times, times[1:], strict=False)]
 
 
+def scales_noise(schedule: Schedule) -> bool:
+    """Whether diffusers' Euler schedulers begin at `sigma_t eps` instead of `eps`: for all spacings but "leading"."""
+    return isinstance(schedule, DiscreteVP) and schedule.spacing not in (None, "leading")
+
+
+def begun(solver: Solver, noise: Samples, t: float) -> Samples:
+    """What painting from pure noise begins with at time `t`: the noise `(B, ...)`, or what a solver makes of it."""
+    if not getattr(solver, "scales_noise", False):
+        return noise
+    return noise * float(solver.schedule.sigma(torch.tensor([t], dtype=torch.float64)))
+
+
 def plan_linspace(schedule: Schedule, n: int, start: float | None) -> list[Step]:
-    """Like `plan_on_grid`, but from pure noise times are spread over the whole schedule (diffusers' "linspace")."""
-    steps = plan_on_grid(schedule, n, start)
-    if start is not None or not isinstance(schedule, DiscreteVP):
-        return steps
-    times = torch.linspace(0, schedule.t_max, n + 1, dtype=torch.float64).round().flip(0).tolist()
+    """Like `plan_on_grid`, but from pure noise times are spread over the whole schedule (diffusers' "linspace").
+
+    Of these, and of "leading" times, n + 1 are made and the cleanest is left out, as diffusers' multistep schedulers do.
+    """
+    if start is not None or not isinstance(schedule, DiscreteVP) or schedule.spacing not in (None, "linspace", "leading"):
+        return plan_on_grid(schedule, n, start)
+    plan_on_grid(schedule, n, None)  # Refuses an impossible n.
+    if schedule.spacing == "leading":
+        times = schedule.grid(n + 1)
+    else:
+        times = torch.linspace(0, schedule.t_max, n + 1, dtype=torch.float64).round().flip(0).tolist()
     return [Step(t, s) for t, s in zip(times, [*times[1:-1], schedule.t_clean], strict=False)]

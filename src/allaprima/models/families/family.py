@@ -233,6 +233,15 @@ def refuse_text_settings(text: TextSettings, family: str) -> None:
         raise ModelError(f"text.{odd[0]} = True means nothing to the family {family}: leave it out of the card.")
 
 
+def refuse_blind(folder: Path, schedule: Schedule, prediction: str) -> None:
+    """Raise `ModelError` for a network that predicts noise from nothing but noise: it says nothing of the picture then."""
+    if prediction == "epsilon" and getattr(schedule, "zero_terminal", False):
+        raise ModelError(
+            f"{folder / 'scheduler'}: rescale_betas_zero_snr with prediction_type='epsilon': where there is no signal the"
+            " noise says nothing about the picture. A network for it predicts v_prediction or sample."
+        )
+
+
 def load_parts(
     folder: Path, names: Sequence[str], share: Family | None, shared: Sequence[str], optional: Sequence[str] = ()
 ) -> tuple[dict[str, Any], dict[str, str]]:
@@ -240,6 +249,11 @@ def load_parts(
     parts: dict[str, Any] = {}
     prints: dict[str, str] = {}
     for name in names:
+        if share is not None and name in shared and name not in share.fingerprints:
+            raise ModelError(
+                f"{folder} is to share {name}, and the other model has none (a refiner has but the second text encoder)."
+                " Leave it out of the card's share, and give the student's own."
+            )
         if share is not None and name in shared:
             parts[name], prints[name] = getattr(share, name), share.fingerprints[name]
         elif name in optional and not (folder / name).is_dir():

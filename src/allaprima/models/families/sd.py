@@ -20,8 +20,11 @@ from allaprima.models.families.family import (
     FamilyBase,
     guidance_dim,
     load_parts,
+    refuse_blind,
+    refuse_size,
     refuse_unreadable,
 )
+from allaprima.models.latents import downsampling
 from allaprima.models.load import fingerprint, load_component, read_json
 
 SHARED = ("text_encoder", "tokenizer", "vae")
@@ -55,7 +58,14 @@ class SDModel(FamilyBase):
         return Bottleneck("mid_block", int(network.config.block_out_channels[-1]))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Shape of one latent for a picture of this size, read off the UNet's training size."""
+        """Shape of one latent for a picture of this size.
+
+        By the autoencoder's halvings where diffusers' own says them, else read off the UNet's training size.
+        """
+        if hasattr(self.vae.config, "block_out_channels"):
+            factor = downsampling(self.vae.config)
+            refuse_size(height, width, factor)
+            return self.unet.config.in_channels, height // factor, width // factor
         size = self.unet.config.sample_size
         factor = max(1, round(height / size)) if height >= size else 1
         return self.unet.config.in_channels, height // factor, width // factor
@@ -120,4 +130,5 @@ def load_sd(
         network, prints["unet"] = load_unet(folder / "unet"), fingerprint(folder / "unet")
     parts, more = load_parts(folder, ("vae", "text_encoder", "tokenizer"), share, shared)
     kind, schedule = str(config.get("prediction_type", "epsilon")), DiscreteVP.from_config(config)
+    refuse_blind(folder, schedule, kind)
     return SDModel(network, **parts, schedule=schedule, prediction=kind, text=text, fingerprints={**prints, **more})

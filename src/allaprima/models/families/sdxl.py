@@ -20,6 +20,7 @@ from allaprima.models.families.family import (
     Family,
     FamilyBase,
     load_parts,
+    refuse_blind,
     refuse_size,
     refuse_text_settings,
     refuse_unreadable,
@@ -32,6 +33,8 @@ SHARED = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 """What a student and a teacher may have in common."""
 TIME_IDS = 6
 """Height and width of the original, top and left of the crop, height and width of the target."""
+REFINER_IDS = 5
+"""Of a refiner: an aesthetic score in the target's place."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class SDXLModel(FamilyBase):
     """An empty prompt is zeros, not what the encoders say of it (diffusers' `force_zeros_for_empty_prompt`)."""
     fingerprints: Mapping[str, str]
     """Hash of each component, shared ones included."""
+    also: Any = None
+    """A refiner (`sdxl_refiner.telling`) for which conditions hold `refiner_embeds` and `refiner_pooled`, too."""
 
     component = "unet"
 
@@ -107,46 +112,74 @@ class SDXLModel(FamilyBase):
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Prompts -> `prompt_embeds` and `pooled`, a row each."""
         device = next(self.text_encoder_2.parameters()).device
-        made = self._pipeline.encode_prompt(list(prompts), device=device, do_classifier_free_guidance=False)
-        embeds, _, pooled, _ = made
-        if self.zeros_for_empty:
-            empty = torch.tensor([not p for p in prompts], device=device)
-            embeds, pooled = embeds.masked_fill(empty[:, None, None], 0), pooled.masked_fill(empty[:, None], 0)
-        return Condition({"prompt_embeds": embeds, "pooled": pooled})
+        own = words_of(self._pipeline, prompts, self.zeros_for_empty, device)
+        if self.also is None:
+            return own
+        more = self.also.condition(prompts).tensors
+        return Condition({**own.tensors, "refiner_embeds": more["prompt_embeds"], "refiner_pooled": more["pooled"]})
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> hidden states `(B, L, D)`."""
         return self.condition(prompts).tensors["prompt_embeds"]
 
 
+def words_of(pipeline: Any, prompts: Sequence[str], zeros_for_empty: bool, device: Any) -> Condition:
+    """`prompt_embeds` and `pooled` by a pipeline's own `encode_prompt`, zeros for empty prompts where that is due."""
+    embeds, _, pooled, _ = pipeline.encode_prompt(list(prompts), device=device, do_classifier_free_guidance=False)
+    if zeros_for_empty:
+        empty = torch.tensor([not p for p in prompts], device=device)
+        embeds, pooled = embeds.masked_fill(empty[:, None, None], 0), pooled.masked_fill(empty[:, None], 0)
+    return Condition({"prompt_embeds": embeds, "pooled": pooled})
+
+
 def load_sdxl(
     folder: Path, text: TextSettings, share: Family | None = None, shared: Sequence[str] = (), network: Any = None
 ) -> SDXLModel:
-    """Read an `sdxl` folder (`family.Load`). A folder without `model_index.json` takes an empty prompt as `share` does."""
+    """Read an `sdxl` folder (`family.Load`). A folder without `model_index.json` takes an empty prompt as `share` does.
+
+    Raises `ModelError` for a refiner's, which `sdxl_refiner.load_either` reads, too.
+    """
+    refiner, read = read_folder(folder, text, share, shared, network)
+    if refiner:
+        raise ModelError(f"{folder} holds a refiner: a base model of the family sdxl is due here.")
+    return SDXLModel(**read)
+
+
+def read_folder(
+    folder: Path, text: TextSettings, share: Family | None, shared: Sequence[str], network: Any
+) -> tuple[bool, dict[str, Any]]:
+    """Whether a folder is a refiner's, and its model's fields."""
     refuse_text_settings(text, "sdxl")
     config = read_json(folder / "scheduler" / "scheduler_config.json")
     prints = {"scheduler": fingerprint(folder / "scheduler")}
     if network is None:
         network, prints["unet"] = load_unet(folder / "unet"), fingerprint(folder / "unet")
-    parts, more = load_parts(folder, ("vae", *SHARED[:-1]), share, shared)
-    _check_added(folder, network.config, parts["text_encoder_2"].config)
-    zeros = bool(getattr(share, "zeros_for_empty", True))
+    refiner = _is_refiner(network.config)
+    names = ("vae", *(n for n in SHARED[:-1] if not refiner or n.endswith("_2")))
+    parts, more = load_parts(folder, names, share, shared)
+    _check_added(folder, network.config, parts["text_encoder_2"].config, REFINER_IDS if refiner else TIME_IDS)
+    zeros = not refiner and bool(getattr(share, "zeros_for_empty", True))
     if (folder / "model_index.json").exists():
         zeros = bool(read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True))
     prints["empty_prompt"] = "zeros" if zeros else "encoded"
     kind, schedule = str(config.get("prediction_type", "epsilon")), DiscreteVP.from_config(config)
-    return SDXLModel(
-        network, **parts, schedule=schedule, prediction=kind, text=text, zeros_for_empty=zeros,
-        fingerprints={**prints, **more},
-    )  # fmt: skip
+    refuse_blind(folder, schedule, kind)
+    told = {"schedule": schedule, "prediction": kind, "text": text, "zeros_for_empty": zeros}
+    return refiner, {"unet": network, **parts, **told, "fingerprints": {**prints, **more}}
 
 
-def _check_added(folder: Path, unet: Any, encoder: Any) -> None:
-    """Raise `ModelError` for a UNet that reads other added conditions (refiners read an aesthetic score)."""
+def _is_refiner(unet: Any) -> bool:
+    """Whether a UNet reads hidden states and pooled text of one size, those of the second encoder alone, and five ids."""
+    due, each = (getattr(unet, n, None) or 0 for n in ("projection_class_embeddings_input_dim", "addition_time_embed_dim"))
+    return bool(each) and due - each * REFINER_IDS == getattr(unet, "cross_attention_dim", None)
+
+
+def _check_added(folder: Path, unet: Any, encoder: Any, ids: int) -> None:
+    """Raise `ModelError` for a UNet that reads other added conditions."""
     due = getattr(unet, "projection_class_embeddings_input_dim", None)
-    have = int(getattr(unet, "addition_time_embed_dim", None) or 0) * TIME_IDS + int(encoder.projection_dim)
+    have = int(getattr(unet, "addition_time_embed_dim", None) or 0) * ids + int(encoder.projection_dim)
     if getattr(unet, "addition_embed_type", None) != "text_time" or due != have:
         raise ModelError(
-            f"{folder / 'unet'} reads added conditions of {due} numbers; pooled text and {TIME_IDS} time ids are {have}."
-            " Give a base model of the family sdxl, not a refiner."
+            f"{folder / 'unet'} reads added conditions of {due} numbers; pooled text and {ids} time ids are {have}."
+            " Give a base model of the family sdxl, or its refiner."
         )
