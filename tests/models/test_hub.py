@@ -120,7 +120,9 @@ def test_offline_is_honoured_by_the_environment(tmp_path):
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     env.pop("HF_HUB_CACHE", None)
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
-    assert out.startswith("ModelError latent-consistency/lcm-lora-sdxl:pytorch_lora_weights.safetensors is not on this machine")
+    assert out.startswith(
+        "ModelError latent-consistency/lcm-lora-sdxl:pytorch_lora_weights.safetensors is not on this machine"
+    )
     assert "HF_HUB_OFFLINE is set" in out
     assert str(tmp_path / "home" / "hub" / "models--latent-consistency--lcm-lora-sdxl") in out
     assert "hf download latent-consistency/lcm-lora-sdxl pytorch_lora_weights.safetensors" in out
@@ -139,7 +141,9 @@ def test_only_what_is_read_is_fetched(tmp_path, cache, monkeypatch):
     def download(id_, revision, allow_patterns, ignore_patterns):
         into = cache / "models--acme--tiny" / "snapshots" / "c0ffee"
         for f in files:
-            if any(fnmatch.fnmatch(f, a) for a in allow_patterns) and not any(fnmatch.fnmatch(f, i) for i in ignore_patterns):
+            if any(fnmatch.fnmatch(f, a) for a in allow_patterns) and not any(
+                fnmatch.fnmatch(f, i) for i in ignore_patterns
+            ):
                 (into / f).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(there / f, into / f)
                 taken.append(str(f))
@@ -184,7 +188,7 @@ def test_a_payload_never_runs(tmp_path, cache):
     there = placed(cache, "acme/tiny", tmp_path / "made" / "teacher")
     ran = tmp_path / "ran"
     (there / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    payload = f"cbuiltins\nexec\n(S'__import__(\"pathlib\").Path(\"{ran}\").touch()'\ntR.".encode()
+    payload = f'cbuiltins\nexec\n(S\'__import__("pathlib").Path("{ran}").touch()\'\ntR.'.encode()
     (there / "unet" / "diffusion_pytorch_model.bin").write_bytes(payload)
     with pytest.raises(UnsafeWeights, match=r"diffusion_pytorch_model.bin, a pickle"):
         load_pair(of_hub(tmp_path))
@@ -255,7 +259,9 @@ def test_pairs_that_do_not_fit_are_named(tmp_path):
         block_out_channels=(4, 4), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=4, norm_num_groups=2, sample_size=SIZE, scaling_factor=0.5,
     ).save_pretrained(other / "vae")  # fmt: skip
-    refused(r"scaling_factor of the student's autoencoder is 0.5, of the teacher's 0.18215", share=["text_encoder", "tokenizer"])
+    refused(
+        r"scaling_factor of the student's autoencoder is 0.5, of the teacher's 0.18215", share=["text_encoder", "tokenizer"]
+    )
 
 
 def test_an_unknown_family_names_the_known_and_the_fallback(tmp_path):

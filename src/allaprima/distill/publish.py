@@ -121,7 +121,9 @@ def _copied(base: Path, folder: Path) -> None:
 
 
 def _scheduler(card: Card, folder: Path) -> None:
-    shutil.copytree(card.path(card.teacher.source or "", ("scheduler",)) / "scheduler", folder / "scheduler", dirs_exist_ok=True)
+    shutil.copytree(
+        card.path(card.teacher.source or "", ("scheduler",)) / "scheduler", folder / "scheduler", dirs_exist_ok=True
+    )
 
 
 def extended_name(card: Card) -> str:

@@ -192,7 +192,9 @@ class Card(_Strict):
         try:
             lines = self.beside(source).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as e:
-            raise ModelError(f"{self.beside(source)}, named by card {self.name!r}, cannot be read: {e}. Mend the card.") from e
+            raise ModelError(
+                f"{self.beside(source)}, named by card {self.name!r}, cannot be read: {e}. Mend the card."
+            ) from e
         return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 

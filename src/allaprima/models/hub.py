@@ -99,7 +99,8 @@ def lacking(folder: Path, components: Sequence[str] | None) -> list[str]:
     if folder.is_file():
         return []
     if components is None:
-        return [f"{folder.name}/{name}" for name in shards_of(folder) if not (folder / name).exists()]
+        held = any(p.suffix in (".safetensors", *PICKLES) for p in folder.iterdir())
+        return [name for name in shards_of(folder) if not (folder / name).exists()] or ([] if held else ["*.safetensors"])
     index = _index(folder)
     return [what for c in components if c in OWN or index is None or _named(index, c) for what in _lacks(folder / c)]
 
@@ -155,6 +156,23 @@ def fetched(source: HubSource, components: Sequence[str] | None = None) -> Path:
     return found
 
 
+def fetched_configs(source: HubSource) -> Path:
+    """The folder of a source with its configs and its page at least; weights only if they are here. Raises as `fetched`."""
+    found = here(source)
+    if found is not None:
+        return found
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise _absent(source, None, (), "HF_HUB_OFFLINE is set")
+    _asked(source, None, ())
+    _download(source, None, (), ["*.json", "README.md"])
+    found = here(source)
+    if found is None:
+        raise ModelError(f"{source.id} holds no {source.inside!r}: mend the id. Its page lists what there is.")
+    return found
+
+
 def _absent(source: HubSource, components: Sequence[str] | None, missing: Sequence[str], why: str) -> ModelError:
     lacks = f" (here, but without {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})" if missing else ""
     return ModelError(
@@ -174,21 +192,22 @@ def _asked(source: HubSource, components: Sequence[str] | None, missing: Sequenc
         raise _refused(source, components, missing, e) from e
 
 
-def _download(source: HubSource, components: Sequence[str] | None, missing: Sequence[str]) -> None:
+def _download(
+    source: HubSource, components: Sequence[str] | None, missing: Sequence[str], patterns: list[str] | None = None
+) -> None:
+    """Fetch files of these patterns; None: what the components need."""
     from huggingface_hub import snapshot_download
 
     try:
         snapshot_download(
-            source.id, revision=source.revision, allow_patterns=patterns_of(source, components),
+            source.id, revision=source.revision, allow_patterns=patterns or patterns_of(source, components),
             ignore_patterns=list(IGNORED),
         )  # fmt: skip
     except Exception as e:
         raise _refused(source, components, missing, e) from e
 
 
-def _refused(
-    source: HubSource, components: Sequence[str] | None, missing: Sequence[str], error: Exception
-) -> ModelError:
+def _refused(source: HubSource, components: Sequence[str] | None, missing: Sequence[str], error: Exception) -> ModelError:
     """The hub's errors in our words."""
     from huggingface_hub import errors
 
