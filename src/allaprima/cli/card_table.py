@@ -22,8 +22,11 @@ def gib(n: float) -> str:
 
 def cards_command(dtype: str) -> None:
     """Print the table of bundled cards."""
-    console = Console(highlight=False, soft_wrap=False)
+    console = _wide()
     table = Table("card", "family", "student", "teacher", "licences", "here", f"weights, {dtype}")
+    table.columns[0].no_wrap = True
+    for column in table.columns[1:]:
+        column.overflow = "fold"
     for name in bundled_cards():
         card = load_card(name)
         found, size = sources_of(card), estimate(card, dtype)
@@ -34,9 +37,15 @@ def cards_command(dtype: str) -> None:
         )  # fmt: skip
     console.print(table)
     console.print(
-        "* asks for acceptance before it can be fetched; [dim]nc[/]: no commercial use. Sizes are of all networks, shared ones"
-        " once, without activations: allaprima card show NAME."
+        "* asks for acceptance before it can be fetched; nc: no commercial use; ?: its page names no licence. Weights are"
+        " of all networks, shared ones once; allaprima card show NAME has the rest."
     )
+
+
+def _wide() -> Console:
+    """As wide as the terminal; in a file or a pipe wide enough for a table."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
 
 
 def _side(side: ModelSource) -> str:
@@ -47,7 +56,7 @@ def _side(side: ModelSource) -> str:
 
 def _licence(name: str) -> str:
     mark = "*" if name.lower() in {g.lower() for g in GATED} else ""
-    return escape(name) + mark + ("" if licence(name).commercial else " [dim]nc[/]")
+    return escape(name) + mark + {True: "", False: " nc", None: " ?"}[licence(name).commercial]
 
 
 def _here(found: list[Source]) -> str:
@@ -63,10 +72,9 @@ def _weights(size: Estimate) -> str:
 
 def show_card_command(name: str, dtype: str, activations: bool) -> None:
     """Explain one card."""
-    console, card = Console(highlight=False, soft_wrap=True), load_card(name)
-    console.print(
-        f"[bold]{escape(card.name)}[/] ({escape(card.family)}, {card.width}x{card.height}): {escape(card.description.strip())}"
-    )
+    console, card = _wide(), load_card(name)
+    what = f"{escape(card.family)}, {card.width}x{card.height}"
+    console.print(f"[bold]{escape(card.name)}[/] ({what}): {escape(card.description.strip())}")
     console.print(escape(_words(card)))
     found = sources_of(card)
     table = Table("part", "source", "licence", "here")
@@ -85,8 +93,8 @@ def _words(card: Card) -> str:
     then = f"refines it from {c.sigma_is} {c.sigma:g}" if c.strategy == "refine" else "paints anew from the same noise"
     known = "a threshold comes with it" if card.calibration else "no threshold comes with it: calibrate first"
     return (
-        f"The student paints {s.steps} steps of {s.solver} at guidance {s.guidance_scale:g}; a draft that falls short by the oracle"
-        f" {card.oracle.kind} goes to the teacher, which {then} with {t.steps} steps of {t.solver} at guidance"
+        f"The student paints {s.steps} steps of {s.solver} at guidance {s.guidance_scale:g}; a draft that falls short by"
+        f" the oracle {card.oracle.kind} goes to the teacher, which {then} with {t.steps} steps of {t.solver} at guidance"
         f" {t.guidance_scale:g}; {known}. Shared: {', '.join(s.share) or 'nothing'}."
     )
 

@@ -1,8 +1,8 @@
 """Model cards: a small YAML that names student, teacher and oracle, their sources, licences and settings.
 
 A card's sources are folders relative to the card, absolute folders, or hub ids (`models.hub`). `extends: NAME_OR_PATH` takes
-what isn't said from another card. Bundled cards are package data and are found without importing the package that holds them:
-`bundled/NAME/card.yaml` beside weights of its own, and `cards/NAME.yaml` for models of the hub.
+what isn't said from another card. Bundled cards are package data and are found without importing the package that holds
+them: `bundled/NAME/card.yaml` beside weights of its own, and `cards/NAME.yaml` for models of the hub.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ModelSource(_Strict):
     """The network alone, in place of `source`'s: a folder with its config and weights, or a .safetensors file of weights for
     the config that is there. Without a source everything else, the scheduler too, is the teacher's."""
     lora: str | None = None
-    """LoRA file (.safetensors, relative to the card, or `owner/name:file`) on `source`; without a source, on the teacher's."""
+    """LoRA file (.safetensors beside the card, or `owner/name:file`) on `source`; without a source, on the teacher's."""
     students: tuple[str, ...] = ()
     """In place of `source`: folders of several students, each with `unet` and `scheduler` (`models.multi_student`)."""
     partition: str | None = None
@@ -147,8 +147,8 @@ class Card(_Strict):
         """
         if source.endswith(PICKLES):
             raise UnsafeWeights(
-                f"{source}, named by card {self.name!r}, is a pickle, which can run code when it is read: safetensors are due."
-                " Convert it, or name another file."
+                f"{source}, named by card {self.name!r}, is a pickle, which can run code when it is read: safetensors are"
+                " due. Convert it, or name another file."
             )
         hub = self.hub(source)
         return self.beside(source) if hub is None else fetched(hub, components)

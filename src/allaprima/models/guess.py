@@ -1,4 +1,4 @@
-"""A card from two models' own files: what they say of themselves is read, what they don't is the usual, and each says why."""
+"""A card from two models' own files: what they say is read, what they don't is the usual, and each guess says why."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Guesses:
 
 
 def find(text: str, cwd: Path) -> Model:
-    """A model by its folder or file, or by hub id. Raises `ModelError` where there is neither, `UnsafeWeights` for pickles."""
+    """A model by its folder or file, or by hub id. Raises `ModelError` for neither, `UnsafeWeights` for pickles."""
     if text.endswith(PICKLES):
         raise UnsafeWeights(f"{text} is a pickle, which can run code when it is read: safetensors are due. Convert it.")
     path = (cwd / Path(text).expanduser()).resolve()
@@ -118,8 +118,8 @@ def family_of(model: Model) -> tuple[str, str]:
         found, why = NETWORKS[name], f"the network is a {name}"
     if found is None or found not in FAMILIES:
         raise ModelError(
-            f"{model.text} is of no known family ({why or f'its network is a {name}'}): {', '.join(FAMILIES)} are. A pipeline of"
-            " diffusers of any other kind works through the image-level fallback, which hands over pictures."
+            f"{model.text} is of no known family ({why or f'its network is a {name}'}): {', '.join(FAMILIES)} are. A"
+            " pipeline of diffusers of any other kind works through the image-level fallback, which hands over pictures."
         )
     return found, why
 
@@ -179,9 +179,8 @@ def _student(model: Model, teacher: Model, family: str, said: Guesses) -> dict[s
     )
     solver, steps, scale, why = _few(model, family)
     said.say("student", f"{solver}, {steps} steps, guidance {scale:g}", why)
-    return {
-        key: model.text, "steps": steps, "guidance_scale": scale, "solver": solver, "share": _shared(model, teacher, family, said)
-    }  # fmt: skip
+    shared = _shared(model, teacher, family, said)
+    return {key: model.text, "steps": steps, "guidance_scale": scale, "solver": solver, "share": shared}
 
 
 def _few(model: Model, family: str) -> tuple[str, int, float, str]:
@@ -231,7 +230,7 @@ def _shared(model: Model, teacher: Model, family: str, said: Guesses) -> list[st
 
 
 def alike(a: Path, b: Path) -> bool | None:
-    """Whether two components are the same; None where weights aren't here. Names of files and of their makers don't count."""
+    """Whether two components are the same; None where weights aren't here. Names of files and makers don't count."""
     tokenizer = a.name.startswith("tokenizer")
     weights = [_hashes(f, "*.safetensors" if not tokenizer else "*") for f in (a, b)]
     if tokenizer:

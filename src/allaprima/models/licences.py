@@ -1,4 +1,4 @@
-"""Licences that models are given under: SPDX ids, and the named ones of the model hub, with what each asks for in a few words.
+"""Licences that models are given under: SPDX ids, and the named ones of the model hub, and what each asks for, in short.
 
 A summary is no advice: read the licence itself before you use a model for anything that matters.
 """
@@ -16,8 +16,8 @@ class Licence:
     name: str
     says: str
     spdx: bool = False
-    commercial: bool = True
-    """Whether commercial use is allowed at all, perhaps under conditions that `says` names."""
+    commercial: bool | None = True
+    """Whether commercial use is allowed at all, perhaps under conditions that `says` names; None where nothing is known."""
 
 
 LICENCES: Mapping[str, Licence] = {
@@ -37,7 +37,7 @@ LICENCES: Mapping[str, Licence] = {
         "non-commercial use of the model only; accept it on the model's page first",
         commercial=False,
     ),
-    "unstated": Licence("no licence named by its page", "ask its authors before you use it", commercial=False),
+    "unstated": Licence("no licence named by its page", "ask its authors before you use it", commercial=None),
 }
 """By the id that cards give."""
 GATED = frozenset({"stabilityai-ai-community", "flux-1-dev-non-commercial-license"})
@@ -47,4 +47,4 @@ GATED = frozenset({"stabilityai-ai-community", "flux-1-dev-non-commercial-licens
 def licence(name: str) -> Licence:
     """A card's licence; one that isn't known says so in its summary. Ids are compared without case."""
     found = next((v for k, v in LICENCES.items() if k.lower() == name.strip().lower()), None)
-    return found or Licence(name, "not among the licences known here: read it")
+    return found or Licence(name, "not among the licences known here: read it", commercial=None)

@@ -75,8 +75,8 @@ def load_weights(folder: Path, file: Path) -> Any:
     if odd:
         have = tuple(state[odd[0]].shape) if odd[0] in state else "missing"
         raise ModelError(
-            f"{file} doesn't fit the {name} of {folder}: {odd[0]!r} is {have} there, {_shape(own, odd[0])} here. Weights under"
-            " diffusers' names for this architecture are due; a whole checkpoint of another tool's is not read."
+            f"{file} doesn't fit the {name} of {folder}: {odd[0]!r} is {have} there, {_shape(own, odd[0])} here. Weights"
+            " under diffusers' names for this architecture are due; a whole checkpoint of another tool's is not read."
         )
     net.load_state_dict(state, assign=True)
     return net.float().eval().requires_grad_(False)

@@ -34,8 +34,8 @@ def load_pair(card: Card) -> Pair:
     """
     if card.family not in FAMILIES:
         raise ModelError(
-            f"card {card.name!r} is of the family {card.family!r}: {', '.join(FAMILIES)} can be loaded. A pipeline of diffusers of"
-            " any other kind works through the image-level fallback, which hands over pictures instead of latents."
+            f"card {card.name!r} is of the family {card.family!r}: {', '.join(FAMILIES)} can be loaded. A pipeline"
+            " of diffusers of any other kind works through the image-level fallback, which hands over pictures instead of latents."
         )
     family, student = FAMILIES[card.family], card.student
     odd = [name for name in student.share if name not in family.shared]

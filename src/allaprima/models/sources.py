@@ -1,4 +1,4 @@
-"""What a card is made of, where each source lies, and whether it is on this machine: nothing is fetched and nothing loaded."""
+"""What a card is made of, where each source lies, whether it is on this machine. Nothing is fetched, nothing loaded."""
 
 from __future__ import annotations
 
