@@ -136,12 +136,17 @@ def estimate(card: Card, dtype: str = "float32", activations: bool = False) -> E
     own = card.student.network or card.student.source
     mine = None if own is None else config_of(card, own, "" if card.student.network is not None else family.component)
     latents = _latents(card, net, vae)
-    # Classifier-free guidance asks for both halves in one call.
-    rows = 1 if getattr(net.config, "guidance_embeds", False) else 2
-    needs = [_network_peak(net, latents, rows, card)]
+    needs = [_network_peak(net, latents, _rows(net.config, card.teacher.guidance_scale), card)]
     if mine:
-        needs.append(_network_peak(meta(mine), latents, rows, card))
+        few = meta(mine)
+        needs.append(_network_peak(few, latents, _rows(few.config, card.student.guidance_scale), card))
     return Estimate(parts, size, max(needs) * size // 4, _decoder_peak(vae, latents) * size // 4)
+
+
+def _rows(config: Any, scale: float) -> int:
+    """Rows of one call: classifier-free guidance asks for both halves at once, unless the network reads its scale."""
+    embedded = getattr(config, "guidance_embeds", False) or getattr(config, "time_cond_proj_dim", None)
+    return 1 if embedded or scale == 1 else 2
 
 
 def _latents(card: Card, net: Any, vae: Any) -> tuple[int, int, int]:

@@ -34,8 +34,8 @@ def load_pair(card: Card) -> Pair:
     """
     if card.family not in FAMILIES:
         raise ModelError(
-            f"card {card.name!r} is of the family {card.family!r}: {', '.join(FAMILIES)} can be loaded. A pipeline"
-            " of diffusers of any other kind works through the image-level fallback, which hands over pictures instead of latents."
+            f"card {card.name!r} is of the family {card.family!r}: {', '.join(FAMILIES)} can be loaded. Pipelines of"
+            " diffusers of other kinds work through the image-level fallback, which hands over pictures, not latents."
         )
     family, student = FAMILIES[card.family], card.student
     odd = [name for name in student.share if name not in family.shared]
@@ -63,6 +63,8 @@ def _student(card: Card, family: FamilyEntry, base: Path, teacher: Family) -> Fa
         folders, partition = [card.path(f, needed) for f in student.students], card.path(student.partition or "")
         return load_multi_student(folders, partition, card.text, teacher, student.share, student.resident, card.family)
     # Adapters without a network of their own sit on the teacher's, read once more: theirs are multiplied into it.
+    if student.network is not None and not student.network.endswith(".safetensors"):
+        needed = tuple(name for name in needed if name != family.component)
     source = base if student.source is None else card.path(student.source, needed)
     if student.lora is None and student.network is None:
         return family.load(source, card.text, teacher, student.share)
