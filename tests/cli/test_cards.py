@@ -44,6 +44,8 @@ def test_show_explains_parts_licences_commands_and_memory(capsys):
         in out
     )
     assert "859,602,884" in out
+    (command,) = [line for line in out.splitlines() if "hf download Lykon" in line]
+    assert command.endswith("'*.pkl'"), "a command is one line, to be copied"
     assert "CreativeML Open RAIL-M" in out
     assert "no threshold comes with it" in " ".join(out.split())
 

@@ -107,9 +107,9 @@ def _print_missing(console: Console, found: list[Source]) -> None:
             console.print(f"[yellow]{s.whose}: {escape(str(s.place))} is not there.[/]")
             continue
         partly = "" if not s.place.is_dir() or not lacking(s.place, s.components) else f" (lacks {', '.join(s.missing[:3])})"
-        console.print(
-            f"[yellow]{s.whose}: fetched when it is first used{escape(partly)}, or by[/]\n  {escape(s.command or '')}"
-        )
+        console.print(f"[yellow]{s.whose}: fetched when it is first used{escape(partly)}, or by[/]")
+        # One line, however narrow the terminal: it is there to be copied.
+        console.print("  " + escape(s.command or ""), soft_wrap=True)
 
 
 def _print_memory(console: Console, size: Estimate, dtype: str) -> None:
