@@ -189,10 +189,16 @@ def _decoder_peak(vae: Any, latents: tuple[int, int, int]) -> int:
 
 
 def peak(net: Any, call: Any) -> int:
-    """Largest sum of bytes of tensors alive at once while `call` runs, the weights of `net` apart."""
+    """Largest sum of bytes of tensors alive at once while `call` runs, the weights of `net` apart. Raises `ModelError`."""
     mode = _Peak(net)
-    with torch.no_grad(), _FusedAttention(), mode:
-        call()
+    try:
+        with torch.no_grad(), _FusedAttention(), mode:
+            call()
+    except (ValueError, RuntimeError) as e:
+        why = " ".join(str(e).split())[:200]
+        raise ModelError(
+            f"a {type(net).__name__} can't be called with what its card says: {why} Mend height and width."
+        ) from e
     return mode.most
 
 
