@@ -182,7 +182,7 @@ def test_a_whole_network_in_one_file(folders):
     save_file(state, path.parent / "whole.safetensors")
     pipeline.unet.load_state_dict(state)
     pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipeline.scheduler.config, prediction_type="sample")
-    pair = with_student(path, weights="whole.safetensors", prediction="sample", steps=1)
+    pair = with_student(path, network="whole.safetensors", prediction="sample", steps=1)
     noise = noise_batch(SEEDS, "initial", [0, 0], pair.teacher.latent_shape(SIZE, SIZE))
     due = pipeline(
         PROMPTS, height=SIZE, width=SIZE, latents=noise, guidance_scale=0.0, num_inference_steps=1, output_type="np"
@@ -192,4 +192,4 @@ def test_a_whole_network_in_one_file(folders):
     assert pair.teacher.prediction == "epsilon"
     save_file({"a": torch.zeros(1)}, path.parent / "odd.safetensors")
     with pytest.raises(ModelError, match="doesn't fit the UNet2DConditionModel"):
-        with_student(path, weights="odd.safetensors")
+        with_student(path, network="odd.safetensors")

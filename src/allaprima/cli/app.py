@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from allaprima.cli.card_verbs import card_app, cards
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -426,3 +428,7 @@ def distill(
     if method is not None and "=" in method:
         method, given = None, [method, *given]
     distill_command(method, recipe, given, out)
+
+
+app.command(epilog="Example: allaprima cards")(cards)
+app.add_typer(card_app, name="card")

@@ -27,11 +27,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def shards_of(folder: Path) -> list[str]:
+    """File names that a component's own index says its weights are spread over; none where it is one file.
+
+    Indices of copies in other precisions (`model.fp16.safetensors.index.json`) are left alone: they aren't read.
+    """
+    names = set[str]()
+    for stem in ("diffusion_pytorch_model", "model"):
+        index = folder / f"{stem}.safetensors.index.json"
+        if index.is_file():
+            names |= {str(v) for v in dict(read_json(index).get("weight_map", {})).values()}
+    return sorted(names)
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors of a component, opened once so that a truncated file is named before anything is built."""
+    """The safetensors of a component, opened once so that a missing or truncated file is named before anything is built."""
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder: a component in diffusers' format is due. Check the card's sources.")
     files = sorted(folder.glob("*.safetensors"))
+    missing = [name for name in shards_of(folder) if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(
+            f"{folder / missing[0]} is missing, one of {len(shards_of(folder))} files that the index beside it names: the"
+            " download stopped half-way. Download the model again."
+        )
     if not files:
         pickles = [p.name for p in sorted(folder.iterdir()) if p.suffix in PICKLES]
         if pickles:
@@ -41,14 +60,19 @@ def weight_files(folder: Path) -> list[Path]:
             )
         raise ModelError(f"{folder} holds no .safetensors: copy or download the model again.")
     for f in files:
-        try:
-            with safe_open(f, "pt") as opened:
-                opened.keys()
-        except (SafetensorError, OSError) as e:
-            raise ModelError(
-                f"{f} ({f.stat().st_size} bytes) is unreadable or truncated: {e}. Copy or download it again."
-            ) from e
+        refuse_unreadable(f)
     return files
+
+
+def refuse_unreadable(file: Path) -> None:
+    """Raise `ModelError` for a safetensors file that is cut short, or none."""
+    try:
+        with safe_open(file, "pt") as opened:
+            opened.keys()
+    except (SafetensorError, OSError) as e:
+        raise ModelError(
+            f"{file} ({file.stat().st_size} bytes) is unreadable or truncated: {e}. Copy or download it again."
+        ) from e
 
 
 def fingerprint(*folders: Path) -> str:
@@ -58,5 +82,7 @@ def fingerprint(*folders: Path) -> str:
         files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json") and p.name != "provenance.json")
         for p in files:
             digest.update(p.name.encode())
-            digest.update(hashlib.sha256(p.read_bytes()).digest())
+            # By pieces: a large model's file is more than there is memory for beside the model.
+            with p.open("rb") as f:
+                digest.update(hashlib.file_digest(f, "sha256").digest())
     return digest.hexdigest()[:16]

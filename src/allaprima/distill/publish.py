@@ -32,7 +32,7 @@ from allaprima.distill.methods import METHODS
 from allaprima.distill.methods.common import Use
 from allaprima.distill.network import folder_of
 from allaprima.distill.recipe import Recipe
-from allaprima.models.card import Card
+from allaprima.models.card import Card, is_bundled
 from allaprima.models.families.registry import FAMILIES
 from allaprima.models.lora import FILE as LORA
 from allaprima.models.lora import save_lora
@@ -121,12 +121,14 @@ def _copied(base: Path, folder: Path) -> None:
 
 
 def _scheduler(card: Card, folder: Path) -> None:
-    shutil.copytree(card.path(card.teacher.source or "") / "scheduler", folder / "scheduler", dirs_exist_ok=True)
+    shutil.copytree(
+        card.path(card.teacher.source or "", ("scheduler",)) / "scheduler", folder / "scheduler", dirs_exist_ok=True
+    )
 
 
 def extended_name(card: Card) -> str:
     """How a card names this one: bundled ones by name, others by where they are."""
-    return card.name if card.folder.parent.name == "bundled" else str((card.folder / "card.yaml").resolve())
+    return card.name if is_bundled(card) else str((card.folder / "card.yaml").resolve())
 
 
 def _card(made: Made, source: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Model cards: a small YAML that names student, teacher and oracle, their sources, licences and settings.
 
-A card's sources are folders relative to the card, absolute folders, or hub ids. `extends: NAME_OR_PATH` takes what isn't
-said from another card. Bundled cards are package data and are found without importing the package that holds them.
+A card's sources are folders relative to the card, absolute folders, or hub ids (`models.hub`). `extends: NAME_OR_PATH` takes
+what isn't said from another card. Bundled cards are package data and are found without importing the package that holds
+them: `bundled/NAME/card.yaml` beside weights of its own, and `cards/NAME.yaml` for models of the hub.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,7 +16,9 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from allaprima.core.errors import ModelError
+from allaprima.core.errors import ModelError, UnsafeWeights
+from allaprima.core.folder import PICKLES
+from allaprima.models.hub import HubSource, fetched
 
 
 class _Strict(BaseModel):
@@ -25,15 +29,15 @@ class ModelSource(_Strict):
     """One diffusion model: where it is and how it is used by default."""
 
     source: str | None = None
-    """Folder (relative to the card) or hub id, in diffusers' format."""
+    """Folder (relative to the card) or hub id `owner/name[@revision][:folder]`, in diffusers' format."""
+    network: str | None = None
+    """The network alone, in place of `source`'s: a folder with its config and weights, or a .safetensors file of weights for
+    the config that is there. Without a source everything else, the scheduler too, is the teacher's."""
     lora: str | None = None
-    """LoRA file (.safetensors, relative to the card), multiplied into `source`; without a source it sits beside the
-    teacher's own weights, which are in memory once."""
+    """LoRA file (`.safetensors` beside the card, or `owner/name:file`), multiplied into `source` or `network`; without
+    either it sits beside the teacher's own weights, which are in memory once."""
     lora_scale: float = 1.0
     """What the adapters are multiplied by."""
-    weights: str | None = None
-    """File (.safetensors, relative to the card) of a student's whole network alone, shaped as the one in `source`; without a
-    source, as the teacher's."""
     prediction: Literal["epsilon", "v_prediction", "sample"] | None = None
     """What the network says, where that isn't what its scheduler's folder says (one-step SDXL-Lightning: `sample`)."""
     students: tuple[str, ...] = ()
@@ -63,11 +67,11 @@ class ModelSource(_Strict):
 
     @model_validator(mode="after")
     def _one_or_several(self) -> Self:
-        one = (self.source, self.lora, self.weights)
-        if all(given is None for given in one) == (not self.students):
-            raise ValueError("either source, one folder, or students, several, is due (or lora, a file that sits on one)")
-        if self.lora is not None and self.weights is not None:
-            raise ValueError("lora and weights are two ways to make a student: give one")
+        alone = (self.source, self.lora, self.network)
+        if (alone == (None, None, None)) == (not self.students):
+            raise ValueError(
+                "either source, one folder, or students, several, is due (or network, or lora, a file that sits on one)"
+            )
         if bool(self.students) != (self.partition is not None):
             raise ValueError("students and partition belong together: give both or neither")
         if self.resident is not None and not self.students:
@@ -149,10 +153,32 @@ class Card(_Strict):
     styles: tuple[str, ...] = ()
     folder: Path = Path()
 
-    def path(self, source: str) -> Path:
-        """A source as a path: relative ones are beside the card."""
+    def path(self, source: str, components: Sequence[str] | None = None) -> Path:
+        """A source as a path: relative ones are beside the card, hub ids in the cache, fetched if they aren't there yet.
+
+        `components`: the folders that are needed of a hub id; None is everything. What is beside the card comes first.
+        Raises `UnsafeWeights` for a pickle by its name, and what `models.hub.fetched` raises.
+        """
+        if source.endswith(PICKLES):
+            raise UnsafeWeights(
+                f"{source}, named by card {self.name!r}, is a pickle, which can run code when it is read: safetensors are"
+                " due. Convert it, or name another file."
+            )
+        hub = self.hub(source)
+        return self.beside(source) if hub is None else fetched(hub, components)
+
+    def beside(self, source: str) -> Path:
+        """A source as a path on this machine, whether there is something or not."""
         p = Path(source).expanduser()
         return p if p.is_absolute() else self.folder / p
+
+    def hub(self, source: str) -> HubSource | None:
+        """A source as a hub id; None where it is a path."""
+        return None if self.beside(source).exists() else HubSource.parse(source)
+
+    def placed(self, source: str) -> str:
+        """A source as another card may name it: hub ids as they are, paths as they are found from anywhere."""
+        return source if self.hub(source) is not None else str(self.beside(source))
 
     def known_concepts(self) -> list[str]:
         """The concepts named by `knows`; empty when the card doesn't say."""
@@ -169,7 +195,7 @@ class Card(_Strict):
             concept, colon, words = line.partition(":")
             if not colon or concept.strip() not in known:
                 raise ModelError(
-                    f"{self.path(self.keywords)}: {line[:60]!r} does not begin with a known concept and a colon."
+                    f"{self.beside(self.keywords)}: {line[:60]!r} does not begin with a known concept and a colon."
                     f" Mend the line, or add the concept to {self.knows}."
                 )
             found[concept.strip()] = [word.strip() for word in words.split(",") if word.strip()]
@@ -178,9 +204,11 @@ class Card(_Strict):
     def _lines(self, source: str) -> list[str]:
         """Lines of a text file that say something."""
         try:
-            lines = self.path(source).read_text(encoding="utf-8").splitlines()
+            lines = self.beside(source).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as e:
-            raise ModelError(f"{self.path(source)}, named by card {self.name!r}, cannot be read: {e}. Mend the card.") from e
+            raise ModelError(
+                f"{self.beside(source)}, named by card {self.name!r}, cannot be read: {e}. Mend the card."
+            ) from e
         return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
@@ -190,13 +218,20 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _bundled_folder() -> Path:
-    return Path(str(resources.files("allaprima"))) / "bundled"
+def _package() -> Path:
+    return Path(str(resources.files("allaprima")))
 
 
 def bundled_cards() -> list[str]:
-    """Names of the cards that come with the package."""
-    return sorted(p.parent.name for p in _bundled_folder().glob("*/card.yaml"))
+    """Names of the cards that come with the package: those with weights first."""
+    package = _package()
+    with_weights = sorted(p.parent.name for p in package.glob("bundled/*/card.yaml"))
+    return [*with_weights, *sorted(p.stem for p in package.glob("cards/*.yaml"))]
+
+
+def is_bundled(card: Card) -> bool:
+    """Whether `load_card(card.name)` finds this card."""
+    return card.folder in (_package() / "bundled" / card.name, _package() / "cards")
 
 
 def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -214,21 +249,21 @@ def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     other = load_card(beside if beside.exists() else name)
     base = other.model_dump(exclude={"folder", "calibration"}, exclude_none=True)
     for part in ("student", "teacher", "oracle"):
-        for key in ("source", "partition", "lora", "weights", "refiner"):
+        for key in ("source", "network", "partition", "lora", "refiner"):
             if key in base[part]:
-                base[part][key] = str(other.path(base[part][key]))
+                base[part][key] = other.placed(base[part][key])
         if "students" in base[part]:
-            base[part]["students"] = [str(other.path(f)) for f in base[part]["students"]]
+            base[part]["students"] = [other.placed(f) for f in base[part]["students"]]
     for control in base["controls"].values():
-        control |= {key: str(other.path(control[key])) for key in ("source", "student") if key in control}
-    base |= {key: str(other.path(base[key])) for key in ("knows", "keywords") if key in base}
+        control |= {key: other.placed(control[key]) for key in ("source", "student") if key in control}
+    base |= {key: str(other.beside(base[key])) for key in ("knows", "keywords") if key in base}
     oracle = raw.get("oracle")
     if isinstance(oracle, dict) and oracle.get("kind", base["oracle"]["kind"]) != base["oracle"]["kind"]:
         # Settings belong to a kind.
         base["oracle"].pop("settings", None)
     student = raw.get("student")
-    if isinstance(student, dict) and not student.keys().isdisjoint(("source", "students", "lora", "weights")):
-        replaced = ("source", "students", "partition", "resident", "lora", "lora_scale", "weights", "prediction")
+    if isinstance(student, dict) and not student.keys().isdisjoint(("source", "network", "students", "lora")):
+        replaced = ("source", "network", "students", "partition", "resident", "lora", "lora_scale", "prediction")
         base["student"] = {k: v for k, v in base["student"].items() if k not in replaced}
     return _merged(base, {k: v for k, v in raw.items() if k != "extends"})
 
@@ -250,7 +285,9 @@ def load_card(name_or_path: str | Path) -> Card:
     if path.is_dir():
         path = path / "card.yaml"
     if not path.is_file():
-        path = _bundled_folder() / str(name_or_path) / "card.yaml"
+        path = _package() / "bundled" / str(name_or_path) / "card.yaml"
+    if not path.is_file() and Path(name_or_path).name == str(name_or_path):
+        path = _package() / "cards" / f"{name_or_path}.yaml"
     if not path.is_file():
         known = bundled_cards()
         near = difflib.get_close_matches(str(name_or_path), known, n=1, cutoff=0.5)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from allaprima.core.errors import ModelError, UnsafeWeights
 from allaprima.core.folder import fingerprint as fingerprint
 from allaprima.core.folder import read_json as read_json
+from allaprima.core.folder import refuse_unreadable
 from allaprima.core.folder import weight_files as weight_files
 
 # Where a class named in a folder's config lives: only these are ever imported.
@@ -32,12 +33,17 @@ CLASSES: Mapping[str, str] = {
 }
 
 
-def load_component(folder: Path) -> Any:
-    """A network from its folder, float32, frozen, in evaluation mode."""
-    config = read_json(folder / "config.json")
+def class_of(config: Mapping[str, Any], where: Path | str) -> str:
+    """Name of the class that a component's config is one of. Raises `ModelError` for one that can't be loaded."""
     name = str(config.get("_class_name") or (config.get("architectures") or ["?"])[0])
     if name not in CLASSES:
-        raise ModelError(f"{folder / 'config.json'} names the class {name!r}: {', '.join(CLASSES)} can be loaded.")
+        raise ModelError(f"{where} names the class {name!r}: {', '.join(CLASSES)} can be loaded.")
+    return name
+
+
+def load_component(folder: Path) -> Any:
+    """A network from its folder, float32, frozen, in evaluation mode."""
+    name = class_of(read_json(folder / "config.json"), folder / "config.json")
     weight_files(folder)
     _quiet()
     cls = getattr(importlib.import_module(CLASSES[name]), name)
@@ -48,27 +54,37 @@ def load_component(folder: Path) -> Any:
     return net.float().eval().requires_grad_(False)
 
 
-def filled(folder: Path, file: Path) -> Any:
-    """A network as the config in `folder` says, with the weights of one safetensors file; float32, frozen.
+def load_weights(folder: Path, file: Path) -> Any:
+    """A network of diffusers' with the config of `folder` and the weights of a .safetensors file that has no config.
 
-    Published few-step UNets come so (SDXL-Lightning, Hyper-SD). Raises `ModelError` for a file that doesn't fit to the last
-    tensor; `UnsafeWeights` for pickles.
+    Raises `ModelError` for weights of another architecture, or under other names than diffusers'.
     """
-    if file.suffix != ".safetensors":
-        raise UnsafeWeights(f"{file}: weights are read from .safetensors alone; pickles can run code. Convert it.")
+    from accelerate import init_empty_weights
     from safetensors.torch import load_file
 
     config = read_json(folder / "config.json")
-    name = str(config.get("_class_name"))
-    if name not in CLASSES or CLASSES[name] == "transformers":
-        raise ModelError(f"{folder / 'config.json'} names the class {name!r}: one of diffusers' networks is due.")
-    net = getattr(importlib.import_module(CLASSES[name]), name).from_config(config)
-    try:
-        net.load_state_dict(load_file(file))
-    except (OSError, RuntimeError, ValueError, SafetensorError) as e:
-        why = " ".join(str(e).split())[:300]
-        raise ModelError(f"{file} doesn't fit the {name} of {folder}: {why}. Check the card's weights and source.") from e
+    name = class_of(config, folder / "config.json")
+    if not file.is_file() or file.suffix != ".safetensors":
+        raise ModelError(f"{file} is no .safetensors file: weights of a network are due. Check the card's student.network.")
+    refuse_unreadable(file)
+    with init_empty_weights():
+        net = getattr(importlib.import_module(CLASSES[name]), name).from_config(config)
+    state = load_file(file)
+    own = net.state_dict()
+    odd = [k for k in state if k not in own] or [k for k in own if k not in state]
+    odd = odd or [k for k in own if own[k].shape != state[k].shape]
+    if odd:
+        have = tuple(state[odd[0]].shape) if odd[0] in state else "missing"
+        raise ModelError(
+            f"{file} doesn't fit the {name} of {folder}: {odd[0]!r} is {have} there, {_shape(own, odd[0])} here. Weights"
+            " under diffusers' names for this architecture are due; a whole checkpoint of another tool's is not read."
+        )
+    net.load_state_dict(state, assign=True)
     return net.float().eval().requires_grad_(False)
+
+
+def _shape(state: Mapping[str, torch.Tensor], key: str) -> Any:
+    return tuple(state[key].shape) if key in state else "unknown"
 
 
 def _low_memory(name: str) -> dict[str, Any]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from allaprima.core.errors import ModelError
 from allaprima.models.card import Card
+from allaprima.models.compatible import check_pair
 from allaprima.models.families.family import Family
 from allaprima.models.families.registry import FAMILIES as FAMILIES
 from allaprima.models.families.registry import FamilyEntry
 from allaprima.models.families.sdxl_refiner import experts, telling
-from allaprima.models.load import filled, fingerprint
+from allaprima.models.load import fingerprint, load_weights
 from allaprima.models.lora import adapted, fuse_lora, fused_fingerprint
 from allaprima.models.multi_student import MultiStudent, load_multi_student
 
@@ -28,9 +30,15 @@ class Pair:
 
 
 def load_pair(card: Card) -> Pair:
-    """Load both models of a card; raises `ModelError` for an unknown family, broken folders, an unfit partition."""
+    """Load both models of a card; raises `ModelError` for an unknown family, broken folders, models that don't fit together.
+
+    Sources that are hub ids are fetched where they aren't here, and only what is loaded.
+    """
     if card.family not in FAMILIES:
-        raise ModelError(f"card {card.name!r} is of the family {card.family!r}: {', '.join(FAMILIES)} can be loaded.")
+        raise ModelError(
+            f"card {card.name!r} is of the family {card.family!r}: {', '.join(FAMILIES)} can be loaded. Pipelines of"
+            " diffusers of other kinds work through the image-level fallback, which hands over pictures, not latents."
+        )
     family, student = FAMILIES[card.family], card.student
     odd = [name for name in student.share if name not in family.shared]
     if odd:
@@ -38,60 +46,76 @@ def load_pair(card: Card) -> Pair:
             f"card {card.name!r}: student.share names {odd[0]!r}; of the family {card.family} {', '.join(family.shared)} can"
             " be shared."
         )
-    if card.teacher.source is None or card.teacher.lora is not None or card.teacher.weights is not None:
+    if card.teacher.source is None or card.teacher.lora is not None or card.teacher.network is not None:
         raise ModelError(
-            f"card {card.name!r} gives its teacher students or a lora: those are for the student. Give teacher.source alone."
+            f"card {card.name!r} gives its teacher students or a lora (or a network alone): those are for the student. Give"
+            " teacher.source alone."
         )
     if student.refiner is not None:
         raise ModelError(f"card {card.name!r} gives its student a refiner: that is for the teacher. Move it there.")
-    teacher: Any = _predicting(family.load(card.path(card.teacher.source), card.text), card.teacher.prediction)
+    base = card.path(card.teacher.source, family.needed())
+    teacher: Any = _predicting(family.load(base, card.text), card.teacher.prediction)
     if card.teacher.refiner is not None:
-        teacher = experts(teacher, card.path(card.teacher.refiner), card.teacher.refiner_from)
+        teacher = experts(teacher, card.path(card.teacher.refiner, family.needed()), card.teacher.refiner_from)
     if card.cascade.strategy == "regenerate" and getattr(teacher, "refines_only", False):
         raise ModelError(
             f"card {card.name!r}: cascade.strategy='regenerate' with a refiner as the only teacher, which can't paint from"
             " noise. Say refine, or give the base as teacher.source and the refiner as teacher.refiner."
         )
-    made = _student(card, teacher)
+    made = _student(card, family, base, teacher)
+    check_pair(card, made, teacher)
     return Pair(telling(made, teacher), teacher)
 
 
-def _student(card: Card, teacher: Family) -> Family | MultiStudent:
+def _student(card: Card, family: FamilyEntry, base: Path, teacher: Family) -> Family | MultiStudent:
+    """The student of a card whose teacher's folder is `base`."""
     student = card.student
     if not student.students:
-        return _predicting(_single(card, teacher), student.prediction)
+        return _predicting(_single(card, family, base, teacher), student.prediction)
     if student.prediction is not None:
         raise ModelError(
             f"card {card.name!r}: student.prediction={student.prediction!r} with several students: their schedulers' folders"
             " say what they predict. Leave it out."
         )
-    folders, partition = [card.path(f) for f in student.students], card.path(student.partition or "")
+    needed = family.needed(student.share)
+    folders, partition = [card.path(f, needed) for f in student.students], card.path(student.partition or "")
     return load_multi_student(folders, partition, card.text, teacher, student.share, student.resident, card.family)
 
 
-def _single(card: Card, teacher: Family) -> Any:
-    family, student = FAMILIES[card.family], card.student
-    source = card.path(student.source or card.teacher.source or "")
+def _single(card: Card, family: FamilyEntry, base: Path, teacher: Family) -> Any:
+    student = card.student
     # What sits on the teacher's network has everything else in common with it, too.
     share = student.share or (() if student.source is not None else _common(family, teacher))
-    folder = source / family.component
+    needed = family.needed(share)
+    if student.network is not None and not student.network.endswith(".safetensors"):
+        needed = tuple(name for name in needed if name != family.component)
+    source = base if student.source is None else card.path(student.source, needed)
+    if student.lora is None and student.network is None:
+        return family.load(source, card.text, teacher, share)
+    beside = student.source is None and student.network is None
+    if beside:
+        # Adapters without a network of their own sit beside the teacher's weights.
+        network, print_ = teacher.network, fingerprint(source / family.component)
+    else:
+        network, print_ = _network(card, family, source / family.component)
     if student.lora is not None:
         file, scale = card.path(student.lora), student.lora_scale
-        own = None if student.source is None else fuse_lora(family.load_network(folder), file, scale)
-        # Without a source of their own, adapters sit beside the teacher's weights.
-        network = adapted(teacher.network, file, scale) if own is None else own
-        base = fingerprint(folder)
-        print_ = fused_fingerprint(base, file, scale)
-    elif student.weights is not None:
-        file = card.path(student.weights)
-        network, print_ = filled(folder, file), fused_fingerprint(fingerprint(folder), file)
-    else:
-        return family.load(source, card.text, teacher, share)
+        network = (adapted if beside else fuse_lora)(network, file, scale)
+        print_ = fused_fingerprint(print_, file, scale)
     # Fused weights and those of a file are contiguous ones; the teacher's own are left as they are.
-    beside = student.lora is not None and student.source is None
     network = network.to(memory_format=torch.channels_last) if family.component == "unet" and not beside else network
     model = family.load(source, card.text, teacher, share, network)
     return model.with_network(network, {**model.fingerprints, family.component: print_})
+
+
+def _network(card: Card, family: FamilyEntry, folder: Path) -> tuple[Any, str]:
+    """The student's network and its fingerprint; `folder`: that of its source's network."""
+    if card.student.network is None:
+        return family.load_network(folder), fingerprint(folder)
+    place = card.path(card.student.network)
+    if place.is_dir():
+        return family.load_network(place), fingerprint(place)
+    return load_weights(folder, place), fused_fingerprint((folder / "config.json").read_text(encoding="utf-8"), place)
 
 
 def _predicting(model: Any, prediction: str | None) -> Any:

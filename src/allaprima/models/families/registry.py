@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,10 @@ class FamilyEntry:
     """Reads that folder."""
     shared: tuple[str, ...]
     """What a card's `share` may name."""
+
+    def needed(self, share: Sequence[str] = ()) -> tuple[str, ...]:
+        """Folders of a model that are read; those of `share` come from another."""
+        return (self.component, "scheduler", *(name for name in self.shared if name not in share))
 
 
 FAMILIES: Mapping[str, FamilyEntry] = {

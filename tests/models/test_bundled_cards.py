@@ -1,0 +1,76 @@
+"""Every card that comes with the package holds offline: schema, licences, ranges, family, solver, sources, sizes."""
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from allaprima.core.errors import SettingError
+from allaprima.diffusion import solvers
+from allaprima.models.card import bundled_cards, is_bundled, load_card
+from allaprima.models.configs import bundled_config, repositories
+from allaprima.models.families.registry import FAMILIES
+from allaprima.models.hub import HubSource
+from allaprima.models.licences import GATED, LICENCES
+from allaprima.pipeline import card_settings
+
+CARDS = Path(str(resources.files("allaprima"))) / "cards"
+SPACINGS = hasattr(solvers, "check_solver")
+"""Whether solvers may carry a spacing, `euler@trailing`."""
+
+
+def test_all_are_listed_under_their_own_names():
+    names = bundled_cards()
+    assert names[0] == "emoji"
+    assert {p.stem for p in CARDS.glob("*.yaml")} == set(names) - {"emoji"}
+    assert len(names) >= 10
+    for name in names:
+        card = load_card(name)
+        assert card.name == name
+        assert is_bundled(card)
+
+
+@pytest.mark.parametrize("name", bundled_cards())
+def test_a_card_holds(name):
+    card = load_card(name)
+    family = FAMILIES[card.family]
+    known = {k.lower() for k in LICENCES}
+    for part in (card.student, card.teacher, card.oracle):
+        assert part.license.lower() in known, f"{part.license} is not among the licences that are known"
+    assert set(card.student.share) <= set(family.shared)
+    assert card.teacher.source is not None
+    assert card.student.steps < card.teacher.steps
+    try:
+        settings = card_settings(card)
+    except SettingError as e:
+        if SPACINGS or "@" not in str(e):
+            raise
+        pytest.skip("solvers have no spacings in this version")
+    assert settings.height == card.height
+    assert settings.sigma.value == card.cascade.sigma
+    assert 0 < card.cascade.sigma < 1
+    for source in (card.student.source, card.student.network, card.student.lora, card.teacher.source):
+        if source is not None and name != "emoji":
+            hub = card.hub(source)
+            assert isinstance(hub, HubSource)
+            assert str(hub) == source
+    assert name == "emoji" or "calibrate" in card.description, "it should say that no threshold comes with it"
+
+
+def test_gated_licences_are_known():
+    assert set(LICENCES) >= GATED
+    assert not LICENCES["flux-1-dev-non-commercial-license"].commercial
+    assert not LICENCES["sai-nc-community"].commercial
+
+
+def test_every_bundled_config_says_where_it_was_verified():
+    files = sorted((CARDS / "configs").glob("*.json"))
+    import json
+
+    used = {name for parts in repositories().values() for name in parts.values()}
+    for f in files:
+        if f.stem != "repositories":
+            assert json.loads(f.read_text())["verified"], f.name
+            assert f.stem in used or any(f'"like": "{f.stem}"' in other.read_text() for other in files)
+    for name in used:
+        assert bundled_config(name)
