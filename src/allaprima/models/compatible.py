@@ -31,7 +31,9 @@ def check_pair(card: Card, student: Any, teacher: Any) -> None:
                     " latents mean different pictures. Pair models of one latent space."
                 )
     widths = [_text_width(m.network.config) for m in (mine, theirs)]
-    if None not in widths and widths[0] != widths[1]:
+    # A refiner reads prompts of its own (`sdxl_refiner.telling`).
+    apart = getattr(mine, "also", None) is not None
+    if not apart and None not in widths and widths[0] != widths[1]:
         raise ModelError(
             f"card {card.name!r}: the student reads prompts of {widths[0]} numbers a token, the teacher of {widths[1]}:"
             " prompts are encoded once, for both. Pair models with the same text encoders."

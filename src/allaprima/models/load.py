@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from allaprima.core.errors import ModelError, UnsafeWeights
+from allaprima.core.errors import ModelError
 from allaprima.core.folder import fingerprint as fingerprint
 from allaprima.core.folder import read_json as read_json
 from allaprima.core.folder import refuse_unreadable

@@ -62,9 +62,9 @@ def load_pair(card: Card) -> Pair:
             f"card {card.name!r}: cascade.strategy='regenerate' with a refiner as the only teacher, which can't paint from"
             " noise. Say refine, or give the base as teacher.source and the refiner as teacher.refiner."
         )
-    made = _student(card, family, base, teacher)
+    made = telling(_student(card, family, base, teacher), teacher)
     check_pair(card, made, teacher)
-    return Pair(telling(made, teacher), teacher)
+    return Pair(made, teacher)
 
 
 def _student(card: Card, family: FamilyEntry, base: Path, teacher: Family) -> Family | MultiStudent:

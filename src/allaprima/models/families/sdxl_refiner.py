@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -238,10 +238,10 @@ def load_either(
     return RefinerModel(**read) if refiner else SDXLModel(**read)
 
 
-def experts(base: SDXLModel, folder: Path, share: float) -> Experts:
+def experts(base: Any, folder: Path, share: float) -> Experts:
     """`base` with the refiner in `folder`; what both have is in memory once. Raises `ModelError` for anything else."""
     same = [n for n in SHARED if not (folder / n).is_dir() or fingerprint(folder / n) == base.fingerprints.get(n, ABSENT)]
-    refiner = load_either(folder, base.text, cast(Any, base), same)
+    refiner = load_either(folder, base.text, base, same)
     if not isinstance(refiner, RefinerModel) or not isinstance(base, SDXLModel):
         raise ModelError(
             f"{folder} beside a base: a refiner of the family sdxl on a base of it is due. Check teacher.refiner."
