@@ -27,7 +27,7 @@ from allaprima.cascade.given import (
     teacher_plan,
 )
 from allaprima.cascade.job import Job, Request, Stage
-from allaprima.cascade.painter import Controlled, Painter, Reads, Routed, Scorer, ScoresGiven, Sized
+from allaprima.cascade.painter import Controlled, Negates, Painter, Reads, Routed, Scorer, ScoresGiven, Sized
 from allaprima.cascade.policy import Context, Decision, Policy
 from allaprima.cascade.settings import MAX_STEPS, CascadeSettings
 from allaprima.core.errors import SettingError
@@ -79,7 +79,7 @@ class Machine:
         self._clock = time.perf_counter
         self._routed = student if isinstance(student, Routed) else None
         self._student = self._hand(STUDENT, student, s.student_solver, s.student_steps, s.student_guidance)
-        start = start_time(self._schedule(teacher), s.sigma)
+        start = start_time(self._schedule(teacher), s.sigma, s.teacher_steps)
         args = ("teacher", teacher, s.teacher_solver, s.teacher_steps, s.teacher_guidance, s.teacher_guidance_interval)
         self._refine = self._hand(*args, start, s.teacher_last_time)
         self._regenerate = self._hand(*args, None, s.teacher_last_time)
@@ -116,7 +116,8 @@ class Machine:
         begun = self._clock()
         texts = self._padded([j.request.prompt for j in jobs])
         negatives = self._padded([j.request.negative_prompt for j in jobs])
-        cond, negative = painter.condition(texts), painter.condition(negatives)
+        cond = painter.condition(texts)
+        negative = painter.negative(negatives) if isinstance(painter, Negates) else painter.condition(negatives)
         noises = noise_batch([j.request.seed for j in jobs], "initial", [0] * len(jobs), self.shape)
         firsts = noise_batch([j.request.seed for j in jobs], "initial", [j.request.attempt for j in jobs], self.shape)
         for i, job in enumerate(jobs):

@@ -37,7 +37,8 @@ def to_autoencoder(config: Any, latents: Tensor) -> Tensor:
 
 def downsampling(config: Any) -> int:
     """Pixels a latent, along one side, of diffusers' convolutional autoencoders: a halving between two stages."""
-    return 2 ** (len(config.block_out_channels) - 1)
+    stages = getattr(config, "block_out_channels", None) or config.encoder_block_out_channels
+    return 2 ** (len(stages) - 1)
 
 
 @torch.inference_mode()

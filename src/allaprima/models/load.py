@@ -19,6 +19,7 @@ CLASSES: Mapping[str, str] = {
     "UNet2DConditionModel": "diffusers.models.unets.unet_2d_condition",
     "SD3Transformer2DModel": "diffusers.models.transformers.transformer_sd3",
     "FluxTransformer2DModel": "diffusers.models.transformers.transformer_flux",
+    "SanaTransformer2DModel": "diffusers.models.transformers.sana_transformer",
     "ControlNetModel": "diffusers.models.controlnets.controlnet",
     "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
     "AutoencoderDC": "diffusers.models.autoencoders.autoencoder_dc",
@@ -28,13 +29,17 @@ CLASSES: Mapping[str, str] = {
     "CLIPTextModel": "transformers",
     "CLIPTextModelWithProjection": "transformers",
     "T5EncoderModel": "transformers",
+    "Gemma2Model": "transformers",
 }
+WITHOUT_HEAD: Mapping[str, str] = {"Gemma2ForCausalLM": "Gemma2Model"}
+"""Language models that are read for their hidden states: what stands in for them, without the head that says words."""
 
 
 def load_component(folder: Path) -> Any:
     """A network from its folder, float32, frozen, in evaluation mode."""
     config = read_json(folder / "config.json")
     name = str(config.get("_class_name") or (config.get("architectures") or ["?"])[0])
+    name = WITHOUT_HEAD.get(name, name)
     if name not in CLASSES:
         raise ModelError(f"{folder / 'config.json'} names the class {name!r}: {', '.join(CLASSES)} can be loaded.")
     weight_files(folder)

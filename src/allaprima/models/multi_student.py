@@ -179,6 +179,11 @@ class MultiStudent:
         """Noise schedule, the same for all."""
         return self.shell.schedule
 
+    def schedule_at(self, height: int, width: int) -> Schedule:
+        """The schedule for pictures of a size, in pixels."""
+        at = getattr(self.shell, "schedule_at", None)
+        return self.schedule if at is None else at(height, width)
+
     @property
     def fingerprints(self) -> Mapping[str, str]:
         """Hash of each shared component, of each network (`unet.0`, ...) and of the partition."""
@@ -205,6 +210,10 @@ class MultiStudent:
         """Prompts -> everything the students read of them, a row each."""
         return self.shell.condition(prompts)
 
+    def negative(self, prompts: Sequence[str]) -> Condition:
+        """What guidance leads away from, as the students' family reads it."""
+        return getattr(self.shell, "negative", self.shell.condition)(prompts)
+
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> hidden states `(B, L, D)`, what they are routed by."""
         return self.shell.encode(prompts)
@@ -229,7 +238,8 @@ def _same(network: Any) -> Any:
 
 def _text_width(config: Any) -> Any:
     """D of the hidden states a network reads, of either kind; None where the config doesn't say."""
-    return getattr(config, "cross_attention_dim", None) or getattr(config, "joint_attention_dim", None)
+    names = ("caption_channels", "cap_feat_dim", "cross_attention_dim", "joint_attention_dim")
+    return next((found for name in names if (found := getattr(config, name, None))), None)
 
 
 def _shape(config: Mapping[str, Any]) -> SimpleNamespace:

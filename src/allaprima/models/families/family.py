@@ -226,11 +226,23 @@ def refuse_size(height: int, width: int, factor: int) -> None:
         raise SettingError(f"{width}x{height} can't be painted by this model: multiples of {factor} are due, both sides.")
 
 
-def refuse_text_settings(text: TextSettings, family: str) -> None:
-    """Raise `ModelError` for settings of the text encoder that a family doesn't have."""
+def refuse_text_settings(text: TextSettings, family: str, most: int = 512, known: Sequence[str] = ()) -> None:
+    """Raise `ModelError` for settings of the text encoder that a family doesn't have, or more tokens than it reads."""
     odd = [name for name in ("attention_mask", "zero_padding") if getattr(text, name)]
+    odd += [name for name in ("instruction",) if getattr(text, name) is not None and name not in known]
     if odd:
-        raise ModelError(f"text.{odd[0]} = True means nothing to the family {family}: leave it out of the card.")
+        value = getattr(text, odd[0])
+        raise ModelError(f"text.{odd[0]} = {value} means nothing to the family {family}: leave it out of the card.")
+    if text.max_sequence_length is not None and text.max_sequence_length > most:
+        raise ModelError(
+            f"text.max_sequence_length = {text.max_sequence_length} is more than the {most} tokens that the family {family}"
+            " reads: give fewer, or leave it out of the card."
+        )
+
+
+def read_length(text: TextSettings, usual: int) -> int:
+    """How many tokens of a prompt are read: what the card says, else what is usual for the family."""
+    return usual if text.max_sequence_length is None else text.max_sequence_length
 
 
 def load_parts(

@@ -26,6 +26,7 @@ from allaprima.models.families.family import (
     Family,
     FamilyBase,
     load_parts,
+    read_length,
     refuse_size,
     refuse_text_settings,
     refuse_unreadable,
@@ -35,6 +36,8 @@ from allaprima.models.load import fingerprint, load_component, read_json
 
 SHARED = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 """What a student and a teacher may have in common."""
+T5_LENGTH = 256
+"""Tokens that T5 reads unless the card says otherwise."""
 SIDE = 2
 """Latents a token, along one side."""
 
@@ -115,7 +118,7 @@ class FluxModel(FamilyBase):
         """For each tokenizer, the prompt's tokens and how many are read."""
         return [
             (len(self.tokenizer(prompt).input_ids), int(self.tokenizer.model_max_length)),
-            (len(self.tokenizer_2(prompt).input_ids), self.text.max_sequence_length),
+            (len(self.tokenizer_2(prompt).input_ids), read_length(self.text, T5_LENGTH)),
         ]
 
     def token_count(self, prompt: str) -> int:
@@ -145,7 +148,7 @@ class FluxModel(FamilyBase):
         nothing: Any = None
         embeds, pooled, _ = self._pipeline.encode_prompt(
             list(prompts), nothing, device=next(self.text_encoder.parameters()).device,
-            max_sequence_length=self.text.max_sequence_length,
+            max_sequence_length=read_length(self.text, T5_LENGTH),
         )  # fmt: skip
         return Condition({"prompt_embeds": embeds, "pooled": pooled})
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from allaprima.models.families import flux, sd, sd3, sdxl
+from allaprima.models.families import flux, sana, sd, sd3, sdxl
 from allaprima.models.families.family import Load
 from allaprima.models.load import load_component
 
@@ -30,4 +30,5 @@ FAMILIES: Mapping[str, FamilyEntry] = {
     "sdxl": FamilyEntry(sdxl.load_sdxl, "unet", sd.load_unet, sdxl.SHARED),
     "sd3": FamilyEntry(sd3.load_sd3, "transformer", load_component, sd3.SHARED),
     "flux": FamilyEntry(flux.load_flux, "transformer", load_component, flux.SHARED),
+    "sana": FamilyEntry(sana.load_sana, "transformer", load_component, sana.SHARED),
 }
