@@ -6,12 +6,23 @@ import string
 import torch
 from diffusers import (
     AutoencoderDC,
+    AutoencoderKLQwenImage,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    QwenImageTransformer2DModel,
     SanaTransformer2DModel,
     SCMScheduler,
+    ZImageTransformer2DModel,
 )
-from transformers import Gemma2Config, Gemma2Model
+from tiny_folders import autoencoder
+from transformers import (
+    Gemma2Config,
+    Gemma2Model,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 SIDE = 32
 """Pixels a side: SANA's pipelines paint multiples of 32 only."""
@@ -78,6 +89,108 @@ def sana(folder, seed=0, sprint=False, dpm=True, patch=1, learned=False, factor=
     }  # fmt: skip
     (folder / "model_index.json").write_text(json.dumps(named))
     return folder
+
+
+QWEN_TEMPLATE_WORDS = (
+    "system user assistant Describe Ġthe Ġimage Ġby Ġdetailing Ġcolor Ġshape Ġsize Ġtexture Ġquantity Ġtext Ġspatial"
+    " Ġrelationships Ġof Ġobjects Ġand Ġbackground"
+).split()
+"""One token each, as in the published vocabulary: the template before a prompt is 34 tokens, of which none is read."""
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def qwen_tokenizer(folder):
+    """Bytes, the words of the template by merges, and the chat's marks; returns the size of the vocabulary."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Tokenizer
+
+    words, merges = sorted(ByteLevel.alphabet()), []
+    for word in QWEN_TEMPLATE_WORDS:
+        for i in range(1, len(word)):
+            if word[: i + 1] not in words:
+                words.append(word[: i + 1])
+                merges.append((word[:i], word[i]))
+    made = Qwen2Tokenizer({w: i for i, w in enumerate([*words, "<|endoftext|>"])}, merges)
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    made.chat_template = CHAT
+    made.save_pretrained(folder)
+    return len(made)
+
+
+def index(folder, pipeline, kinds):
+    named = {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"], "tokenizer": ["transformers", "Qwen2Tokenizer"]}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline, **named, **kinds}))
+    return folder
+
+
+def qwen_scheduler(folder, lightning=False):
+    """Qwen-Image's, as published, or Qwen-Image-Lightning's: a shift of 3 at every size, and no last time."""
+    span = {"base_shift": 1.0986122886681098, "max_shift": 1.0986122886681098} if lightning else {
+        "base_shift": 0.5, "max_shift": 0.9, "shift_terminal": 0.02
+    }  # fmt: skip
+    FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_image_seq_len=4, max_image_seq_len=128, **span
+    ).save_pretrained(folder / "scheduler")
+
+
+def qwen_image(folder, seed=0, **changes):
+    """A model as Qwen-Image is; returns its folder."""
+    torch.manual_seed(seed)
+    qwen_scheduler(folder)
+    AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True],
+        latents_mean=[0.1, 0.0, -0.1, 0.2], latents_std=[1.0, 2.0, 0.5, 1.0],
+    ).save_pretrained(folder / "vae")  # fmt: skip
+    QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=16,
+        axes_dims_rope=(4, 6, 6), **changes,
+    ).save_pretrained(folder / "transformer")  # fmt: skip
+    vocab = qwen_tokenizer(folder / "tokenizer")
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": vocab, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": {
+                "mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1000000.0
+            },
+        },
+        vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16},
+    )  # fmt: skip
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder / "text_encoder")
+    kinds = {
+        "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"], "vae": ["diffusers", "AutoencoderKLQwenImage"],
+        "transformer": ["diffusers", "QwenImageTransformer2DModel"],
+    }  # fmt: skip
+    return index(folder, "QwenImagePipeline", kinds)
+
+
+def z_image(folder, seed=0, shift=3.0, **changes):
+    """A model as Z-Image is, or Z-Image-Turbo; returns its folder."""
+    torch.manual_seed(seed)
+    FlowMatchEulerDiscreteScheduler(shift=shift).save_pretrained(folder / "scheduler")
+    autoencoder(folder / "vae", scaling_factor=0.3611, shift_factor=0.1159)
+    network = ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+        axes_dims=[4, 6, 6], axes_lens=[128, 64, 64], **changes,
+    )  # fmt: skip
+    with torch.no_grad():
+        network.x_pad_token.normal_()
+        network.cap_pad_token.normal_()
+    network.save_pretrained(folder / "transformer")
+    vocab = qwen_tokenizer(folder / "tokenizer")
+    Qwen3Model(
+        Qwen3Config(
+            vocab_size=vocab, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=8,
+        )
+    ).save_pretrained(folder / "text_encoder")  # fmt: skip
+    kinds = {
+        "text_encoder": ["transformers", "Qwen3Model"], "vae": ["diffusers", "AutoencoderKL"],
+        "transformer": ["diffusers", "ZImageTransformer2DModel"],
+    }  # fmt: skip
+    return index(folder, "ZImagePipeline", kinds)
 
 
 def card(folder, family, student, teacher, **more):

@@ -88,7 +88,9 @@ def drawn(monkeypatch, places, shape):
 @pytest.mark.parametrize("size", [(SIDE, SIDE), (SIDE, 2 * SIDE)])
 def test_sana_is_diffusers(pair, path, size):
     pipeline = theirs("SanaPipeline", path.parent / "teacher", pair.teacher)
-    asked = ask(size, latents=noise_of(pair.teacher, size), num_inference_steps=4, guidance_scale=3.0, negative_prompt="grey")
+    asked = ask(
+        size, latents=noise_of(pair.teacher, size), num_inference_steps=4, guidance_scale=3.0, negative_prompt="grey"
+    )
     due = due_of(pipeline, **asked)
     changes = {"mode": "teacher-only", "height": size[0], "width": size[1], "negative_prompt": "grey"}
     assert due.std() > 0.02, "pictures that show something are due"
@@ -168,7 +170,9 @@ def test_prompts_are_what_diffusers_makes_of_them(pair, path):
     # An empty prompt is what guidance leads away from: without instruction, whoever asks for it.
     mixed = pair.teacher.condition(["red fox", ""])
     assert torch.equal(mixed.tensors["prompt_embeds"][1], null.tensors["prompt_embeds"][1])
-    plain = load_sana(path.parent / "teacher", TextSettings(max_sequence_length=16, instruction=False), pair.teacher, ("vae",))
+    plain = load_sana(
+        path.parent / "teacher", TextSettings(max_sequence_length=16, instruction=False), pair.teacher, ("vae",)
+    )
     assert torch.equal(plain.condition(["grey", ""]).tensors["prompt_embeds"], null.tensors["prompt_embeds"])
 
 
@@ -253,7 +257,11 @@ def test_rows_at_mixed_times_are_what_they_are_alone(pair):
         cond = model.condition(PROMPTS)
         null = model.negative(["", ""])
         told = Condition(
-            {**cond.tensors, **{f"negative_{k}": v for k, v in null.tensors.items()}, "guidance_scale": torch.tensor([2.0, 3.0])}
+            {
+                **cond.tensors,
+                **{f"negative_{k}": v for k, v in null.tensors.items()},
+                "guidance_scale": torch.tensor([2.0, 3.0]),
+            }
         )
         x, t = noise_of(model), torch.tensor(times, dtype=torch.float64)
         with torch.no_grad():

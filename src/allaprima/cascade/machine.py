@@ -76,6 +76,12 @@ class Machine:
             )
         s = settings
         self.shape = student.latent_shape(s.height, s.width)
+        theirs = teacher.latent_shape(s.height, s.width)
+        if tuple(theirs) != tuple(self.shape):
+            raise SettingError(
+                f"the student's latents of a {s.width}x{s.height} picture are {tuple(self.shape)}, the teacher's"
+                f" {tuple(theirs)}: a draft can't be refined there. Choose two models of one autoencoder."
+            )
         self._clock = time.perf_counter
         self._routed = student if isinstance(student, Routed) else None
         self._student = self._hand(STUDENT, student, s.student_solver, s.student_steps, s.student_guidance)

@@ -192,7 +192,9 @@ class Flow:
         if not 0 < top <= 1:
             raise SettingError(f"top={top!r} is out of range: grids begin in (0, 1]; 1.0 is pure noise.")
         if terminal is not None and not 0 < terminal < 1:
-            raise SettingError(f"terminal={terminal!r} is out of range: the last time lies in (0, 1). Leave it out for none.")
+            raise SettingError(
+                f"terminal={terminal!r} is out of range: the last time lies in (0, 1). Leave it out for none."
+            )
         self.shift, self.top, self.terminal = shift, top, terminal
 
     @property

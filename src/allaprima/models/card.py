@@ -27,7 +27,8 @@ class ModelSource(_Strict):
     source: str | None = None
     """Folder (relative to the card) or hub id, in diffusers' format."""
     lora: str | None = None
-    """LoRA file (.safetensors, relative to the card) that sits on `source`; without a source, on the teacher's."""
+    """LoRA file (.safetensors, relative to the card) that sits on `source`; without a source, or where that holds
+    a `scheduler` alone, on the teacher's."""
     students: tuple[str, ...] = ()
     """In place of `source`: folders of several students, each with `unet` and `scheduler` (`models.multi_student`)."""
     partition: str | None = None

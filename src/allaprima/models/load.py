@@ -20,9 +20,12 @@ CLASSES: Mapping[str, str] = {
     "SD3Transformer2DModel": "diffusers.models.transformers.transformer_sd3",
     "FluxTransformer2DModel": "diffusers.models.transformers.transformer_flux",
     "SanaTransformer2DModel": "diffusers.models.transformers.sana_transformer",
+    "QwenImageTransformer2DModel": "diffusers.models.transformers.transformer_qwenimage",
+    "ZImageTransformer2DModel": "diffusers.models.transformers.transformer_z_image",
     "ControlNetModel": "diffusers.models.controlnets.controlnet",
     "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
     "AutoencoderDC": "diffusers.models.autoencoders.autoencoder_dc",
+    "AutoencoderKLQwenImage": "diffusers.models.autoencoders.autoencoder_kl_qwenimage",
     "AutoencoderTiny": "diffusers.models.autoencoders.autoencoder_tiny",
     "PixelShuffleAutoencoder": "allaprima.models.autoencoder",
     "BertModel": "transformers",
@@ -30,8 +33,10 @@ CLASSES: Mapping[str, str] = {
     "CLIPTextModelWithProjection": "transformers",
     "T5EncoderModel": "transformers",
     "Gemma2Model": "transformers",
+    "Qwen2_5_VLForConditionalGeneration": "transformers",
+    "Qwen3Model": "transformers",
 }
-WITHOUT_HEAD: Mapping[str, str] = {"Gemma2ForCausalLM": "Gemma2Model"}
+WITHOUT_HEAD: Mapping[str, str] = {"Gemma2ForCausalLM": "Gemma2Model", "Qwen3ForCausalLM": "Qwen3Model"}
 """Language models that are read for their hidden states: what stands in for them, without the head that says words."""
 
 

@@ -24,11 +24,10 @@ from torch import Tensor
 
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.types import Condition, Samples, Times
-from allaprima.diffusion.denoiser import NetworkDenoiser
 from allaprima.diffusion.guidance import GuidedDenoiser
 from allaprima.diffusion.schedule import Schedule
 from allaprima.models.card import TextSettings
-from allaprima.models.families.family import Family, guidance_for
+from allaprima.models.families.family import Family, guidance_of
 from allaprima.models.families.registry import FAMILIES
 from allaprima.models.load import fingerprint, read_json, weight_files
 from allaprima.models.partition import Partition, partition_fingerprint
@@ -158,8 +157,7 @@ class MultiStudent:
     @property
     def denoiser(self) -> RoutedGuidance:
         """Guided denoiser: two network evaluations a row (one if guidance is embedded), of the row's own student."""
-        network = NetworkDenoiser(self._network, self.shell.schedule, self.shell.prediction)
-        return RoutedGuidance(guidance_for(self.shell.network, network), self.route)
+        return RoutedGuidance(guidance_of(self.shell, self._network), self.route)
 
     def _network(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         route, told = cond.tensors["route"], Condition({k: v for k, v in cond.tensors.items() if k != "route"})

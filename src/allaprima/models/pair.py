@@ -54,6 +54,8 @@ def load_pair(card: Card) -> Pair:
 def _with_lora(card: Card, source: Path, lora: Path, teacher: Family) -> Family:
     family = FAMILIES[card.family]
     folder = source / family.component
+    # A folder with a scheduler alone says how the teacher's network, with the LoRA, is painted with.
+    folder = folder if folder.is_dir() else card.path(card.teacher.source or "") / family.component
     network = fuse_lora(family.load_network(folder), lora)
     # Fusing makes new weights, contiguous ones.
     network = network.to(memory_format=torch.channels_last) if family.component == "unet" else network

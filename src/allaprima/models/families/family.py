@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -171,7 +171,18 @@ def guided(model: Family) -> GuidedDenoiser:
     def network(x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return model.output(model.network, x_t, t, cond)
 
-    return guidance_for(model.network, NetworkDenoiser(network, model.schedule, model.prediction))
+    return guidance_of(model, network)
+
+
+def guidance_of(model: Family, network: Callable[[Tensor, Tensor, Condition], Tensor], told: Any = None) -> GuidedDenoiser:
+    """What guides a network, given as its raw output: the family's own `guidance` if it has one, else `guidance_for`.
+
+    `told`: the network itself, where it isn't the model's.
+    """
+    own = getattr(model, "guidance", None)
+    if own is not None:
+        return own(network)
+    return guidance_for(model.network if told is None else told, NetworkDenoiser(network, model.schedule, model.prediction))
 
 
 class FamilyBase:

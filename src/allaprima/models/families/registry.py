@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from allaprima.models.families import flux, sana, sd, sd3, sdxl
+from allaprima.models.families import flux, qwen_image, sana, sd, sd3, sdxl, z_image
 from allaprima.models.families.family import Load
 from allaprima.models.load import load_component
 
@@ -31,4 +31,6 @@ FAMILIES: Mapping[str, FamilyEntry] = {
     "sd3": FamilyEntry(sd3.load_sd3, "transformer", load_component, sd3.SHARED),
     "flux": FamilyEntry(flux.load_flux, "transformer", load_component, flux.SHARED),
     "sana": FamilyEntry(sana.load_sana, "transformer", load_component, sana.SHARED),
+    "qwen-image": FamilyEntry(qwen_image.load_qwen_image, "transformer", load_component, qwen_image.SHARED),
+    "z-image": FamilyEntry(z_image.load_z_image, "transformer", load_component, z_image.SHARED),
 }

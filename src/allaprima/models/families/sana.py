@@ -207,7 +207,9 @@ def _schedule(folder: Path, config: Mapping[str, Any]) -> Flow | TrigFlow:
         )
     off = ("use_dynamic_shifting", "shift_terminal", "invert_sigmas", "stochastic_sampling", "use_karras_sigmas",
            "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "thresholding")  # fmt: skip
-    odd = [key for key, value in due.items() if config.get(key, usual.get(key)) != value] + [key for key in off if config.get(key)]
+    odd = [key for key, value in due.items() if config.get(key, usual.get(key)) != value] + [
+        key for key in off if config.get(key)
+    ]
     if odd:
         raise ModelError(
             f"{folder / 'scheduler'} has {odd[0]}={config.get(odd[0])!r}: {due or 'a constant shift'} is what is known. Leave"
