@@ -94,7 +94,7 @@ def sana(folder, seed=0, sprint=False, dpm=True, patch=1, learned=False, factor=
 QWEN_TEMPLATE_WORDS = (
     "system user assistant Describe Ġthe Ġimage Ġby Ġdetailing Ġcolor Ġshape Ġsize Ġtexture Ġquantity Ġtext Ġspatial"
     " Ġrelationships Ġof Ġobjects Ġand Ġbackground"
-).split()
+)
 """One token each, as in the published vocabulary: the template before a prompt is 34 tokens, of which none is read."""
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -108,7 +108,7 @@ def qwen_tokenizer(folder):
     from transformers import Qwen2Tokenizer
 
     words, merges = sorted(ByteLevel.alphabet()), []
-    for word in QWEN_TEMPLATE_WORDS:
+    for word in QWEN_TEMPLATE_WORDS.split():
         for i in range(1, len(word)):
             if word[: i + 1] not in words:
                 words.append(word[: i + 1])
@@ -160,8 +160,8 @@ def qwen_image(folder, seed=0, **changes):
     )  # fmt: skip
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder / "text_encoder")
     kinds = {
-        "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"], "vae": ["diffusers", "AutoencoderKLQwenImage"],
-        "transformer": ["diffusers", "QwenImageTransformer2DModel"],
+        "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+        "vae": ["diffusers", "AutoencoderKLQwenImage"], "transformer": ["diffusers", "QwenImageTransformer2DModel"],
     }  # fmt: skip
     return index(folder, "QwenImagePipeline", kinds)
 

@@ -1,4 +1,4 @@
-"""Family `qwen-image`: a folder in the published format paints what diffusers paints; Lightning's LoRA is a student of it."""
+"""Family `qwen-image`: a published folder paints what diffusers paints; Lightning's LoRA is a student of it."""
 
 import json
 
@@ -119,7 +119,7 @@ def test_lightnings_student_is_diffusers(pair, path):
 
 @pytest.mark.parametrize(("steps", "strength"), [(4, 0.5), (5, 0.6)])
 def test_edits_and_refining_are_diffusers_image_to_image(pair, path, steps, strength, monkeypatch):
-    """An edit is the end of the teacher's plan; a draft is refined from the same time, in as many steps, with other noise."""
+    """An edit is the end of the teacher's plan; a draft is refined from the same time, in as many steps."""
     module = "diffusers.pipelines.qwenimage.pipeline_qwenimage_img2img"
     pipeline, shape = theirs(path, "QwenImageImg2ImgPipeline"), pair.teacher.latent_shape(SIDE, SIDE)
     pictures = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))

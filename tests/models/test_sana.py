@@ -1,4 +1,4 @@
-"""Family `sana`: folders in the published format paint what diffusers' pipelines paint, SANA and SANA-Sprint, in a cascade."""
+"""Family `sana`: published folders paint what diffusers' pipelines paint, SANA and SANA-Sprint, in a cascade."""
 
 import inspect
 import json

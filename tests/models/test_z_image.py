@@ -86,7 +86,7 @@ def test_turbo_is_diffusers(pair, path):
 
 @pytest.mark.parametrize(("steps", "strength"), [(4, 0.5), (5, 0.6)])
 def test_edits_and_refining_are_diffusers_image_to_image(pair, path, steps, strength, monkeypatch):
-    """An edit is the end of the teacher's plan; a draft is refined from the same time, in as many steps, with other noise."""
+    """An edit is the end of the teacher's plan; a draft is refined from the same time, in as many steps."""
     pipeline, shape = theirs(path, "teacher", pair, "ZImageImg2ImgPipeline"), pair.teacher.latent_shape(SIDE, SIDE)
     place = "diffusers.pipelines.z_image.pipeline_z_image_img2img.randn_tensor"
     pictures = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))

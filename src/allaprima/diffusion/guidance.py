@@ -75,7 +75,7 @@ def positive(cond: Condition) -> Condition:
 
 
 def doubled(cond: Condition) -> tuple[Times, Condition]:
-    """`(B,)` scales, and 2B rows: the unconditional half first, as diffusers has it. Raises `SettingError` without either."""
+    """`(B,)` scales, and 2B rows: the unconditional half first, as in diffusers. Raises `SettingError` without either."""
     w, names = cond.get("guidance_scale"), list(positive(cond).tensors)
     if w is None or not any(f"negative_{k}" in cond.tensors for k in names):
         raise SettingError(f"guidance needs guidance_scale and a negative_*; the condition holds {sorted(cond.tensors)}.")

@@ -59,12 +59,12 @@ def v_by_flow(velocity: Callable[[Samples, Times], Samples], x_t: Samples, alpha
     """What a flow network says of a sample of a variance-preserving schedule, as v (SANA-Sprint, arXiv 2503.09641, 3.1).
 
     `velocity(x, s)` is asked at the flow time of the same signal-to-noise ratio, `s = sigma / (alpha + sigma)`, and of the
-    sample that lies there: `x = x_t / (alpha + sigma)`, since then `x = (1 - s) x0 + s eps`. With `c = sqrt(s^2 + (1 - s)^2)`
+    sample that lies there: `x = x_t / (alpha + sigma)`, so that `x = (1 - s) x0 + s eps`. With `c = sqrt(s^2 + (1 - s)^2)`
     (which is 1 / (alpha + sigma) for alpha^2 + sigma^2 = 1)
 
         v = ((1 - 2 s) x + (1 - 2 s + 2 s^2) u) / c.
 
-    For u = eps - x0 the bracket is `(1 - s) eps - s x0`, and `(1 - s) / c = alpha`, `s / c = sigma`: v = alpha eps - sigma x0.
+    For u = eps - x0 the bracket is `(1 - s) eps - s x0`; `(1 - s) / c` is alpha, `s / c` sigma: v = alpha eps - sigma x0.
     """
     s = sigma / (alpha + sigma)
     share, c = expand(s, x_t), expand((s**2 + (1 - s) ** 2).sqrt(), x_t)

@@ -57,7 +57,8 @@ def same_noise(t: float, source: Schedule, target: Schedule) -> float:
 
     With `r = sigma_t / alpha_t` of the source, a VP sample of that ratio has the noise variance `v = r^2 / (1 + r^2) =
     sigma^2 / (alpha^2 + sigma^2)`, and `time_of_variance` inverts it. In closed form, from an angle t to a flow time:
-    `v = sin^2 t`, so `s = tan t / (1 + tan t) = sin t / (sin t + cos t)`; from a flow time to an angle `t = atan(s / (1 - s))`.
+    `v = sin^2 t`, so `s = tan t / (1 + tan t) = sin t / (sin t + cos t)`; and from a flow time to an angle
+    `t = atan(s / (1 - s))`.
     Raises `SettingError` for a clean or a pure noise sample, and for a ratio that the target doesn't reach.
     """
     at = torch.tensor([t], dtype=torch.float64)

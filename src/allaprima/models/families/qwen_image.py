@@ -1,7 +1,7 @@
 """Family `qwen-image`: QwenImageTransformer2DModel, Qwen2.5-VL's hidden states, AutoencoderKLQwenImage, rectified flow.
 
-Classifier-free guidance keeps every token's length (`diffusion.guidance.TokenGuidance`). Its few-step students are LoRA files
-with a scheduler of their own (Qwen-Image-Lightning): a card's student names the file and a folder that holds `scheduler`.
+Classifier-free guidance keeps every token's length (`diffusion.guidance.TokenGuidance`). Its few-step students are LoRA
+files with a scheduler of their own (Qwen-Image-Lightning): a card's student names the file and a folder with `scheduler`.
 Latents are maps here, and tokens of 2 by 2 only inside `output`.
 """
 
@@ -131,7 +131,7 @@ class QwenImageModel(FamilyBase):
 
     @torch.inference_mode()
     def condition(self, prompts: Sequence[str]) -> Condition:
-        """Prompts -> `prompt_embeds` and `prompt_embeds_mask`, a row each; each is read alone, so that none moves another."""
+        """Prompts -> `prompt_embeds` and `prompt_embeds_mask`, a row each; each is read alone: none moves another."""
         length, device = read_length(self.text, LENGTH), next(self.text_encoder.parameters()).device
         told = [prompt if prompt.strip() else NOTHING for prompt in prompts]
         read: dict[str, tuple[Tensor, Tensor]] = {}
@@ -161,8 +161,8 @@ def load_qwen_image(
     name = next((n for n in odd if getattr(network.config, n, False)), None)
     if name is not None:
         raise ModelError(
-            f"{folder / 'transformer'} has {name}=True: that is an editing or a layered model, and those of text to image are"
-            " known. Use Qwen-Image itself."
+            f"{folder / 'transformer'} has {name}=True: that is an editing or a layered model, and those of text to image"
+            " are known. Use Qwen-Image itself."
         )
     parts, more = load_parts(folder, ("vae", *SHARED[:-1]), share, shared)
     shift = read_shift(folder, config, terminal=True)

@@ -202,8 +202,8 @@ def _schedule(folder: Path, config: Mapping[str, Any]) -> Flow | TrigFlow:
         made = Flow(float(config.get("shift", 1.0)))
     else:
         raise ModelError(
-            f"{folder / 'scheduler'} is a {name}: SANA's are DPMSolverMultistepScheduler and FlowMatchEulerDiscreteScheduler,"
-            " SANA-Sprint's is SCMScheduler. Give the scheduler that the model was published with."
+            f"{folder / 'scheduler'} is a {name}: SANA's are DPMSolverMultistepScheduler and FlowMatchEulerDiscreteScheduler"
+            ", SANA-Sprint's is SCMScheduler. Give the scheduler that the model was published with."
         )
     off = ("use_dynamic_shifting", "shift_terminal", "invert_sigmas", "stochastic_sampling", "use_karras_sigmas",
            "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "thresholding")  # fmt: skip
@@ -212,7 +212,7 @@ def _schedule(folder: Path, config: Mapping[str, Any]) -> Flow | TrigFlow:
     ]
     if odd:
         raise ModelError(
-            f"{folder / 'scheduler'} has {odd[0]}={config.get(odd[0])!r}: {due or 'a constant shift'} is what is known. Leave"
-            " it out if the model was trained without."
+            f"{folder / 'scheduler'} has {odd[0]}={config.get(odd[0])!r}: {due or 'a constant shift'} is what is known."
+            " Leave it out if the model was trained without."
         )
     return made

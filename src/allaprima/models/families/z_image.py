@@ -82,8 +82,8 @@ class ZImageModel(FamilyBase):
     def bottleneck(network: Any) -> Bottleneck:
         """Refused: the middle of this network is read row by row, and has the prompt's tokens behind the picture's."""
         raise ModelError(
-            f"a discriminator's head needs the middle of {type(network).__name__}, which says tokens of picture and prompt in"
-            " one row: adversarial training isn't known for the family z-image. Use another method."
+            f"a discriminator's head needs the middle of {type(network).__name__}, which says tokens of picture and prompt"
+            " in one row: adversarial training isn't known for the family z-image. Use another method."
         )
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
