@@ -54,6 +54,8 @@ def asked(size=(SIDE, SIDE), **more):
 
 
 def due_of(pipeline, **ask):
+    # Diffusers writes its chat into the list of prompts that it is given.
+    ask["prompt"] = list(ask["prompt"])
     return torch.from_numpy(pipeline(**ask).images).permute(0, 3, 1, 2)
 
 

@@ -133,7 +133,7 @@ class TokenGuidance:
     def _x0(self, u: Samples, x_t: Samples, t: Times) -> Samples:
         return to_x0(self.prediction, u, x_t, self.schedule.alpha(t), self.schedule.sigma(t))
 
-    def _length(self, u: Samples) -> Samples:
+    def _length(self, u: Float[Tensor, " b c h w"]) -> Float[Tensor, " b 1 h w"]:
         """Norm of each token, at each of its latents: `(B,C,H,W) -> (B,1,H,W)`."""
         squares = u.square().sum(1, keepdim=True).unfold(2, self.side, self.side).unfold(3, self.side, self.side)
         norms = squares.sum((-1, -2)).sqrt()
