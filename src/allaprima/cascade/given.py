@@ -62,7 +62,7 @@ def check_given(request: Request, reads: bool, controls: Sequence[int], height: 
 
 def student_plan(edit: Edit, solver: Solver, steps: int) -> list[Step]:
     """All of a student's steps, from the edit's time on; a consistency student's at times it was trained on."""
-    start = solver.schedule.time_of_strength(edit.strength)
+    start = solver.schedule.time_of_strength(edit.strength, steps)
     return solver.plan_below(steps, start) if isinstance(solver, Consistency) else solver.plan(steps, start)
 
 

@@ -27,7 +27,7 @@ from allaprima.cascade.given import (
     teacher_plan,
 )
 from allaprima.cascade.job import Job, Request, Stage
-from allaprima.cascade.painter import Controlled, Painter, Reads, RefinesOnly, Routed, Scorer, ScoresGiven, Sized
+from allaprima.cascade.painter import Controlled, Negates, Painter, Reads, RefinesOnly, Routed, Scorer, ScoresGiven, Sized
 from allaprima.cascade.policy import Context, Decision, Policy
 from allaprima.cascade.settings import MAX_STEPS, CascadeSettings
 from allaprima.core.errors import SettingError
@@ -76,10 +76,16 @@ class Machine:
             )
         s = settings
         self.shape = student.latent_shape(s.height, s.width)
+        theirs = teacher.latent_shape(s.height, s.width)
+        if tuple(theirs) != tuple(self.shape):
+            raise SettingError(
+                f"the student's latents of a {s.width}x{s.height} picture are {tuple(self.shape)}, the teacher's"
+                f" {tuple(theirs)}: a draft can't be refined there. Choose two models of one autoencoder."
+            )
         self._clock = time.perf_counter
         self._routed = student if isinstance(student, Routed) else None
         self._student = self._hand(STUDENT, student, s.student_solver, s.student_steps, s.student_guidance)
-        start = start_time(self._schedule(teacher), s.sigma)
+        start = start_time(self._schedule(teacher), s.sigma, s.teacher_steps)
         args = ("teacher", teacher, s.teacher_solver, s.teacher_steps, s.teacher_guidance, s.teacher_guidance_interval)
         self._refine = self._hand(*args, start, s.teacher_last_time)
         self._regenerate = self._hand(*args, None, s.teacher_last_time)
@@ -130,7 +136,8 @@ class Machine:
         begun = self._clock()
         texts = self._padded([j.request.prompt for j in jobs])
         negatives = self._padded([j.request.negative_prompt for j in jobs])
-        cond, negative = painter.condition(texts), painter.condition(negatives)
+        cond = painter.condition(texts)
+        negative = painter.negative(negatives) if isinstance(painter, Negates) else painter.condition(negatives)
         noises = noise_batch([j.request.seed for j in jobs], "initial", [0] * len(jobs), self.shape)
         firsts = noise_batch([j.request.seed for j in jobs], "initial", [j.request.attempt for j in jobs], self.shape)
         for i, job in enumerate(jobs):

@@ -56,6 +56,15 @@ class Reads(Protocol):
 
 
 @runtime_checkable
+class Negates(Protocol):
+    """What else a painter says that reads negative prompts in another way than prompts (`models.families.sana`)."""
+
+    def negative(self, prompts: Sequence[str]) -> Condition:
+        """What guidance leads away from, with the tensors of `condition`."""
+        ...
+
+
+@runtime_checkable
 class Sized(Protocol):
     """What else a painter says whose schedule depends on the size (`models.families.flux`)."""
 

@@ -6,6 +6,7 @@ Or embedded: a student that was told the scale when it was distilled needs one p
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition, Denoiser, Samples, Times
-from allaprima.diffusion.schedule import expand
+from allaprima.diffusion.prediction import to_x0
+from allaprima.diffusion.schedule import Schedule, expand
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,20 @@ class GuidedDenoiser(Protocol):
         ...
 
 
+def positive(cond: Condition) -> Condition:
+    """What a network is told of a condition without guidance."""
+    return Condition({k: v for k, v in cond.tensors.items() if not k.startswith("negative_") and k != "guidance_scale"})
+
+
+def doubled(cond: Condition) -> tuple[Times, Condition]:
+    """`(B,)` scales, and 2B rows: the unconditional half first, as in diffusers. Raises `SettingError` without either."""
+    w, names = cond.get("guidance_scale"), list(positive(cond).tensors)
+    if w is None or not any(f"negative_{k}" in cond.tensors for k in names):
+        raise SettingError(f"guidance needs guidance_scale and a negative_*; the condition holds {sorted(cond.tensors)}.")
+    negative = {k: cond.tensors.get(f"negative_{k}", cond.tensors[k]) for k in names}
+    return w, Condition({k: torch.cat([negative[k], cond.tensors[k]]) for k in names})
+
+
 class ClassifierFreeGuidance:
     """`x0_u + w (x0_c - x0_u)`: the same as guiding eps or v, since x0 is affine in them at a given x_t and t.
 
@@ -80,22 +96,48 @@ class ClassifierFreeGuidance:
 
     def __call__(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
         """`(B,C,H,W), (B,), B rows -> (B,C,H,W)`. Raises `SettingError` without scale or negative."""
-        w = cond.get("guidance_scale")
-        names = [k for k in cond.tensors if not k.startswith("negative_") and k != "guidance_scale"]
-        if w is None or not any(f"negative_{k}" in cond.tensors for k in names):
-            raise SettingError(
-                f"guidance needs guidance_scale and a negative_*; the condition holds {sorted(cond.tensors)}."
-            )
-        # Unconditional half first, as diffusers has it.
-        negative = {k: cond.tensors.get(f"negative_{k}", cond.tensors[k]) for k in names}
-        double = Condition({k: torch.cat([negative[k], cond.tensors[k]]) for k in names})
+        w, double = doubled(cond)
         x0_u, x0_c = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), double).chunk(2)
         return x0_u + expand(w, x_t) * (x0_c - x0_u)
 
     def unguided(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
         """What `__call__` gives at scale 1, up to rounding, in one evaluation: the conditional half alone."""
-        names = [k for k in cond.tensors if not k.startswith("negative_") and k != "guidance_scale"]
-        return self.denoiser(x_t, t, Condition({k: cond.tensors[k] for k in names}))
+        return self.denoiser(x_t, t, positive(cond))
+
+
+class TokenGuidance:
+    """Classifier-free guidance that turns a velocity and keeps its length, token by token (Qwen-Image, arXiv 2508.02324).
+
+    `u = u_u + w (u_c - u_u)`, then `u |u_c| / |u|` with norms over a token, `side` by `side` latents of all channels. Unlike
+    the plain kind it isn't the same on x0, so that it is done on what the network says.
+    """
+
+    evaluations_per_call = 2
+
+    def __init__(
+        self, network: Callable[[Samples, Times, Condition], Samples], schedule: Schedule, prediction: str, side: int
+    ) -> None:
+        self.network, self.schedule, self.prediction, self.side = network, schedule, prediction, side
+
+    def __call__(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
+        """`(B,C,H,W), (B,), B rows -> (B,C,H,W)`. Raises `SettingError` without scale or negative."""
+        w, double = doubled(cond)
+        u_u, u_c = self.network(torch.cat([x_t, x_t]), torch.cat([t, t]), double).chunk(2)
+        u = u_u + expand(w, x_t) * (u_c - u_u)
+        return self._x0(u * (self._length(u_c) / self._length(u)), x_t, t)
+
+    def unguided(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
+        """The conditional half alone, which is what `__call__` gives at scale 1."""
+        return self._x0(self.network(x_t, t, positive(cond)), x_t, t)
+
+    def _x0(self, u: Samples, x_t: Samples, t: Times) -> Samples:
+        return to_x0(self.prediction, u, x_t, self.schedule.alpha(t), self.schedule.sigma(t))
+
+    def _length(self, u: Float[Tensor, " b c h w"]) -> Float[Tensor, " b 1 h w"]:
+        """Norm of each token, at each of its latents: `(B,C,H,W) -> (B,1,H,W)`."""
+        squares = u.square().sum(1, keepdim=True).unfold(2, self.side, self.side).unfold(3, self.side, self.side)
+        norms = squares.sum((-1, -2)).sqrt()
+        return norms.repeat_interleave(self.side, 2).repeat_interleave(self.side, 3)
 
 
 def guidance_embedding(scale: Times, dim: int) -> Float[Tensor, " b e"]:

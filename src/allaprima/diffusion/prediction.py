@@ -6,6 +6,8 @@ With `x_t = alpha x0 + sigma eps`: v = alpha eps - sigma x0 (arXiv 2202.00512, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
 from allaprima.diffusion.schedule import expand
@@ -51,3 +53,20 @@ def from_x0(kind: str, x0: Samples, x_t: Samples, alpha: Times, sigma: Times) ->
 def eps_of(x0: Samples, x_t: Samples, alpha: Times, sigma: Times) -> Samples:
     """`eps_hat = (x_t - alpha x0_hat) / sigma`."""
     return (x_t - expand(alpha, x_t) * x0) / expand(sigma, x_t)
+
+
+def v_by_flow(velocity: Callable[[Samples, Times], Samples], x_t: Samples, alpha: Times, sigma: Times) -> Samples:
+    """What a flow network says of a sample of a variance-preserving schedule, as v (SANA-Sprint, arXiv 2503.09641, 3.1).
+
+    `velocity(x, s)` is asked at the flow time of the same signal-to-noise ratio, `s = sigma / (alpha + sigma)`, and of the
+    sample that lies there: `x = x_t / (alpha + sigma)`, so that `x = (1 - s) x0 + s eps`. With `c = sqrt(s^2 + (1 - s)^2)`
+    (which is 1 / (alpha + sigma) for alpha^2 + sigma^2 = 1)
+
+        v = ((1 - 2 s) x + (1 - 2 s + 2 s^2) u) / c.
+
+    For u = eps - x0 the bracket is `(1 - s) eps - s x0`; `(1 - s) / c` is alpha, `s / c` sigma: v = alpha eps - sigma x0.
+    """
+    s = sigma / (alpha + sigma)
+    share, c = expand(s, x_t), expand((s**2 + (1 - s) ** 2).sqrt(), x_t)
+    x = x_t * c
+    return ((1 - 2 * share) * x + (1 - 2 * share + 2 * share**2) * velocity(x, s)) / c

@@ -1,17 +1,19 @@
 """Noise schedules: how much signal (alpha) and noise (sigma) a sample holds at time t.
 
-`x_t = alpha_t * x0 + sigma_t * eps`. Two schedules cover the models of this field:
+`x_t = alpha_t * x0 + sigma_t * eps`. Three schedules cover the models of this field:
 
 - `DiscreteVP`: variance preserving, alpha^2 + sigma^2 = 1, times are the training's integers 0..T-1
   (Stable Diffusion and its relatives; DDPM, arXiv 2006.11239, equation 4);
-- `Flow`: straight lines, alpha = 1 - t, sigma = t, times in [0, 1] (rectified flow, arXiv 2209.03003).
+- `Flow`: straight lines, alpha = 1 - t, sigma = t, times in [0, 1] (rectified flow, arXiv 2209.03003);
+- `TrigFlow`: a quarter circle, alpha = cos t, sigma = sin t, times are angles in [0, pi/2] (arXiv 2410.11081, section 3.1).
 
-Both answer for a `(B,)` tensor of times, so samples at different times share a batch.
+All answer for a `(B,)` tensor of times, so samples at different times share a batch.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -48,8 +50,11 @@ class Schedule(Protocol):
         """The time whose noise variance sigma_t^2 is `variance`, in (0, 1)."""
         ...
 
-    def time_of_strength(self, strength: float) -> float:
-        """The time at a share `strength`, in (0, 1], of the whole schedule (diffusers' meaning)."""
+    def time_of_strength(self, strength: float, steps: int | None = None) -> float:
+        """The time at a share `strength`, in (0, 1], of the whole schedule (diffusers' meaning).
+
+        `steps`: how many are taken from there; a schedule whose grid is stretched to a last time begins elsewhere then.
+        """
         ...
 
     def grid(self, n: int, start: float | None = None) -> list[float]:
@@ -191,7 +196,7 @@ class DiscreteVP:
         w = float((-target - neg[lo]) / (neg[hi] - neg[lo]))
         return lo + min(max(w, 0.0), 1.0)
 
-    def time_of_strength(self, strength: float) -> float:
+    def time_of_strength(self, strength: float, steps: int | None = None) -> float:
         _check_share("strength", strength, upper_included=True)
         return (
             max(round(strength * self.num_train_timesteps), 1) - 1.0
@@ -223,15 +228,29 @@ class DiscreteVP:
 
 
 class Flow:
-    """Rectified flow: alpha = 1 - t, sigma = t, times in [0, 1], with the resolution shift of SD3 (equation 23)."""
+    """Rectified flow: alpha = 1 - t, sigma = t, times in [0, 1], with the resolution shift of SD3 (equation 23).
+
+    `top`: the unshifted time that grids begin at; diffusers' flow sigmas of DPM-Solver (SANA's) begin at .999.
+    `terminal`: where the last evaluation of a grid falls: `1 - t` of all its times is stretched by one factor, so that they
+    end there and still begin at 1 (LTX-Video's, and Qwen-Image's `shift_terminal`).
+    """
 
     t_clean = 0.0
-    t_max = 1.0
 
-    def __init__(self, shift: float = 1.0) -> None:
+    def __init__(self, shift: float = 1.0, top: float = 1.0, terminal: float | None = None) -> None:
         if shift <= 0:
             raise SettingError(f"shift={shift!r} must be positive; 1.0 means no shift.")
-        self.shift = shift
+        if not 0 < top <= 1:
+            raise SettingError(f"top={top!r} is out of range: grids begin in (0, 1]; 1.0 is pure noise.")
+        if terminal is not None and not 0 < terminal < 1:
+            raise SettingError(
+                f"terminal={terminal!r} is out of range: the last time lies in (0, 1). Leave it out for none."
+            )
+        self.shift, self.top, self.terminal = shift, top, terminal
+
+    @property
+    def t_max(self) -> float:
+        return self._shifted(self.top)
 
     def alpha(self, t: Real[Tensor, " b"]) -> Float64[Tensor, " b"]:
         return 1.0 - t.double()
@@ -249,20 +268,83 @@ class Flow:
         ratio = (variance / (1 - variance)) ** 0.5
         return ratio / (1 + ratio)
 
-    def time_of_strength(self, strength: float) -> float:
+    def time_of_strength(self, strength: float, steps: int | None = None) -> float:
         _check_share("strength", strength, upper_included=True)
-        return self._shifted(strength)
+        u = self.top * strength
+        return self._shifted(u) if steps is None else self._stretched(u, u, steps)
 
     def _shifted(self, u: float) -> float:
         # Equation 23 with its denominator written so that 1 stays 1: a bit above it alpha is negative and log-SNR no number.
         return self.shift * u / (self.shift * u + (1 - u))
 
+    def _stretched(self, u: float, first: float, n: int) -> float:
+        """The time at `u` of a grid of `n` even steps from `first`, both unshifted."""
+        t = self._shifted(u)
+        # One evaluation is the first and the last: it stays where the noise is (diffusers divides 0 by 0 there).
+        if self.terminal is None or n == 1:
+            return t
+        return 1 - (1 - t) * (1 - self.terminal) / (1 - self._shifted(first / n))
+
+    def _unstretched(self, start: float, n: int) -> float:
+        """The `u` whose `n` steps begin at the time `start`."""
+        if self.terminal is None or n == 1 or start <= self.terminal:
+            return start / (self.shift - (self.shift - 1) * start)
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            u = (low + high) / 2
+            low, high = (u, high) if self._stretched(u, u, n) < start else (low, u)
+        return high
+
     def grid(self, n: int, start: float | None = None) -> list[float]:
         if n < 1:
             raise SettingError(f"steps={n} is out of range: at least 1 step is due.")
         if start is None:
-            return [self._shifted((n - i) / n) for i in range(n)]
+            return [self._stretched(self.top * ((n - i) / n), self.top, n) for i in range(n)]
+        if self.terminal is not None and start <= self.terminal:
+            return [start * (n - i) / n for i in range(n)]
         # Unshift the start, walk evenly, shift back.
-        u = start / (self.shift - (self.shift - 1) * start)
+        u = self._unstretched(start, n)
         # The start itself, not what rounding makes of its way there and back.
-        return [start, *(self._shifted(u * (n - i) / n) for i in range(1, n))]
+        return [start, *(self._stretched(u * (n - i) / n, u, n) for i in range(1, n))]
+
+
+class TrigFlow:
+    """A quarter circle: alpha = cos t, sigma = sin t, times are angles (TrigFlow; SANA-Sprint, arXiv 2503.09641).
+
+    The papers scale data and noise by one sigma_data: `y = cos t (sigma_data x0) + sin t (sigma_data eps)`. Divided by it
+    that is `x_t = cos t x0 + sin t eps`: sigma_data drops out, and latents are those of any other schedule.
+
+    The signal-to-noise ratio of an angle is that of the flow time `s = sin t / (sin t + cos t)`, since then
+    `s / (1 - s) = tan t` (`rollback.same_noise`).
+    """
+
+    t_clean = 0.0
+    t_max = 1.5708
+    """SANA-Sprint's first angle as published: 3.7e-6 above pi/2, so that alpha is -3.7e-6 there."""
+    second = 1.3
+    """The other angle of two steps, as published."""
+
+    def alpha(self, t: Real[Tensor, " b"]) -> Float64[Tensor, " b"]:
+        return t.double().cos()
+
+    def sigma(self, t: Real[Tensor, " b"]) -> Float64[Tensor, " b"]:
+        return t.double().sin()
+
+    def time_of_variance(self, variance: float) -> float:
+        """`arcsin sqrt(v)`: alpha^2 + sigma^2 is 1, so the variance is the paper's own."""
+        _check_share("variance", variance, upper_included=False)
+        return math.asin(variance**0.5)
+
+    def time_of_strength(self, strength: float, steps: int | None = None) -> float:
+        """A share of the angle, as diffusers' SANA-Sprint takes the end of its even times."""
+        _check_share("strength", strength, upper_included=True)
+        return self.t_max * strength
+
+    def grid(self, n: int, start: float | None = None) -> list[float]:
+        """Even angles, as diffusers' SCMScheduler has them; of two steps from noise the second is its 1.3."""
+        if n < 1:
+            raise SettingError(f"steps={n} is out of range: at least 1 step is due.")
+        if start is None and n == 2:
+            return [self.t_max, self.second]
+        top = self.t_max if start is None else start
+        return [top, *(top * (n - i) / n for i in range(1, n))]

@@ -35,7 +35,7 @@ class ModelSource(_Strict):
     the config that is there. Without a source everything else, the scheduler too, is the teacher's."""
     lora: str | None = None
     """LoRA file (`.safetensors` beside the card, or `owner/name:file`), multiplied into `source` or `network`; without
-    either it sits beside the teacher's own weights, which are in memory once."""
+    either, or where `source` holds a `scheduler` alone, it sits beside the teacher's own weights, in memory once."""
     lora_scale: float = 1.0
     """What the adapters are multiplied by."""
     prediction: Literal["epsilon", "v_prediction", "sample"] | None = None
@@ -63,7 +63,7 @@ class ModelSource(_Strict):
     """Guidance scale outside that interval; 1 is none."""
     share: tuple[str, ...] = ()
     """Components taken from the other model instead of loaded again: `text_encoder`, `tokenizer`, `vae`; of the families
-    `sdxl` and `sd3` also `text_encoder_2`, `tokenizer_2`; of `sd3` also `text_encoder_3`, `tokenizer_3`."""
+    `sdxl`, `sd3` and `flux` also `text_encoder_2`, `tokenizer_2`; of `sd3` also `text_encoder_3`, `tokenizer_3`."""
 
     @model_validator(mode="after")
     def _one_or_several(self) -> Self:
@@ -116,8 +116,11 @@ class TextSettings(_Strict):
     max_length: int = Field(default=77, ge=3)
     attention_mask: bool = False
     zero_padding: bool = False
-    max_sequence_length: int = Field(default=256, ge=1, le=512)
-    """Of T5, in the family `sd3`: how many tokens it reads, or how many zeros stand in its place."""
+    max_sequence_length: int | None = Field(default=None, ge=1, le=1024)
+    """How many tokens of a prompt are read by T5 (`sd3`, there also how many zeros stand in its place; `flux`), by Gemma
+    (`sana`) and by Qwen (`qwen-image`, `z-image`); None is the family's own number, 256 to 512."""
+    instruction: bool | None = None
+    """Of `sana`: prompts are read behind diffusers' instruction to a writer of prompts, as it does; None is yes."""
 
 
 class CascadeSettings(_Strict):
@@ -133,7 +136,7 @@ class Card(_Strict):
 
     name: str
     family: str
-    """`sd`, `sdxl` or `sd3` (`models.families.registry`)."""
+    """`sd`, `sdxl`, `sd3`, `flux`, `sana`, `qwen-image` or `z-image` (`models.families.registry`)."""
     description: str
     height: int = Field(ge=8)
     width: int = Field(ge=8)

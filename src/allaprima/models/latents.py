@@ -37,7 +37,8 @@ def to_autoencoder(config: Any, latents: Tensor) -> Tensor:
 
 def downsampling(config: Any) -> int:
     """Pixels a latent, along one side, of diffusers' convolutional autoencoders: a halving between two stages."""
-    return 2 ** (len(config.block_out_channels) - 1)
+    names = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
+    return 2 ** (len(next(getattr(config, name) for name in names if hasattr(config, name))) - 1)
 
 
 @torch.inference_mode()

@@ -20,21 +20,31 @@ CLASSES: Mapping[str, str] = {
     "UNet2DConditionModel": "diffusers.models.unets.unet_2d_condition",
     "SD3Transformer2DModel": "diffusers.models.transformers.transformer_sd3",
     "FluxTransformer2DModel": "diffusers.models.transformers.transformer_flux",
+    "SanaTransformer2DModel": "diffusers.models.transformers.sana_transformer",
+    "QwenImageTransformer2DModel": "diffusers.models.transformers.transformer_qwenimage",
+    "ZImageTransformer2DModel": "diffusers.models.transformers.transformer_z_image",
     "ControlNetModel": "diffusers.models.controlnets.controlnet",
     "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
     "AutoencoderDC": "diffusers.models.autoencoders.autoencoder_dc",
+    "AutoencoderKLQwenImage": "diffusers.models.autoencoders.autoencoder_kl_qwenimage",
     "AutoencoderTiny": "diffusers.models.autoencoders.autoencoder_tiny",
     "PixelShuffleAutoencoder": "allaprima.models.autoencoder",
     "BertModel": "transformers",
     "CLIPTextModel": "transformers",
     "CLIPTextModelWithProjection": "transformers",
     "T5EncoderModel": "transformers",
+    "Gemma2Model": "transformers",
+    "Qwen2_5_VLForConditionalGeneration": "transformers",
+    "Qwen3Model": "transformers",
 }
+WITHOUT_HEAD: Mapping[str, str] = {"Gemma2ForCausalLM": "Gemma2Model", "Qwen3ForCausalLM": "Qwen3Model"}
+"""Language models that are read for their hidden states: what stands in for them, without the head that says words."""
 
 
 def class_of(config: Mapping[str, Any], where: Path | str) -> str:
     """Name of the class that a component's config is one of. Raises `ModelError` for one that can't be loaded."""
     name = str(config.get("_class_name") or (config.get("architectures") or ["?"])[0])
+    name = WITHOUT_HEAD.get(name, name)
     if name not in CLASSES:
         raise ModelError(f"{where} names the class {name!r}: {', '.join(CLASSES)} can be loaded.")
     return name

@@ -27,6 +27,9 @@ MIXINS: Mapping[str, tuple[str, str]] = {
     "UNet2DConditionModel": ("StableDiffusionLoraLoaderMixin", "unet"),
     "SD3Transformer2DModel": ("SD3LoraLoaderMixin", "transformer"),
     "FluxTransformer2DModel": ("FluxLoraLoaderMixin", "transformer"),
+    "SanaTransformer2DModel": ("SanaLoraLoaderMixin", "transformer"),
+    "QwenImageTransformer2DModel": ("QwenImageLoraLoaderMixin", "transformer"),
+    "ZImageTransformer2DModel": ("ZImageLoraLoaderMixin", "transformer"),
 }
 """By the network's class: who in diffusers reads and writes its LoRA files, and what they call the network."""
 

@@ -24,11 +24,10 @@ from torch import Tensor
 
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.types import Condition, Samples, Times
-from allaprima.diffusion.denoiser import NetworkDenoiser
 from allaprima.diffusion.guidance import GuidedDenoiser
 from allaprima.diffusion.schedule import Schedule
 from allaprima.models.card import TextSettings
-from allaprima.models.families.family import Family, guidance_for
+from allaprima.models.families.family import Family, guidance_of
 from allaprima.models.families.registry import FAMILIES
 from allaprima.models.load import fingerprint, read_json, weight_files
 from allaprima.models.partition import Partition, partition_fingerprint
@@ -158,8 +157,7 @@ class MultiStudent:
     @property
     def denoiser(self) -> RoutedGuidance:
         """Guided denoiser: two network evaluations a row (one if guidance is embedded), of the row's own student."""
-        network = NetworkDenoiser(self._network, self.shell.schedule, self.shell.prediction)
-        return RoutedGuidance(guidance_for(self.shell.network, network), self.route)
+        return RoutedGuidance(guidance_of(self.shell, self._network), self.route)
 
     def _network(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         route, told = cond.tensors["route"], Condition({k: v for k, v in cond.tensors.items() if k != "route"})
@@ -178,6 +176,11 @@ class MultiStudent:
     def schedule(self) -> Schedule:
         """Noise schedule, the same for all."""
         return self.shell.schedule
+
+    def schedule_at(self, height: int, width: int) -> Schedule:
+        """The schedule for pictures of a size, in pixels."""
+        at = getattr(self.shell, "schedule_at", None)
+        return self.schedule if at is None else at(height, width)
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
@@ -205,6 +208,10 @@ class MultiStudent:
         """Prompts -> everything the students read of them, a row each."""
         return self.shell.condition(prompts)
 
+    def negative(self, prompts: Sequence[str]) -> Condition:
+        """What guidance leads away from, as the students' family reads it."""
+        return getattr(self.shell, "negative", self.shell.condition)(prompts)
+
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> hidden states `(B, L, D)`, what they are routed by."""
         return self.shell.encode(prompts)
@@ -229,7 +236,8 @@ def _same(network: Any) -> Any:
 
 def _text_width(config: Any) -> Any:
     """D of the hidden states a network reads, of either kind; None where the config doesn't say."""
-    return getattr(config, "cross_attention_dim", None) or getattr(config, "joint_attention_dim", None)
+    names = ("caption_channels", "cap_feat_dim", "cross_attention_dim", "joint_attention_dim")
+    return next((found for name in names if (found := getattr(config, name, None))), None)
 
 
 def _shape(config: Mapping[str, Any]) -> SimpleNamespace:

@@ -84,20 +84,23 @@ def _student(card: Card, family: FamilyEntry, base: Path, teacher: Family) -> Fa
 
 def _single(card: Card, family: FamilyEntry, base: Path, teacher: Family) -> Any:
     student = card.student
-    # What sits on the teacher's network has everything else in common with it, too.
-    share = student.share or (() if student.source is not None else _common(family, teacher))
-    needed = family.needed(share)
+    needed = family.needed(student.share)
     if student.network is not None and not student.network.endswith(".safetensors"):
         needed = tuple(name for name in needed if name != family.component)
     source = base if student.source is None else card.path(student.source, needed)
+    # A folder with a scheduler alone says how the teacher's network, with the LoRA, is painted with.
+    alone = source != base and student.lora is not None and not (source / family.component).is_dir()
+    # What sits on the teacher's network has everything else in common with it, too.
+    share = student.share or (_common(family, teacher) if student.source is None or alone else ())
     if student.lora is None and student.network is None:
         return family.load(source, card.text, teacher, share)
-    beside = student.source is None and student.network is None
+    folder = (base if alone else source) / family.component
+    beside = student.network is None and (student.source is None or alone)
     if beside:
         # Adapters without a network of their own sit beside the teacher's weights.
-        network, print_ = teacher.network, fingerprint(source / family.component)
+        network, print_ = teacher.network, fingerprint(folder)
     else:
-        network, print_ = _network(card, family, source / family.component)
+        network, print_ = _network(card, family, folder)
     if student.lora is not None:
         file, scale = card.path(student.lora), student.lora_scale
         network = (adapted if beside else fuse_lora)(network, file, scale)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.schedule import DiscreteVP, Schedule, expand
+from allaprima.diffusion.schedule import DiscreteVP, Schedule, TrigFlow, expand
 from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_on_grid
 
 
@@ -15,6 +15,9 @@ class Consistency:
 
     The release behind arXiv 2312.10835 adds a sixth whose result is multiplied by zero and leaves a little noise;
     that is not repeated here.
+
+    On a `TrigFlow` schedule this is diffusers' SCMScheduler (sCM, arXiv 2410.11081): its students know all angles, so that
+    n steps are the schedule's own n, not some of 50.
     """
 
     needs_noise = True
@@ -22,10 +25,11 @@ class Consistency:
     def __init__(self, schedule: Schedule, grid: Callable[[Schedule, int], list[float]] | None = None) -> None:
         self.schedule = schedule
         self._grid = grid
+        self._any_time = isinstance(schedule, TrigFlow)
 
     def plan(self, n: int, start: float | None = None) -> list[Step]:
         """Five steps on Stable Diffusion's schedule are 981, 781, 581, 381, 181: every tenth of a 50-point DDIM grid."""
-        if start is not None or not 1 <= n <= 50 or _given(self.schedule):
+        if start is not None or self._any_time or not 1 <= n <= 50 or _given(self.schedule):
             return plan_on_grid(self.schedule, n, start)
         return self._spread(self._fine(), n)
 
@@ -34,6 +38,8 @@ class Consistency:
 
         Where the grid has fewer, they are spread evenly from `start` on, as `plan` has them.
         """
+        if self._any_time:
+            return self.plan(n, start)
         fine = [t for t in self._fine() if t <= start]
         return self._spread(fine, n) if 1 <= n <= len(fine) else self.plan(n, start)
 

@@ -22,7 +22,7 @@ from allaprima.distill.losses.consistency import GuidedPrediction
 from allaprima.distill.network import Note, adapted, cut, folder_of, identity
 from allaprima.distill.recipe import LoopSettings, Recipe
 from allaprima.distill.training_data import TrainingData
-from allaprima.models.families.family import Family, guidance_for
+from allaprima.models.families.family import Family, guidance_of
 
 Watch = Callable[[Mapping[str, nn.Module], Progress], None]
 """Told at every checkpoint: EMA copies by name (`use` is what is exported), and how far the training has come."""
@@ -94,7 +94,7 @@ class Bench:
 
     def guided(self, network: nn.Module, cond: Condition) -> GuidedPrediction:
         """The guided clean prediction for prompts `cond`: one doubled forward pass, a plain one if guidance is embedded."""
-        denoise = guidance_for(network, self.denoiser(network))
+        denoise = guidance_of(self.teacher, partial(self.teacher.output, network), network)
 
         def predict(x_t: Samples, t: Times, w: Times) -> Samples:
             return denoise(x_t, t, self.with_guidance(cond, w))

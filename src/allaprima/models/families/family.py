@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -171,7 +171,18 @@ def guided(model: Family) -> GuidedDenoiser:
     def network(x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return model.output(model.network, x_t, t, cond)
 
-    return guidance_for(model.network, NetworkDenoiser(network, model.schedule, model.prediction))
+    return guidance_of(model, network)
+
+
+def guidance_of(model: Family, network: Callable[[Tensor, Tensor, Condition], Tensor], told: Any = None) -> GuidedDenoiser:
+    """What guides a network, given as its raw output: the family's own `guidance` if it has one, else `guidance_for`.
+
+    `told`: the network itself, where it isn't the model's.
+    """
+    own = getattr(model, "guidance", None)
+    if own is not None:
+        return own(network)
+    return guidance_for(model.network if told is None else told, NetworkDenoiser(network, model.schedule, model.prediction))
 
 
 class FamilyBase:
@@ -226,11 +237,23 @@ def refuse_size(height: int, width: int, factor: int) -> None:
         raise SettingError(f"{width}x{height} can't be painted by this model: multiples of {factor} are due, both sides.")
 
 
-def refuse_text_settings(text: TextSettings, family: str) -> None:
-    """Raise `ModelError` for settings of the text encoder that a family doesn't have."""
+def refuse_text_settings(text: TextSettings, family: str, most: int = 512, known: Sequence[str] = ()) -> None:
+    """Raise `ModelError` for settings of the text encoder that a family doesn't have, or more tokens than it reads."""
     odd = [name for name in ("attention_mask", "zero_padding") if getattr(text, name)]
+    odd += [name for name in ("instruction",) if getattr(text, name) is not None and name not in known]
     if odd:
-        raise ModelError(f"text.{odd[0]} = True means nothing to the family {family}: leave it out of the card.")
+        value = getattr(text, odd[0])
+        raise ModelError(f"text.{odd[0]} = {value} means nothing to the family {family}: leave it out of the card.")
+    if text.max_sequence_length is not None and text.max_sequence_length > most:
+        raise ModelError(
+            f"text.max_sequence_length = {text.max_sequence_length} is more than the {most} tokens that the family {family}"
+            " reads: give fewer, or leave it out of the card."
+        )
+
+
+def read_length(text: TextSettings, usual: int) -> int:
+    """How many tokens of a prompt are read: what the card says, else what is usual for the family."""
+    return usual if text.max_sequence_length is None else text.max_sequence_length
 
 
 def refuse_blind(folder: Path, schedule: Schedule, prediction: str) -> None:

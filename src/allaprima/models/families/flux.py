@@ -7,7 +7,6 @@ inside `output`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
 from allaprima.diffusion.schedule import Flow
 from allaprima.models.card import TextSettings
@@ -26,34 +24,21 @@ from allaprima.models.families.family import (
     Family,
     FamilyBase,
     load_parts,
+    read_length,
     refuse_size,
     refuse_text_settings,
     refuse_unreadable,
 )
+from allaprima.models.families.shift import Shift, read_shift
 from allaprima.models.latents import downsampling
 from allaprima.models.load import fingerprint, load_component, read_json
 
 SHARED = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 """What a student and a teacher may have in common."""
+T5_LENGTH = 256
+"""Tokens that T5 reads unless the card says otherwise."""
 SIDE = 2
 """Latents a token, along one side."""
-
-
-@dataclass(frozen=True)
-class Shift:
-    """The resolution shift of a scheduler's config: one number, or a line through two numbers of tokens, exponentiated."""
-
-    constant: float
-    """Of all sizes, unless `line` is given."""
-    line: tuple[float, float, float, float] | None = None
-    """Fewest tokens, most tokens, and the logarithm of the shift at either (`base_shift`, `max_shift`)."""
-
-    def at(self, tokens: int) -> float:
-        """The shift for a picture of so many tokens."""
-        if self.line is None:
-            return self.constant
-        few, many, low, high = self.line
-        return math.exp(low + (high - low) * (tokens - few) / (many - few))
 
 
 @dataclass(frozen=True)
@@ -109,13 +94,13 @@ class FluxModel(FamilyBase):
     def schedule_at(self, height: int, width: int) -> Flow:
         """The schedule for pictures of a size: larger ones spend more steps at high noise."""
         factor = downsampling(self.vae.config) * SIDE
-        return Flow(self.shift.at((height // factor) * (width // factor)))
+        return self.shift.flow((height // factor) * (width // factor))
 
     def _tokens(self, prompt: str) -> list[tuple[int, int]]:
         """For each tokenizer, the prompt's tokens and how many are read."""
         return [
             (len(self.tokenizer(prompt).input_ids), int(self.tokenizer.model_max_length)),
-            (len(self.tokenizer_2(prompt).input_ids), self.text.max_sequence_length),
+            (len(self.tokenizer_2(prompt).input_ids), read_length(self.text, T5_LENGTH)),
         ]
 
     def token_count(self, prompt: str) -> int:
@@ -145,7 +130,7 @@ class FluxModel(FamilyBase):
         nothing: Any = None
         embeds, pooled, _ = self._pipeline.encode_prompt(
             list(prompts), nothing, device=next(self.text_encoder.parameters()).device,
-            max_sequence_length=self.text.max_sequence_length,
+            max_sequence_length=read_length(self.text, T5_LENGTH),
         )  # fmt: skip
         return Condition({"prompt_embeds": embeds, "pooled": pooled})
 
@@ -177,25 +162,8 @@ def load_flux(
     if network is None:
         network, prints["transformer"] = load_component(folder / "transformer"), fingerprint(folder / "transformer")
     parts, more = load_parts(folder, ("vae", *SHARED[:-1]), share, shared)
-    shift = _shift(folder, config)
-    most = shift.constant if shift.line is None else math.exp(shift.line[3])
+    shift = read_shift(folder, config)
     return FluxModel(
-        network, **parts, schedule=Flow(most), shift=shift, prediction="flow_prediction", text=text,
+        network, **parts, schedule=shift.largest, shift=shift, prediction="flow_prediction", text=text,
         fingerprints={**prints, **more},
     )  # fmt: skip
-
-
-def _shift(folder: Path, config: Mapping[str, Any]) -> Shift:
-    """Of a FlowMatchEulerDiscreteScheduler. Raises `ModelError` for a grid that isn't known."""
-    odd = [k for k in ("shift_terminal", "invert_sigmas", "stochastic_sampling", "use_karras_sigmas") if config.get(k)]
-    if odd or config.get("time_shift_type", "exponential") != "exponential":
-        name = odd[0] if odd else "time_shift_type"
-        raise ModelError(
-            f"{folder / 'scheduler'} has {name}={config[name]!r}: a shift, constant or by size, is what is known. Leave it"
-            " out if the model was trained without."
-        )
-    if not config.get("use_dynamic_shifting"):
-        return Shift(float(config.get("shift", 1.0)))
-    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-    few, many, low, high = (float(config.get(k) or v) for k, v in zip(names, (256, 4096, 0.5, 1.15), strict=True))
-    return Shift(1.0, (few, many, low, high))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from allaprima.models.families import flux, sd, sd3, sdxl, sdxl_refiner
+from allaprima.models.families import flux, qwen_image, sana, sd, sd3, sdxl, sdxl_refiner, z_image
 from allaprima.models.families.family import Load
 from allaprima.models.load import load_component
 
@@ -34,4 +34,7 @@ FAMILIES: Mapping[str, FamilyEntry] = {
     "sdxl": FamilyEntry(sdxl_refiner.load_either, "unet", sd.load_unet, sdxl.SHARED),
     "sd3": FamilyEntry(sd3.load_sd3, "transformer", load_component, sd3.SHARED),
     "flux": FamilyEntry(flux.load_flux, "transformer", load_component, flux.SHARED),
+    "sana": FamilyEntry(sana.load_sana, "transformer", load_component, sana.SHARED),
+    "qwen-image": FamilyEntry(qwen_image.load_qwen_image, "transformer", load_component, qwen_image.SHARED),
+    "z-image": FamilyEntry(z_image.load_z_image, "transformer", load_component, z_image.SHARED),
 }

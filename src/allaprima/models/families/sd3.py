@@ -21,6 +21,7 @@ from allaprima.models.families.family import (
     Family,
     FamilyBase,
     load_parts,
+    read_length,
     refuse_size,
     refuse_text_settings,
     refuse_unreadable,
@@ -31,6 +32,8 @@ from allaprima.models.load import fingerprint, load_component, read_json
 T5 = ("text_encoder_3", "tokenizer_3")
 SHARED = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3", "vae")
 """What a student and a teacher may have in common."""
+T5_LENGTH = 256
+"""Tokens that T5 reads unless the card says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class SD3Model(FamilyBase):
         most = int(self.tokenizer.model_max_length)
         found = [(len(tok(prompt).input_ids), most) for tok in (self.tokenizer, self.tokenizer_2)]
         if self.tokenizer_3 is not None and self.text_encoder_3 is not None:
-            found.append((len(self.tokenizer_3(prompt).input_ids), self.text.max_sequence_length))
+            found.append((len(self.tokenizer_3(prompt).input_ids), read_length(self.text, T5_LENGTH)))
         return found
 
     def token_count(self, prompt: str) -> int:
@@ -114,7 +117,7 @@ class SD3Model(FamilyBase):
         nothing: Any = None
         embeds, _, pooled, _ = self._pipeline.encode_prompt(
             list(prompts), nothing, nothing, device=next(self.text_encoder.parameters()).device,
-            do_classifier_free_guidance=False, max_sequence_length=self.text.max_sequence_length,
+            do_classifier_free_guidance=False, max_sequence_length=read_length(self.text, T5_LENGTH),
         )  # fmt: skip
         return Condition({"prompt_embeds": embeds, "pooled": pooled})
 
