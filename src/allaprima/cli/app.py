@@ -22,7 +22,12 @@ TeacherOnly = Annotated[bool, typer.Option("--teacher-only", help="No drafts: th
 Strategy = Annotated[str | None, typer.Option(help="What the teacher does with a poor draft: refine or regenerate.")]
 SigmaIs = Annotated[str | None, typer.Option(help="'variance' (the paper's formula) or 'strength' (diffusers).")]
 Solver = Annotated[str | None, typer.Option(help="The teacher's solver: ddim, dpm_solver, ...")]
-StudentSteps = Annotated[int | None, typer.Option(help="Student steps.")]
+StudentBackend = Annotated[
+    str | None, typer.Option(help="What runs the networks: eager (torch; default), openvino or onnxruntime, for CPUs.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu (default), cuda, cuda:1, or auto.")]
+Dtype = Annotated[str | None, typer.Option(help="float32 (default), bfloat16, float16, or auto.")]
+Steps = Annotated[int | None, typer.Option(help="Student steps.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale of both models.")]
 NegativePrompt = Annotated[str, typer.Option(help="What not to paint.")]
 Seed = Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")]
@@ -95,10 +100,27 @@ def generate(
     batch_size: BatchSize = None,
     nearest: Nearest = True,
     resume: Resume = False,
+    backend: Backend = None,
+    device: Device = None,
+    teacher_device: Annotated[
+        str | None, typer.Option(help="The teacher's network, when it is to be elsewhere; default: on --device.")
+    ] = None,
+    dtype: Dtype = None,
+    lazy_teacher: Annotated[
+        bool, typer.Option("--lazy-teacher", help="Read the teacher's network when the first draft falls short.")
+    ] = False,
+    offload: Annotated[
+        str | None, typer.Option(help="With a GPU: model (one network at a time is there) or sequential (one layer).")
+    ] = None,
 ) -> None:
     """Paint prompts: student, oracle, and teacher where it is needed."""
     from allaprima.cli.generate import GenerateOptions, generate_command
+    from allaprima.models.placement import Placement
 
+    placement = Placement.of(
+        backend=backend, device=device, teacher_device=teacher_device, dtype=dtype, lazy_teacher=lazy_teacher,
+        offload=offload,
+    )  # fmt: skip
     generate_command(GenerateOptions(**{k: v for k, v in locals().items() if k in GenerateOptions.__dataclass_fields__}))
 
 
@@ -256,10 +278,15 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="The artifact to write; a stopped run goes on where it was.")] = Path(
         "calibration.json"
     ),
+    backend: Backend = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Score held-out drafts and find the threshold, or another policy, that spends a budget."""
     from allaprima.cli.calibrate import CalibrateOptions, calibrate_command
+    from allaprima.models.placement import Placement
 
+    placement = Placement.of(backend=backend, device=device, dtype=dtype)
     fields = CalibrateOptions.__dataclass_fields__
     calibrate_command(CalibrateOptions(**{k: v for k, v in locals().items() if k in fields}))
 

@@ -120,6 +120,8 @@ class Card(_Strict):
     controls: dict[str, ControlSource] = {}
     """ControlNets by name."""
     cascade: CascadeSettings = CascadeSettings()
+    draft_vae: str | None = None
+    """Folder of a small autoencoder (AutoencoderTiny) of the same latents: drafts are decoded and scored by it."""
     calibration: str | None = None
     """JSON file of a calibration artifact, relative to the card."""
     knows: str | None = None
@@ -201,7 +203,7 @@ def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
             base[part]["students"] = [str(other.path(f)) for f in base[part]["students"]]
     for control in base["controls"].values():
         control |= {key: str(other.path(control[key])) for key in ("source", "student") if key in control}
-    base |= {key: str(other.path(base[key])) for key in ("knows", "keywords") if key in base}
+    base |= {key: str(other.path(base[key])) for key in ("knows", "keywords", "draft_vae") if key in base}
     student = raw.get("student")
     if isinstance(student, dict) and not student.keys().isdisjoint(("source", "students", "lora")):
         replaced = ("source", "students", "partition", "resident", "lora")

@@ -77,6 +77,20 @@ def save_lora(network: Any, folder: Path) -> Path:
 def fuse_lora(network: Any, file: Path) -> Any:
     """`network` with a LoRA file's adapters multiplied into its weights, in place: `W + B A`, at no cost in use.
 
+    Raises as `attach_lora` does.
+    """
+    attach_lora(network, file)
+    try:
+        network.fuse_lora()
+        network.unload_lora()
+    except Exception as e:
+        raise _unfit(network, file, e) from e
+    return network.eval().requires_grad_(False)
+
+
+def attach_lora(network: Any, file: Path) -> Any:
+    """`network` with a LoRA file's adapters beside its weights, in place and active: `switch_lora` turns them off and on.
+
     Raises `ModelError` for a missing file, one that doesn't fit, or where peft is missing; `UnsafeWeights` for pickles.
     """
     if file.suffix != ".safetensors":
@@ -106,12 +120,25 @@ def fuse_lora(network: Any, file: Path) -> Any:
         due, placed = (sum(".alpha" not in k for k in state), sum(".lora_" in k for k, _ in network.named_parameters()))
         if placed != due or not due:
             raise ValueError(f"{placed} of its {due} tensors have a place there")
-        network.fuse_lora()
-        network.unload_lora()
     except Exception as e:
-        why = " ".join(str(e).split())[:300]
-        raise ModelError(f"{file} doesn't fit {type(network).__name__}: {why}. Check the card's lora and source.") from e
+        raise _unfit(network, file, e) from e
     return network.eval().requires_grad_(False)
+
+
+def switch_lora(network: Any, on: bool) -> None:
+    """Turn attached adapters on or off, where they aren't so already; off, the network says to the bit what it did before."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in network.modules():
+        if isinstance(module, BaseTunerLayer) and module.disable_adapters == on:
+            module.enable_adapters(on)
+            # It would have them trained.
+            module.requires_grad_(False)
+
+
+def _unfit(network: Any, file: Path, e: Exception) -> ModelError:
+    why = " ".join(str(e).split())[:300]
+    return ModelError(f"{file} doesn't fit {type(network).__name__}: {why}. Check the card's lora and source.")
 
 
 def fused_fingerprint(base: str, file: Path) -> str:

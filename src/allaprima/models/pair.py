@@ -9,11 +9,13 @@ import torch
 
 from allaprima.core.errors import ModelError
 from allaprima.models.card import Card
+from allaprima.models.draft_vae import with_draft_vae
 from allaprima.models.families.family import Family
 from allaprima.models.families.registry import FAMILIES as FAMILIES
 from allaprima.models.load import fingerprint
 from allaprima.models.lora import fuse_lora, fused_fingerprint
 from allaprima.models.multi_student import MultiStudent, load_multi_student
+from allaprima.models.place import Placer, load_placed
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,11 @@ class Pair:
     teacher: Family
 
 
-def load_pair(card: Card) -> Pair:
-    """Load both models of a card; raises `ModelError` for an unknown family, broken folders, an unfit partition."""
+def load_pair(card: Card, placer: Placer | None = None) -> Pair:
+    """Load both models of a card; raises `ModelError` for an unknown family, broken folders, an unfit partition.
+
+    `placer`: puts them where its placement says, else torch has them on the CPU, in float32.
+    """
     if card.family not in FAMILIES:
         raise ModelError(f"card {card.name!r} is of the family {card.family!r}: {', '.join(FAMILIES)} can be loaded.")
     family, student = FAMILIES[card.family], card.student
@@ -39,16 +44,22 @@ def load_pair(card: Card) -> Pair:
         raise ModelError(
             f"card {card.name!r} gives its teacher students or a lora: those are for the student. Give teacher.source alone."
         )
+    if placer is not None and not placer.placement.plain:
+        return Pair(*load_placed(card, placer))
     teacher = family.load(card.path(card.teacher.source), card.text)
+    return Pair(with_draft_vae(card, _student(card, teacher)), teacher)
+
+
+def _student(card: Card, teacher: Family) -> Family | MultiStudent:
+    family, student = FAMILIES[card.family], card.student
     if not student.students:
         # Adapters without a network of their own sit on the teacher's, read once more: theirs are multiplied into it.
         source = card.path(student.source or card.teacher.source)
         if student.lora is None:
-            return Pair(family.load(source, card.text, teacher, student.share), teacher)
-        return Pair(_with_lora(card, source, card.path(student.lora), teacher), teacher)
+            return family.load(source, card.text, teacher, student.share)
+        return _with_lora(card, source, card.path(student.lora), teacher)
     folders, partition = [card.path(f) for f in student.students], card.path(student.partition or "")
-    several = load_multi_student(folders, partition, card.text, teacher, student.share, student.resident, card.family)
-    return Pair(several, teacher)
+    return load_multi_student(folders, partition, card.text, teacher, student.share, student.resident, card.family)
 
 
 def _with_lora(card: Card, source: Path, lora: Path, teacher: Family) -> Family:
