@@ -22,12 +22,7 @@ TeacherOnly = Annotated[bool, typer.Option("--teacher-only", help="No drafts: th
 Strategy = Annotated[str | None, typer.Option(help="What the teacher does with a poor draft: refine or regenerate.")]
 SigmaIs = Annotated[str | None, typer.Option(help="'variance' (the paper's formula) or 'strength' (diffusers).")]
 Solver = Annotated[str | None, typer.Option(help="The teacher's solver: ddim, dpm_solver, ...")]
-StudentBackend = Annotated[
-    str | None, typer.Option(help="What runs the networks: eager (torch; default), openvino or onnxruntime, for CPUs.")
-]
-Device = Annotated[str | None, typer.Option(help="cpu (default), cuda, cuda:1, or auto.")]
-Dtype = Annotated[str | None, typer.Option(help="float32 (default), bfloat16, float16, or auto.")]
-Steps = Annotated[int | None, typer.Option(help="Student steps.")]
+StudentSteps = Annotated[int | None, typer.Option(help="Student steps.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale of both models.")]
 NegativePrompt = Annotated[str, typer.Option(help="What not to paint.")]
 Seed = Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")]
@@ -40,6 +35,11 @@ Threshold = Annotated[
 ]
 Sigma = Annotated[float | None, typer.Option(help="Refining: how much of a draft is repainted.")]
 LastTime = Annotated[float | None, typer.Option(help="Where the teacher's last step is evaluated.")]
+Backend = Annotated[
+    str | None, typer.Option(help="What runs the networks: eager (torch; default), openvino or onnxruntime, for CPUs.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu (default), cuda, cuda:1, or auto.")]
+Dtype = Annotated[str | None, typer.Option(help="float32 (default), bfloat16, float16, or auto.")]
 Steps = Annotated[int | None, typer.Option(help="Teacher steps.")]
 
 BESIDE = ("prompts_file", "budget", "calibration", "guidance_interval", "guidance_outside")

@@ -50,8 +50,8 @@ def with_draft_vae(card: Card, student: Family | MultiStudent) -> Family | Multi
     found = (getattr(tiny.config, "latent_channels", None), _factor(tiny))
     if found != (channels, card.height // height):
         raise ModelError(
-            f"{folder}: {type(tiny).__name__} reads latents of {found[0]} channels, {found[1]} pixels each; the student's have"
-            f" {channels} and {card.height // height}. Name one that was made for these latents as draft_vae."
+            f"{folder}: {type(tiny).__name__} reads latents of {found[0]} channels, {found[1]} pixels each; the student's"
+            f" have {channels} and {card.height // height}. Name one that was made for these latents as draft_vae."
         )
     shell: Any = student.shell if isinstance(student, MultiStudent) else student
     prints = {**shell.fingerprints, "draft_vae": fingerprint(folder)}

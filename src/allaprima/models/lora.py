@@ -126,7 +126,7 @@ def attach_lora(network: Any, file: Path) -> Any:
 
 
 def switch_lora(network: Any, on: bool) -> None:
-    """Turn attached adapters on or off, where they aren't so already; off, the network says to the bit what it did before."""
+    """Turn attached adapters on or off, where they aren't so already; off, the network is to the bit what it was."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in network.modules():

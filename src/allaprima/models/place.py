@@ -64,7 +64,9 @@ class Placer:
         if self.compiles:
             return Compiled(name, print_, load, self.store, config)
         device = p.device_of(teacher)
-        placed = Placed(lambda: prepared(load(), name, device, p, self._room), config, device, DTYPES[p.dtype], None, self._room)
+        placed = Placed(
+            lambda: prepared(load(), name, device, p, self._room), config, device, DTYPES[p.dtype], None, self._room
+        )
         if not (teacher and p.lazy_teacher):
             _ = placed.held
         return placed

@@ -1,4 +1,4 @@
-"""Networks on a device and in a dtype of their own, read when they are first asked, or one at a time (accelerate's hooks)."""
+"""Networks on a device and in a dtype of their own, read when first asked, or one at a time (accelerate's hooks)."""
 
 from __future__ import annotations
 
@@ -173,5 +173,5 @@ def _attend(network: Any, attention: str) -> None:
     # Older attention processors know no backends, and diffusers passes them over without a word.
     if not any(hasattr(getattr(m, "processor", None), "_attention_backend") for m in network.modules()):
         raise SettingError(
-            f"attention={attention!r}: the attention of {name} takes no backend of diffusers', it is torch's own. Leave it out."
+            f"attention={attention!r}: the attention of {name} takes no backend of diffusers', it is torch's. Leave it out."
         )

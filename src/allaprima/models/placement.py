@@ -104,7 +104,9 @@ class Placement:
         if dtype == "float16" and "cpu" in devices:
             raise SettingError("dtype='float16' is for GPUs: on a CPU use float32, the fastest there, or bfloat16.")
         if self.offload != "none" and devices == {"cpu"}:
-            raise SettingError(f"offload={self.offload!r} moves networks between CPU and GPU, and device is 'cpu': leave it out.")
+            raise SettingError(
+                f"offload={self.offload!r} moves networks between CPU and GPU, and device is 'cpu': leave it out."
+            )
         return dataclasses.replace(self, device=device, dtype=dtype)
 
     def device_of(self, teacher: bool) -> torch.device:

@@ -82,9 +82,7 @@ class Call:
 
     def made(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> Any:
         """The same call with other tensors."""
-        return function(
-            *rebuilt(self.plan["args"], tensors, dict), **rebuilt(self.plan["kwargs"], tensors, dict)
-        )
+        return function(*rebuilt(self.plan["args"], tensors, dict), **rebuilt(self.plan["kwargs"], tensors, dict))
 
 
 class Flat(nn.Module):
@@ -120,5 +118,7 @@ def check_faithful(flat: nn.Module, run: Callable[[Sequence[Tensor]], list[Tenso
         scale = max(1e-6, float(due.abs().max())) if due.is_floating_point() else 1.0
         worst = max(worst, float((mine.float() - due.float()).abs().max()) / scale)
     if not worst <= 1e-3:
-        raise ModelError(f"{what} compiled says something else than the network: {worst:.2g} of its largest output. Use eager.")
+        raise ModelError(
+            f"{what} compiled says something else than the network: {worst:.2g} of its largest output. Use eager."
+        )
     return worst

@@ -109,5 +109,3 @@ class CompiledAutoencoder:
     def encode(self, images: Tensor) -> Any:
         """The autoencoder's own."""
         return self._vae.encode(images)
-
-

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,7 @@ class Store:
 
     def key(self, name: str, fingerprint: str, call: Call) -> str:
         """Backend and versions, the network's weights, the method and the shapes."""
-        import diffusers
-        import transformers
-
-        libraries = [__version__, torch.__version__, diffusers.__version__, transformers.__version__]
+        libraries = [__version__, torch.__version__, *(version(name) for name in ("diffusers", "transformers"))]
         parts = [self.backend.signature, libraries, torch.get_num_threads(), name, fingerprint, call.shape]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
