@@ -164,9 +164,13 @@ def _switch(vae: Any, switch: str) -> None:
 
 
 def _attend(network: Any, attention: str) -> None:
+    from diffusers.models.attention_dispatch import attention_backend
+
     name = type(network).__name__
     try:
-        network.set_attention_backend(attention)
+        # diffusers makes it everyone's default too, which is put back: other models of this process keep their bits.
+        with attention_backend("native"):
+            network.set_attention_backend(attention)
     except Exception as e:
         why = " ".join(str(e).split())[:300]
         raise SettingError(f"attention={attention!r} can't be used by {name}: {why}. Leave it out for torch's own.") from e
