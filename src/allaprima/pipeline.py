@@ -105,7 +105,7 @@ class AdaptivePipeline:
         pair = load_pair(card, placer)
         oracle = load_oracle(card.oracle.kind, card.path(card.oracle.source), pair.student.encode)
         if placer.elsewhere and hasattr(oracle, "through"):
-            oracle = cast(Any, oracle).through(placer.method, pair.student.encode, placer.placement.signature)
+            oracle = cast(Any, oracle).through(placer.method, pair.student.encode, placer.signature)
         path = None if card.calibration is None else card.path(card.calibration)
         own = Calibration.load(path) if path is not None and path.exists() and calibration is None else None
         pipe = cls(pair.student, pair.teacher, oracle, card_settings(card), own, card)

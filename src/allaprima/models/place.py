@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from allaprima.core.errors import SettingError
+from allaprima.core.errors import ModelError, SettingError
 from allaprima.models.backends.backend import make_backend
 from allaprima.models.backends.stand_in import Compiled, CompiledAutoencoder
 from allaprima.models.backends.store import Store, default_cache
@@ -30,7 +30,10 @@ def config_of(folder: Path) -> Any:
     """A network's config with its class's defaults, without its weights. Raises `ModelError` for a broken folder."""
     weight_files(folder)
     raw = read_json(folder / "config.json")
-    cls = getattr(importlib.import_module(CLASSES[raw["_class_name"]]), raw["_class_name"])
+    name = str(raw.get("_class_name"))
+    if name not in CLASSES:
+        raise ModelError(f"{folder / 'config.json'} names the class {name!r}: {', '.join(CLASSES)} can be loaded.")
+    cls = getattr(importlib.import_module(CLASSES[name]), name)
     with torch.device("meta"):
         return cls.from_config(raw).config
 
@@ -47,6 +50,11 @@ class Placer:
     def store(self) -> Store:
         """Of compiled graphs."""
         return Store(make_backend(self.placement.backend), self.placement.cache or default_cache())
+
+    @cached_property
+    def signature(self) -> str:
+        """The placement's."""
+        return self.placement.signature
 
     @property
     def compiles(self) -> bool:
@@ -125,7 +133,7 @@ class Placer:
 
     def signed(self, prints: Any) -> dict[str, str]:
         """Fingerprints with the placement's, unless it changes no bit."""
-        signature = self.placement.signature
+        signature = self.signature
         return {**prints, **({} if signature == Placement().signature else {"backend": signature})}
 
     def method(self, module: Any, name: str | None, print_: str) -> Callable[..., Any]:

@@ -112,6 +112,8 @@ class OneAtATime:
 
     def __call__(self, network: Any) -> None:
         """Before a network is called: the one that is there makes room."""
+        if id(network) not in self._hooks:
+            return  # It lives on the CPU.
         if self._there not in (None, id(network)):
             self._hooks[self._there].offload()
         self._there = id(network)
