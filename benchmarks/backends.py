@@ -97,6 +97,8 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     pipes = {n: AdaptivePipeline.from_card("emoji", backend=n) for n in ("eager", *names)}
     eager = pipes["eager"]
     threshold = eager.policy(eager.settings, budget=args.budget).threshold
+    for pipe in pipes.values():
+        pipe.settings = pipe.settings.changed(batch_size=args.batch_size or eager.settings.batch_size)
 
     def whole(pipe: AdaptivePipeline) -> AdaptiveOutput:
         return pipe(prompts, seed=0, threshold=threshold)
@@ -240,6 +242,7 @@ def main() -> None:
     p.add_argument("--prompts", type=int, default=32)
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--threads", type=int, default=0, help="of every side; default: torch's own number")
+    p.add_argument("--batch-size", type=int, default=0, help="default: the card's")
     p.add_argument("--budget", type=float, default=15.0)
     p.add_argument("--channels", type=int, default=320, help="of the random UNet's first level, with --memory")
     p.add_argument("--rank", type=int, default=16, help="of the LoRA, with --memory")

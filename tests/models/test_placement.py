@@ -1,4 +1,4 @@
-"""Where networks run: the default changes nothing, everything else changes no more than it says, and says what it changes."""
+"""Where networks run: the default changes nothing, the rest changes no more than it says, and says what it changes."""
 
 import dataclasses
 import json
@@ -217,7 +217,9 @@ def test_layer_by_layer_says_the_same(path):
     vae = load_component(path.parent / "teacher" / "vae")
     sequential(vae, CPU)
     z = torch.randn(1, 4, 8, 8)
-    torch.testing.assert_close(placed.PlacedAutoencoder(vae, CPU, torch.float32, None).decode(z).sample, usual.vae.decode(z).sample)
+    torch.testing.assert_close(
+        placed.PlacedAutoencoder(vae, CPU, torch.float32, None).decode(z).sample, usual.vae.decode(z).sample
+    )
 
 
 def test_autoencoders_decode_in_slices_and_tiles_where_they_can(path):
