@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -29,6 +29,8 @@ from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.models.card import Card, load_card
 from allaprima.models.flops import step_flops
 from allaprima.models.pair import load_pair
+from allaprima.models.place import Placer, Waiting
+from allaprima.models.placement import DEFAULT, Placement
 from allaprima.oracles.conditional import ConditionalOracle
 from allaprima.oracles.load import load_oracle
 from allaprima.oracles.oracle import Oracle
@@ -37,6 +39,8 @@ from allaprima.tasks.kinds import OWN_NET, check_task, prepared
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from allaprima.models.adapters.controlnet import ControlNet
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,18 @@ class AdaptivePipeline:
         self.student, self.teacher, self.oracle, self.card = student, teacher, oracle, card
         self.settings = settings or CascadeSettings()
         self.calibration = calibration
+        self._placer = Placer(Placement())
+
+    @property
+    def placement(self) -> Placement:
+        """Where and how the networks run."""
+        return self._placer.placement
 
     @classmethod
     def from_card(
-        cls, card: str | Path | Card = "emoji", calibration: str | Path | None = None, task: str = "text-to-image"
-    ) -> AdaptivePipeline:
+        cls, card: str | Path | Card = "emoji", calibration: str | Path | None = None, task: str = "text-to-image",
+        placement: Placement | None = None, **placed: Any,
+    ) -> AdaptivePipeline:  # fmt: skip
         """Load everything a card names; `allaprima.models.card.load_card` says how it is found.
 
         `task`: `edit`, `inpaint`, `control` or `super-resolution`. The last takes the card's net for it, inpainting too if
@@ -85,16 +96,26 @@ class AdaptivePipeline:
 
         `calibration`: an artifact of `allaprima calibrate` in place of the card's own; its settings (steps, solver,
         strategy, ...) become the pipeline's. Raises `CalibrationError` when it belongs to other models.
+
+        `placement`, or its fields by name (`backend="openvino"`, `device="cuda"`): where and how networks run
+        (`models.placement`). What changes bits changes fingerprints: the card's calibration is refused then.
         """
+        if placement is not None and placed:
+            raise SettingError(f"placement and {sorted(placed)[0]} contradict each other: give one.")
+        placer = Placer(Placement.of(**placed) if placement is None else placement)
         card = card if isinstance(card, Card) else load_card(card)
-        pair = load_pair(card)
+        pair = load_pair(card, placer)
         guidance = card.teacher.guidance_scale
         step = functools.cache(lambda: step_flops(pair.teacher, card.height, card.width, guidance))
         said = card.oracle
-        oracle = load_oracle(said.kind, card.path(said.source), pair.student.encode, said.settings, step)
+        device = placer.placement.device
+        oracle = load_oracle(said.kind, card.path(said.source), pair.student.encode, said.settings, step, device)
+        if placer.elsewhere and hasattr(oracle, "through"):
+            oracle = cast(Any, oracle).through(placer.method, pair.student.encode, placer.signature)
         path = None if card.calibration is None else card.path(card.calibration)
         own = Calibration.load(path) if path is not None and path.exists() and calibration is None else None
         pipe = cls(pair.student, pair.teacher, oracle, card_settings(card), own, card)
+        pipe._placer = placer
         if calibration is not None:
             pipe.use(Calibration.load(Path(calibration)))
         return pipe if task == "text-to-image" else pipe.for_task(task)
@@ -140,10 +161,11 @@ class AdaptivePipeline:
             sources = [known[str(n)].student if own and str(n) in known else None for n in nets]
             named = [known[str(n)].source if str(n) in known else None for n in nets]
             folders = [s or m for s, m in zip(sources, named, strict=True)]
-            return [
+            found = [
                 ControlNet.load(Path(n) if f is None or self.card is None else self.card.path(f))
                 for n, f in zip(nets, folders, strict=True)
             ]
+            return found if self.placement.plain else [self._placed(net) for net in found]
 
         teacher, settings = controlled(self.teacher, loaded(False)), self.settings
         few = next((known[str(n)] for n in nets if str(n) in known and known[str(n)].student is not None), None)
@@ -156,7 +178,17 @@ class AdaptivePipeline:
         if condition_weight and oracle is not None:
             named = [known[str(n)].map if str(n) in known else GIVEN for n in nets] if maps is None else maps
             oracle = ConditionalOracle(oracle, named, condition_weight)
-        return AdaptivePipeline(student, teacher, oracle, settings, None, self.card)
+        pipe = AdaptivePipeline(student, teacher, oracle, settings, None, self.card)
+        pipe._placer = self._placer
+        return pipe
+
+    def _placed(self, net: ControlNet) -> ControlNet:
+        if net.whole:
+            raise SettingError(
+                "a net of the student's own (conditional UNet) runs in torch on the CPU alone: leave the placement out."
+            )
+        made = self._placer.network(Waiting.of(net.network), net.fingerprint, False, "control")
+        return dataclasses.replace(net, network=made)
 
     @property
     def controls(self) -> int:
@@ -175,7 +207,7 @@ class AdaptivePipeline:
             "student": str(getattr(self.student, "fingerprint", "unknown")),
             "teacher": str(getattr(self.teacher, "fingerprint", "unknown")),
             "oracle": self.oracle.fingerprint if self.oracle is not None else "none",
-            "backend": "eager-float32-cpu",
+            "backend": " + ".join(dict.fromkeys(_backend(painter) for painter in (self.student, self.teacher))),
         }
 
     @staticmethod
@@ -320,6 +352,11 @@ class AdaptivePipeline:
             [r.cost for r in results],
             results,
         )
+
+
+def _backend(painter: Painter) -> str:
+    """What a painter's networks run on; of painters of other makes nothing is known."""
+    return str(getattr(painter, "fingerprints", {}).get("backend", DEFAULT))
 
 
 def card_settings(card: Card) -> CascadeSettings:

@@ -47,7 +47,7 @@ def toy_pipeline(oracle, calibration=None, settings=SETTINGS):
 def serve(monkeypatch, oracle, calibration=None):
     """The command line's card is the toy pair from now on."""
     made = toy_pipeline(oracle, calibration)
-    monkeypatch.setattr(AdaptivePipeline, "from_card", classmethod(lambda cls, card="emoji": made))
+    monkeypatch.setattr(AdaptivePipeline, "from_card", classmethod(lambda cls, card="emoji", **_: made))
     return oracle
 
 

@@ -27,7 +27,18 @@ from allaprima.cascade.given import (
     teacher_plan,
 )
 from allaprima.cascade.job import Job, Request, Stage
-from allaprima.cascade.painter import Controlled, Negates, Painter, Reads, RefinesOnly, Routed, Scorer, ScoresGiven, Sized
+from allaprima.cascade.painter import (
+    Controlled,
+    Drafts,
+    Negates,
+    Painter,
+    Reads,
+    RefinesOnly,
+    Routed,
+    Scorer,
+    ScoresGiven,
+    Sized,
+)
 from allaprima.cascade.policy import Context, Decision, Policy
 from allaprima.cascade.settings import MAX_STEPS, CascadeSettings
 from allaprima.core.errors import SettingError
@@ -84,6 +95,7 @@ class Machine:
             )
         self._clock = time.perf_counter
         self._routed = student if isinstance(student, Routed) else None
+        self._rough = student if isinstance(student, Drafts) and student.rough_drafts else None
         self._student = self._hand(STUDENT, student, s.student_solver, s.student_steps, s.student_guidance)
         start = start_time(self._schedule(teacher), s.sigma, s.teacher_steps)
         args = ("teacher", teacher, s.teacher_solver, s.teacher_steps, s.teacher_guidance, s.teacher_guidance_interval)
@@ -271,7 +283,7 @@ class Machine:
     def score(self, jobs: Sequence[Job]) -> None:
         """Decode drafts, score them, decide, and send them on."""
         begun = self._clock()
-        drafts = self._decode(self._student.painter, jobs)
+        drafts = self._decode(self._student.painter.decode if self._rough is None else self._rough.decode_draft, jobs)
         self._charge(jobs, "decode", 0, begun)
         begun = self._clock()
         for job, draft, score in zip(jobs, drafts, self._look(jobs, drafts), strict=True):
@@ -283,7 +295,9 @@ class Machine:
         self._charge(jobs, "oracle", 1 if self.oracle is not None else 0, begun)
         for job in jobs:
             decision = job.decision
-            if decision is Decision.ACCEPT:
+            if decision is Decision.ACCEPT and self._rough is not None:
+                job.x, job.stage = job.best_x, Stage.DECODE
+            elif decision is Decision.ACCEPT:
                 job.image, job.stage = job.draft, Stage.DONE
             elif decision is Decision.REDRAFT:
                 place = job.request.attempt + job.attempts
@@ -331,12 +345,13 @@ class Machine:
 
     @torch.inference_mode()
     def decode(self, jobs: Sequence[Job]) -> None:
-        """Turn the teacher's latents into pictures."""
+        """Turn the teacher's latents into pictures, and those of drafts that were accepted by rough ones."""
         begun = self._clock()
-        images = self._decode(self._refine.painter, jobs)
-        for i, job in enumerate(jobs):
-            again = self.policy.rechecks and job.draft is not None and self.oracle is not None
-            job.image, job.stage = images[i].clone(), Stage.RECHECK if again else Stage.DONE
+        for hand in (self._student, self._refine):
+            mine = [j for j in jobs if (j.decision is Decision.ACCEPT) == (hand is self._student)]
+            for job, image in zip(mine, self._decode(hand.painter.decode, mine) if mine else (), strict=True):
+                again = self.policy.rechecks and job.draft is not None and self.oracle is not None and hand is self._refine
+                job.image, job.stage = image.clone(), Stage.RECHECK if again else Stage.DONE
         self._charge(jobs, "decode", 0, begun)
 
     @torch.inference_mode()
@@ -348,10 +363,13 @@ class Machine:
             job.final_score, job.kept, job.stage = score, "final", Stage.DONE
             if _beats(job.score, score, self.policy.margin):
                 job.image, job.kept = job.draft, "draft"
+                if self._rough is not None:
+                    job.x = job.best_x
+                    (job.image,) = self._decode(self._student.painter.decode, [job])
         self._charge(jobs, "oracle", 1, begun)
 
-    def _decode(self, painter: Painter, jobs: Sequence[Job]) -> Tensor:
-        images = painter.decode(self._pad(torch.stack([j.x for j in jobs])))[: len(jobs)]
+    def _decode(self, decode: Callable[[Tensor], Tensor], jobs: Sequence[Job]) -> Tensor:
+        images = decode(self._pad(torch.stack([j.x for j in jobs])))[: len(jobs)]
         if all(j.mask is None for j in jobs):
             return images
         return torch.stack([pasted(job, image) for job, image in zip(jobs, images, strict=True)])

@@ -65,6 +65,20 @@ class Negates(Protocol):
 
 
 @runtime_checkable
+class Drafts(Protocol):
+    """What else a painter says that may have a second, small autoencoder for drafts (`models.draft_vae`)."""
+
+    @property
+    def rough_drafts(self) -> bool:
+        """Whether it has one: drafts are scored by its pictures then, and accepted ones decoded again."""
+        ...
+
+    def decode_draft(self, latents: Tensor) -> Tensor:
+        """`(B, 3, H, W)` in [0, 1]."""
+        ...
+
+
+@runtime_checkable
 class Sized(Protocol):
     """What else a painter says whose schedule depends on the size (`models.families.flux`)."""
 

@@ -37,6 +37,11 @@ Threshold = Annotated[
 ]
 Sigma = Annotated[float | None, typer.Option(help="Refining: how much of a draft is repainted.")]
 LastTime = Annotated[float | None, typer.Option(help="Where the teacher's last step is evaluated.")]
+Backend = Annotated[
+    str | None, typer.Option(help="What runs the networks: eager (torch; default), openvino or onnxruntime, for CPUs.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu (default), cuda, cuda:1, or auto.")]
+Dtype = Annotated[str | None, typer.Option(help="float32 (default), bfloat16, float16, or auto.")]
 Steps = Annotated[int | None, typer.Option(help="Teacher steps.")]
 
 BESIDE = ("prompts_file", "budget", "calibration", "guidance_interval", "guidance_outside")
@@ -97,10 +102,27 @@ def generate(
     batch_size: BatchSize = None,
     nearest: Nearest = True,
     resume: Resume = False,
+    backend: Backend = None,
+    device: Device = None,
+    teacher_device: Annotated[
+        str | None, typer.Option(help="The teacher's network, when it is to be elsewhere; default: on --device.")
+    ] = None,
+    dtype: Dtype = None,
+    lazy_teacher: Annotated[
+        bool, typer.Option("--lazy-teacher", help="Read the teacher's network when the first draft falls short.")
+    ] = False,
+    offload: Annotated[
+        str | None, typer.Option(help="With a GPU: model (one network at a time is there) or sequential (one layer).")
+    ] = None,
 ) -> None:
     """Paint prompts: student, oracle, and teacher where it is needed."""
     from allaprima.cli.generate import GenerateOptions, generate_command
+    from allaprima.models.placement import Placement
 
+    placement = Placement.of(
+        backend=backend, device=device, teacher_device=teacher_device, dtype=dtype, lazy_teacher=lazy_teacher,
+        offload=offload,
+    )  # fmt: skip
     generate_command(GenerateOptions(**{k: v for k, v in locals().items() if k in GenerateOptions.__dataclass_fields__}))
 
 
@@ -258,10 +280,15 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="The artifact to write; a stopped run goes on where it was.")] = Path(
         "calibration.json"
     ),
+    backend: Backend = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Score held-out drafts and find the threshold, or another policy, that spends a budget."""
     from allaprima.cli.calibrate import CalibrateOptions, calibrate_command
+    from allaprima.models.placement import Placement
 
+    placement = Placement.of(backend=backend, device=device, dtype=dtype)
     fields = CalibrateOptions.__dataclass_fields__
     calibrate_command(CalibrateOptions(**{k: v for k, v in locals().items() if k in fields}))
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from allaprima.core.cost import Cost
 from allaprima.core.errors import CalibrationError, PromptError, SettingError
 from allaprima.data.images import write_bytes_atomically
 from allaprima.data.prompts import read_prompts
+from allaprima.models.placement import Placement
 from allaprima.pipeline import AdaptivePipeline
 
 UNITS = ("steps", "evaluations", "seconds", "money")
@@ -59,6 +60,7 @@ class CalibrateOptions:
     tolerance: float
     table: bool
     out: Path
+    placement: Placement = field(default_factory=Placement)
 
     def check(self) -> None:
         """Raise `SettingError` before anything is loaded."""
@@ -262,7 +264,7 @@ def calibrate_command(o: CalibrateOptions) -> None:
     """Paint and score drafts; write the artifact."""
     o.check()
     console = Console(stderr=True, highlight=False)
-    pipe = AdaptivePipeline.from_card(o.card)
+    pipe = AdaptivePipeline.from_card(o.card, placement=o.placement)
     if pipe.oracle is None:
         raise SettingError(f"card {o.card!r} has no oracle: nothing can be calibrated without one.")
     changes = {"student_steps": o.student_steps, "teacher_steps": o.steps, "batch_size": o.batch_size}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from allaprima.core.errors import PromptError, SettingError
 from allaprima.data.prompts import PromptRow, read_prompts
 from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.diffusion.rollback import Variance
+from allaprima.models.placement import Placement
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.tasks.text_to_image import Vocabulary, Wording
 
@@ -56,6 +57,7 @@ class GenerateOptions:
     batch_size: int | None
     nearest: bool
     resume: bool
+    placement: Placement = field(default_factory=Placement, kw_only=True)
 
     @property
     def mode(self) -> str:
@@ -139,7 +141,7 @@ def prepare(o: GenerateOptions, console: Console) -> Plan:
     rows = collect_prompts(o, console)
     mode = o.mode
     with console.status("loading models"):
-        pipe = AdaptivePipeline.from_card(o.card)
+        pipe = AdaptivePipeline.from_card(o.card, placement=o.placement)
     if o.calibration is not None:
         pipe.use(Calibration.load(o.calibration))
     settings = cascade_settings(pipe.settings, o)
@@ -152,7 +154,9 @@ def prepare(o: GenerateOptions, console: Console) -> Plan:
             i = len(requests)
             seed = o.seed + i if row.seed is None else row.seed + k
             requests.append(Request(word.painted, seed, row.negative_prompt or o.negative_prompt, i))
-    return Plan(pipe, policy, settings, requests, [w for w in words for _ in range(o.images_per_prompt)])
+    said = o.placement.to_dict()
+    wordings = [w for w in words for _ in range(o.images_per_prompt)]
+    return Plan(pipe, policy, settings, requests, wordings, {"placement": said} if said else {})
 
 
 def policy_beside(

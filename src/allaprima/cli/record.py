@@ -13,8 +13,8 @@ from allaprima.cascade.result import Result
 from allaprima.cli.folder import CHUNK
 from allaprima.data.images import a1111_parameters
 
-BESIDE = ("nets", "condition")
-"""ControlNets as they were named; the oracle's maps and their weight."""
+BESIDE = ("nets", "condition", "placement")
+"""ControlNets as they were named; the oracle's maps and their weight; how networks ran, where it wasn't as usual."""
 
 
 def record(

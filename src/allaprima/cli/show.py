@@ -16,6 +16,7 @@ from allaprima.cli.folder import CHUNK, RunFolder
 from allaprima.cli.record import BESIDE, chunks, record
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.data.images import png_bytes, read_chunks, read_exactly, to_pil, write_bytes_atomically
+from allaprima.models.placement import Placement
 from allaprima.tasks.edit import Edit, Picture
 
 
@@ -70,7 +71,7 @@ def paint_again(account: dict[str, Any], run: Path) -> bytes:
     """
     from allaprima.pipeline import AdaptivePipeline
 
-    pipe = AdaptivePipeline.from_card(account["card"])
+    pipe = AdaptivePipeline.from_card(account["card"], placement=Placement.of(**account.get("placement", {})))
     if "nets" in account:
         condition = account.get("condition", {"maps": None, "weight": 0.0})
         pipe = pipe.with_controlnets(account["nets"], condition["maps"], condition["weight"])

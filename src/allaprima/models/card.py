@@ -147,6 +147,8 @@ class Card(_Strict):
     controls: dict[str, ControlSource] = {}
     """ControlNets by name."""
     cascade: CascadeSettings = CascadeSettings()
+    draft_vae: str | None = None
+    """Folder of a small autoencoder (AutoencoderTiny) of the same latents: drafts are decoded and scored by it."""
     calibration: str | None = None
     """JSON file of a calibration artifact, relative to the card."""
     knows: str | None = None
@@ -259,6 +261,8 @@ def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
             base[part]["students"] = [other.placed(f) for f in base[part]["students"]]
     for control in base["controls"].values():
         control |= {key: other.placed(control[key]) for key in ("source", "student") if key in control}
+    if "draft_vae" in base:
+        base["draft_vae"] = other.placed(base["draft_vae"])
     base |= {key: str(other.beside(base[key])) for key in ("knows", "keywords") if key in base}
     oracle = raw.get("oracle")
     if isinstance(oracle, dict) and oracle.get("kind", base["oracle"]["kind"]) != base["oracle"]["kind"]:

@@ -53,5 +53,9 @@ def encoded(vae: Any, images: Tensor) -> Tensor:
 
     Departure: diffusers' image-to-image pipelines draw from its distribution; the mean is the same each time.
     """
-    found = vae.encode(images)
-    return to_network(vae.config, found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent)
+    return to_network(vae.config, mean_of(vae.encode(images)))
+
+
+def mean_of(found: Any) -> Tensor:
+    """The latents of what an autoencoder's `encode` says: the mean, where it says a distribution."""
+    return found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent

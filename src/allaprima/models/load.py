@@ -73,9 +73,7 @@ def load_weights(folder: Path, file: Path) -> Any:
 
     config = read_json(folder / "config.json")
     name = class_of(config, folder / "config.json")
-    if not file.is_file() or file.suffix != ".safetensors":
-        raise ModelError(f"{file} is no .safetensors file: weights of a network are due. Check the card's student.network.")
-    refuse_unreadable(file)
+    check_weights(file)
     with init_empty_weights():
         net = getattr(importlib.import_module(CLASSES[name]), name).from_config(config)
     state = load_file(file)
@@ -90,6 +88,13 @@ def load_weights(folder: Path, file: Path) -> Any:
         )
     net.load_state_dict(state, assign=True)
     return net.float().eval().requires_grad_(False)
+
+
+def check_weights(file: Path) -> None:
+    """Raise `ModelError` for what is no file of weights."""
+    if not file.is_file() or file.suffix != ".safetensors":
+        raise ModelError(f"{file} is no .safetensors file: weights of a network are due. Check the card's student.network.")
+    refuse_unreadable(file)
 
 
 def _shape(state: Mapping[str, torch.Tensor], key: str) -> Any:

@@ -114,14 +114,7 @@ def _placed(network: Any, file: Path) -> Any:
 
     Raises `ModelError` for a missing file, one that doesn't fit, or where peft is missing; `UnsafeWeights` for pickles.
     """
-    if file.suffix != ".safetensors":
-        raise UnsafeWeights(f"{file}: a LoRA is read from .safetensors alone; pickles can run code. Convert it.")
-    if not file.is_file():
-        raise ModelError(f"{file} is missing: a LoRA file is due. Check the card's student.lora.")
-    try:
-        _peft()
-    except SettingError as e:
-        raise ModelError(f"{file}: {e}") from e
+    check_lora(file)
     from diffusers.loaders import lora_pipeline
 
     mixin, component = _mixin(network)
@@ -145,6 +138,18 @@ def _placed(network: Any, file: Path) -> Any:
         why = " ".join(str(e).split())[:300]
         raise ModelError(f"{file} doesn't fit {type(network).__name__}: {why}. Check the card's lora and source.") from e
     return network
+
+
+def check_lora(file: Path) -> None:
+    """Raise `ModelError` for a missing file, or where peft is missing; `UnsafeWeights` for pickles."""
+    if file.suffix != ".safetensors":
+        raise UnsafeWeights(f"{file}: a LoRA is read from .safetensors alone; pickles can run code. Convert it.")
+    if not file.is_file():
+        raise ModelError(f"{file} is missing: a LoRA file is due. Check the card's student.lora.")
+    try:
+        _peft()
+    except SettingError as e:
+        raise ModelError(f"{file}: {e}") from e
 
 
 def fused_fingerprint(base: str, file: Path, scale: float = 1.0) -> str:

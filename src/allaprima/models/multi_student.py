@@ -59,6 +59,10 @@ class Networks:
     def __len__(self) -> int:
         return len(self._loaders)
 
+    def through(self, change: Callable[[int, Callable[[], Any]], Any]) -> Networks:
+        """The same with `change(number, load)` in place of what is loaded."""
+        return Networks([partial(change, i, load) for i, load in enumerate(self._loaders)], self.resident)
+
     @property
     def held(self) -> tuple[int, ...]:
         """Numbers of the networks in memory, the latest used last."""
@@ -219,6 +223,15 @@ class MultiStudent:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
         return self.shell.decode(latents)
+
+    @property
+    def rough_drafts(self) -> bool:
+        """Whether `decode_draft` is another autoencoder's."""
+        return self.shell.rough_drafts
+
+    def decode_draft(self, latents: Tensor) -> Tensor:
+        """Latents -> pictures to be scored."""
+        return self.shell.decode_draft(latents)
 
     @property
     def controls(self) -> tuple[int, ...]:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from allaprima.core.errors import ModelError
-from allaprima.models.card import Card
+from allaprima.models.card import Card, TextSettings
 from allaprima.models.compatible import check_pair
+from allaprima.models.draft_vae import with_draft_vae
 from allaprima.models.families.family import Family
 from allaprima.models.families.registry import FAMILIES as FAMILIES
 from allaprima.models.families.registry import FamilyEntry
 from allaprima.models.families.sdxl_refiner import experts, telling
-from allaprima.models.load import fingerprint, load_weights
-from allaprima.models.lora import adapted, fuse_lora, fused_fingerprint
+from allaprima.models.load import check_weights, fingerprint, load_weights, weight_files
+from allaprima.models.lora import adapted, check_lora, fuse_lora, fused_fingerprint
 from allaprima.models.multi_student import MultiStudent, load_multi_student
+from allaprima.models.place import Placer, in_memory
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,12 @@ class Pair:
     teacher: Family
 
 
-def load_pair(card: Card) -> Pair:
+def load_pair(card: Card, placer: Placer | None = None) -> Pair:
     """Load both models of a card; raises `ModelError` for an unknown family, broken folders, models that don't fit together.
 
     Sources that are hub ids are fetched where they aren't here, and only what is loaded.
+    `placer`: puts them where its placement says, else torch has them on the CPU, in float32. Raises `SettingError` for what
+    can't be placed so.
     """
     if card.family not in FAMILIES:
         raise ModelError(
@@ -53,25 +59,45 @@ def load_pair(card: Card) -> Pair:
         )
     if student.refiner is not None:
         raise ModelError(f"card {card.name!r} gives its student a refiner: that is for the teacher. Move it there.")
+    placer = None if placer is None or placer.placement.plain else placer
+    if placer is not None:
+        placer.check(card.family, card.teacher.refiner is not None)
     base = card.path(card.teacher.source, family.needed())
-    teacher: Any = _predicting(family.load(base, card.text), card.teacher.prediction)
+    teacher: Any = _predicting(_read(placer, family, base, card.text), card.teacher.prediction)
     if card.teacher.refiner is not None:
-        teacher = experts(teacher, card.path(card.teacher.refiner, family.needed()), card.teacher.refiner_from)
+        refiner, load = card.path(card.teacher.refiner, family.needed()), partial(_read, placer, family)
+        teacher = experts(teacher, refiner, card.teacher.refiner_from, load)
     if card.cascade.strategy == "regenerate" and getattr(teacher, "refines_only", False):
         raise ModelError(
             f"card {card.name!r}: cascade.strategy='regenerate' with a refiner as the only teacher, which can't paint from"
             " noise. Say refine, or give the base as teacher.source and the refiner as teacher.refiner."
         )
-    made = telling(_student(card, family, base, teacher), teacher)
+    made = telling(_student(card, family, base, teacher, placer), teacher)
     check_pair(card, made, teacher)
-    return Pair(made, teacher)
+    made = with_draft_vae(card, made)
+    return Pair(made, teacher) if placer is None else Pair(*placer.pair(made, teacher))
 
 
-def _student(card: Card, family: FamilyEntry, base: Path, teacher: Family) -> Family | MultiStudent:
+def _read(
+    placer: Placer | None, family: FamilyEntry, folder: Path, text: TextSettings, share: Family | None = None,
+    shared: Sequence[str] = (),
+) -> Any:  # fmt: skip
+    """A folder's model. For a placer its network is one that waits to be read: where it will be is for the end."""
+    if placer is None:
+        return family.load(folder, text, share, shared)
+    part = folder / family.component
+    weight_files(part)
+    model = family.load(folder, text, share, shared, placer.waiting(part, partial(family.load_network, part)))
+    return model.with_network(model.network, {**model.fingerprints, family.component: fingerprint(part)})
+
+
+def _student(
+    card: Card, family: FamilyEntry, base: Path, teacher: Family, placer: Placer | None
+) -> Family | MultiStudent:
     """The student of a card whose teacher's folder is `base`."""
     student = card.student
     if not student.students:
-        return _predicting(_single(card, family, base, teacher), student.prediction)
+        return _predicting(_single(card, family, base, teacher, placer), student.prediction)
     if student.prediction is not None:
         raise ModelError(
             f"card {card.name!r}: student.prediction={student.prediction!r} with several students: their schedulers' folders"
@@ -82,7 +108,7 @@ def _student(card: Card, family: FamilyEntry, base: Path, teacher: Family) -> Fa
     return load_multi_student(folders, partition, card.text, teacher, student.share, student.resident, card.family)
 
 
-def _single(card: Card, family: FamilyEntry, base: Path, teacher: Family) -> Any:
+def _single(card: Card, family: FamilyEntry, base: Path, teacher: Family, placer: Placer | None) -> Any:
     student = card.student
     needed = family.needed(student.share)
     if student.network is not None and not student.network.endswith(".safetensors"):
@@ -93,32 +119,37 @@ def _single(card: Card, family: FamilyEntry, base: Path, teacher: Family) -> Any
     # What sits on the teacher's network has everything else in common with it, too.
     share = student.share or (_common(family, teacher) if student.source is None or alone else ())
     if student.lora is None and student.network is None:
-        return family.load(source, card.text, teacher, share)
+        return _read(placer, family, source, card.text, teacher, share)
     folder = (base if alone else source) / family.component
-    beside = student.network is None and (student.source is None or alone)
-    if beside:
-        # Adapters without a network of their own sit beside the teacher's weights.
-        network, print_ = teacher.network, fingerprint(folder)
-    else:
-        network, print_ = _network(card, family, folder)
-    if student.lora is not None:
-        file, scale = card.path(student.lora), student.lora_scale
-        network = (adapted if beside else fuse_lora)(network, file, scale)
-        print_ = fused_fingerprint(print_, file, scale)
-    # Fused weights and those of a file are contiguous ones; the teacher's own are left as they are.
-    network = network.to(memory_format=torch.channels_last) if family.component == "unet" and not beside else network
+    # Adapters without a network of their own sit beside the teacher's weights, where both can be the same tensors.
+    beside = student.network is None and (student.source is None or alone) and (placer is None or placer.shares)
+    config, load, print_ = _network(card, family, folder)
+    file = None if student.lora is None else card.path(student.lora)
+    if file is not None:
+        check_lora(file)
+        print_ = fused_fingerprint(print_, file, student.lora_scale)
+
+    def read() -> Any:
+        network = in_memory(teacher.network) if beside else load()
+        if file is not None:
+            network = (adapted if beside else fuse_lora)(network, file, student.lora_scale)
+        # Fused weights and those of a file are contiguous ones; the teacher's own are left as they are.
+        return network.to(memory_format=torch.channels_last) if family.component == "unet" and not beside else network
+
+    network = read() if placer is None else placer.waiting(config, read)
     model = family.load(source, card.text, teacher, share, network)
     return model.with_network(network, {**model.fingerprints, family.component: print_})
 
 
-def _network(card: Card, family: FamilyEntry, folder: Path) -> tuple[Any, str]:
-    """The student's network and its fingerprint; `folder`: that of its source's network."""
-    if card.student.network is None:
-        return family.load_network(folder), fingerprint(folder)
-    place = card.path(card.student.network)
-    if place.is_dir():
-        return family.load_network(place), fingerprint(place)
-    return load_weights(folder, place), fused_fingerprint((folder / "config.json").read_text(encoding="utf-8"), place)
+def _network(card: Card, family: FamilyEntry, folder: Path) -> tuple[Path, Callable[[], Any], str]:
+    """Where the config of the student's network is, what reads it, and its fingerprint; `folder`: its source's network."""
+    place = folder if card.student.network is None else card.path(card.student.network)
+    if place == folder or place.is_dir():
+        weight_files(place)
+        return place, partial(family.load_network, place), fingerprint(place)
+    check_weights(place)
+    print_ = fused_fingerprint((folder / "config.json").read_text(encoding="utf-8"), place)
+    return folder, partial(load_weights, folder, place), print_
 
 
 def _predicting(model: Any, prediction: str | None) -> Any:

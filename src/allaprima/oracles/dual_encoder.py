@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import torch
@@ -98,7 +99,7 @@ class DualEncoderOracle:
 
     def __init__(
         self,
-        encoder: DualEncoder,
+        encoder: DualEncoder | Any,
         encode: Encode,
         name: str,
         fingerprint: str,
@@ -111,3 +112,11 @@ class DualEncoderOracle:
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosine of picture and prompt, in [-1, 1], higher is better."""
         return (self.encoder.embed_images(images) * self.encoder.embed_texts(self.encode(prompts))).sum(1)
+
+    def through(self, method: Callable[[Any, str | None, str], Any], encode: Encode, mark: str) -> DualEncoderOracle:
+        """The same with `method(network, its method, fingerprint)` in place of each of its networks' methods.
+
+        `encode` too: text encoders may have moved. `mark` says so in the fingerprint.
+        """
+        parts = {n: method(self.encoder, n, self.fingerprint) for n in ("embed_images", "embed_texts")}
+        return DualEncoderOracle(SimpleNamespace(**parts), encode, self.name, f"{self.fingerprint}@{mark}", self.cost)

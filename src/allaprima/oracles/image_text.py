@@ -87,7 +87,7 @@ class ImageTextOracle:
 
     def __init__(
         self,
-        scorer: ImageTextScorer,
+        scorer: ImageTextScorer | Any,
         encode: Callable[[Sequence[str]], Tensor],
         name: str,
         fingerprint: str,
@@ -100,3 +100,10 @@ class ImageTextOracle:
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Expected fidelity in (0, 1), higher is better."""
         return torch.sigmoid(self.scorer(images, self.encode(prompts)))
+
+    def through(
+        self, method: Callable[[Any, str | None, str], Any], encode: Callable[[Sequence[str]], Tensor], mark: str
+    ) -> ImageTextOracle:
+        """The same with `method(network, its method, fingerprint)` in place of its network (`DualEncoderOracle.through`)."""
+        scorer = method(self.scorer, None, self.fingerprint)
+        return ImageTextOracle(scorer, encode, self.name, f"{self.fingerprint}@{mark}", self.cost)

@@ -6,14 +6,24 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.oracles.encoder import Step
 from allaprima.oracles.oracle import Oracle
+from allaprima.oracles.settings import (
+    EncoderSettings,
+    EnsembleSettings,
+    ImageRewardSettings,
+    RankScale,
+    StandardScale,
+    VQASettings,
+    parse,
+)
 
+E = TypeVar("E", bound=EncoderSettings)
 Encode = Callable[[Sequence[str]], Tensor]
 
 
@@ -28,6 +38,12 @@ class Ask:
     """The pair's text encoder."""
     step: Step | None
     """Operations of the teacher's guided step."""
+    device: str = "cpu"
+    """Where a network of its own is, unless the settings say."""
+
+    def encoder_settings(self, cls: type[E]) -> E:
+        """The settings of an oracle with a network of its own."""
+        return parse(cls, self.kind, {"device": self.device, **self.settings})
 
     def no_settings(self) -> None:
         """Raise `SettingError` for settings of a kind that has none."""
@@ -67,27 +83,23 @@ def _dual_encoder(ask: Ask) -> Oracle:
 
 def _clip(ask: Ask) -> Oracle:
     from allaprima.oracles.clip import CLIPOracle
-    from allaprima.oracles.settings import EncoderSettings, parse
 
-    return CLIPOracle.from_folder(ask.kind, ask.folder, parse(EncoderSettings, ask.kind, ask.settings), ask.step)
+    return CLIPOracle.from_folder(ask.kind, ask.folder, ask.encoder_settings(EncoderSettings), ask.step)
 
 
 def _aesthetic(ask: Ask) -> Oracle:
     from allaprima.oracles.aesthetic import AestheticOracle
-    from allaprima.oracles.settings import EncoderSettings, parse
 
-    return AestheticOracle.from_folder(ask.folder, parse(EncoderSettings, ask.kind, ask.settings), ask.step)
+    return AestheticOracle.from_folder(ask.folder, ask.encoder_settings(EncoderSettings), ask.step)
 
 
 def _image_reward(ask: Ask) -> Oracle:
     from allaprima.oracles.image_reward import ImageRewardOracle
-    from allaprima.oracles.settings import ImageRewardSettings, parse
 
-    return ImageRewardOracle.from_folder(ask.folder, parse(ImageRewardSettings, ask.kind, ask.settings), ask.step)
+    return ImageRewardOracle.from_folder(ask.folder, ask.encoder_settings(ImageRewardSettings), ask.step)
 
 
 def _vqa(ask: Ask) -> Oracle:
-    from allaprima.oracles.settings import VQASettings, parse
     from allaprima.oracles.vqa import VQAOracle
 
     return VQAOracle(parse(VQASettings, ask.kind, ask.settings))
@@ -95,12 +107,12 @@ def _vqa(ask: Ask) -> Oracle:
 
 def _ensemble(ask: Ask) -> Oracle:
     from allaprima.oracles.ensemble import EnsembleOracle, Member, Rank, Raw, Standard
-    from allaprima.oracles.settings import EnsembleSettings, RankScale, StandardScale, parse
 
     said = parse(EnsembleSettings, ask.kind, ask.settings)
     members: list[Member] = []
     for m in said.members:
-        oracle = load_oracle(m.kind, ask.folder / Path(m.source).expanduser(), ask.encode, m.settings, ask.step)
+        folder = ask.folder / Path(m.source).expanduser()
+        oracle = load_oracle(m.kind, folder, ask.encode, m.settings, ask.step, ask.device)
         if isinstance(m.scale, StandardScale):
             scale = Standard(m.scale.mean, m.scale.deviation)
         else:
@@ -122,13 +134,15 @@ def load_oracle(
     encode: Encode | None = None,
     settings: Mapping[str, Any] | None = None,
     step: Step | None = None,
+    device: str = "cpu",
 ) -> Oracle:
     """An oracle by kind.
 
     `encode`: the pair's text encoder, for the kinds that share it. `settings`: the card's, by kind (`oracles.settings`).
     `step`: says what a teacher's guided step takes (`models.flops`), to give a cost as its share.
+    `device`: where networks of an oracle's own are that have no `device` among their settings.
     Raises `ModelError` for an unknown kind or a broken folder, `SettingError` for settings that break a rule.
     """
     if kind not in ORACLES:
         raise ModelError(f"oracle kind {kind!r} is not known: {', '.join(ORACLES)} are. Mend `oracle.kind` in the card.")
-    return ORACLES[kind](Ask(kind, Path(folder), settings or {}, encode, step))
+    return ORACLES[kind](Ask(kind, Path(folder), settings or {}, encode, step, device))

@@ -112,6 +112,15 @@ class Family(Protocol):
         """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
         ...
 
+    @property
+    def rough_drafts(self) -> bool:
+        """Whether `decode_draft` is another autoencoder's (`models.draft_vae`)."""
+        ...
+
+    def decode_draft(self, latents: Tensor) -> Tensor:
+        """Latents -> pictures to be scored, by the draft's autoencoder if there is one."""
+        ...
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Pictures `(B, 3, H, W)` in [0, 1] -> latents."""
         ...
@@ -215,6 +224,15 @@ class FamilyBase:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
         return decoded(self.vae, latents)
+
+    @property
+    def rough_drafts(self) -> bool:
+        """Whether `decode_draft` is another autoencoder's (`models.draft_vae`)."""
+        return hasattr(self.vae, "draft")
+
+    def decode_draft(self, latents: Tensor) -> Tensor:
+        """Latents -> pictures to be scored, by the draft's autoencoder if there is one."""
+        return decoded(self.vae.draft if self.rough_drafts else self.vae, latents)
 
     def with_network(self, network: Any, fingerprints: Mapping[str, str]) -> Self:
         """The same with another network."""

@@ -34,7 +34,7 @@ from allaprima.models.families.family import (
 )
 from allaprima.models.families.flux import SIDE, packed, unpacked
 from allaprima.models.families.shift import Shift, read_shift
-from allaprima.models.latents import downsampling, to_autoencoder, to_network
+from allaprima.models.latents import downsampling, mean_of, to_autoencoder, to_network
 from allaprima.models.load import fingerprint, load_component, read_json
 
 SHARED = ("text_encoder", "tokenizer", "vae")
@@ -103,7 +103,7 @@ class QwenImageModel(FamilyBase):
     def encode_images(self, images: Tensor) -> Tensor:
         """Pictures `(B, 3, H, W)` in [0, 1] -> latents `(B, C, h, w)`, the mean: a film of one frame to the autoencoder."""
         with torch.inference_mode():
-            found = self.vae.encode(images[:, :, None] * 2 - 1).latent_dist.mode()
+            found = mean_of(self.vae.encode(images[:, :, None] * 2 - 1))
         return to_network(self.vae.config, found[:, :, 0])
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ schedule, the refiner from there, what diffusers calls `denoising_end` and `deno
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -238,10 +238,13 @@ def load_either(
     return RefinerModel(**read) if refiner else SDXLModel(**read)
 
 
-def experts(base: Any, folder: Path, share: float) -> Experts:
-    """`base` with the refiner in `folder`; what both have is in memory once. Raises `ModelError` for anything else."""
+def experts(base: Any, folder: Path, share: float, load: Callable[..., Any] = load_either) -> Experts:
+    """`base` with the refiner in `folder`; what both have is in memory once. Raises `ModelError` for anything else.
+
+    `load`: reads a folder of this family (`family.Load`).
+    """
     same = [n for n in SHARED if not (folder / n).is_dir() or fingerprint(folder / n) == base.fingerprints.get(n, ABSENT)]
-    refiner = load_either(folder, base.text, base, same)
+    refiner = load(folder, base.text, base, same)
     if not isinstance(refiner, RefinerModel) or not isinstance(base, SDXLModel):
         raise ModelError(
             f"{folder} beside a base: a refiner of the family sdxl on a base of it is due. Check teacher.refiner."

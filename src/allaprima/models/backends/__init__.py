@@ -1,0 +1,1 @@
+"""Networks compiled for a CPU: OpenVINO and ONNX Runtime behind the call of the torch network."""
