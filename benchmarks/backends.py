@@ -10,8 +10,8 @@ said. What a backend changes is said beside: the largest difference of a part's 
 decisions flipped.
 
 `--memory`: growth of the resident set, a fresh process each, while a teacher alone is loaded and paints one step, and while
-a pair does whose student is a LoRA on the teacher's own network (`Placement.share_base`), and one whose LoRA is fused into a
-second copy. The network is a random UNet of `--channels` whose weights outweigh everything else.
+a pair does whose student is a LoRA beside the teacher's own weights, and one whose LoRA is fused into a second copy, its
+source. The network is a random UNet of `--channels` whose weights outweigh everything else.
 """
 
 from __future__ import annotations
@@ -179,7 +179,8 @@ def write_pair(folder: Path, channels: int, rank: int) -> None:
     wide.save_pretrained(folder / "teacher" / "unet")
     add_adapters(wide, rank, rank)
     save_lora(wide, folder)
-    (folder / "card.yaml").write_text(CARD)
+    (folder / "shared.yaml").write_text(CARD)
+    (folder / "fused.yaml").write_text(CARD.replace("{lora:", "{source: teacher, lora:"))
 
 
 def grown(card: Path, who: str) -> dict[str, int]:
@@ -187,8 +188,6 @@ def grown(card: Path, who: str) -> dict[str, int]:
     from allaprima.models.card import load_card
     from allaprima.models.families.registry import FAMILIES
     from allaprima.models.pair import load_pair
-    from allaprima.models.place import Placer
-    from allaprima.models.placement import Placement
 
     import peft  # noqa: F401 (what is imported belongs to both sides)  # isort: skip
 
@@ -198,7 +197,7 @@ def grown(card: Path, who: str) -> dict[str, int]:
     if who == "teacher":
         models: list[Any] = [FAMILIES[made.family].load(made.path("teacher"), made.text)]
     else:
-        pair = load_pair(made, Placer(Placement(share_base=who == "shared")))
+        pair = load_pair(made)
         models = [pair.student, pair.teacher]
     x, t = torch.randn(1, *models[0].latent_shape(64, 64)), torch.tensor([500.0])
     with torch.inference_mode():
@@ -214,7 +213,8 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
         write_pair(Path(folder), args.channels, args.rank)
         weights = (Path(folder) / "teacher" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
         for who in ("teacher", "shared", "fused"):
-            command = [sys.executable, "-m", "benchmarks.backends", "--grown", who, "--card", f"{folder}/card.yaml"]
+            name = "fused" if who == "fused" else "shared"
+            command = [sys.executable, "-m", "benchmarks.backends", "--grown", who, "--card", f"{folder}/{name}.yaml"]
             runs = [json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(3)]
             found[who] = {k: spread([float(r[k]) for r in runs]) for k in ("growth", "peak")}
     ratios = {

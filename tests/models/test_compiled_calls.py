@@ -25,7 +25,7 @@ def test_a_value_is_put_together_again_from_its_tensors():
     value = {"x": a, "flag": True, "none": None, "several": [b, (a, 3)]}
     tensors = []
     plan = json.loads(json.dumps(planned(value, tensors)))
-    assert rebuilt(plan, tensors, dict) == {"x": a, "flag": True, "none": None, "several": (b, (a, 3))}
+    assert rebuilt(plan, tensors, dict) == {"x": a, "flag": True, "none": None, "several": [b, (a, 3)]}
     said = rebuilt(plan, tensors)
     assert said.x is a
     assert said["several"][0] is b

@@ -13,15 +13,19 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import nn
 
+from allaprima import pipeline
 from allaprima.core.errors import CalibrationError, ModelError, SettingError
 from allaprima.models import placed
 from allaprima.models.card import load_card
+from allaprima.models.flops import step_flops
 from allaprima.models.load import load_component
 from allaprima.models.lora import add_adapters, save_lora
 from allaprima.models.pair import load_pair
 from allaprima.models.place import Placer
 from allaprima.models.placed import OneAtATime, Placed, sequential
 from allaprima.models.placement import DEFAULT, Placement
+from allaprima.oracles.load import Ask
+from allaprima.oracles.settings import EncoderSettings
 from allaprima.pipeline import AdaptivePipeline, card_settings
 
 CPU = torch.device("cpu")
@@ -351,14 +355,14 @@ def test_a_placed_lora_student_is_beside_the_teachers_own_weights(path, tmp_path
     assert pair.student.fingerprints["unet"] == usual.student.fingerprints["unet"]
 
 
-@pytest.mark.parametrize("options", [{"backend": "saved"}, {"teacher_device": "meta"}])
+@pytest.mark.parametrize("options", [{"backend": "openvino"}, {"teacher_device": "cuda"}])
 def test_a_lora_is_fused_where_weights_cannot_be_the_same(path, tmp_path, monkeypatch, options):
     pytest.importorskip("peft", reason="pip install 'allaprima[train]'")
     card = load_card(lora_card(path, tmp_path))
-    placer = Placer(Placement(lazy_teacher=True))
-    assert placer.shares
-    for name, value in options.items():
-        object.__setattr__(placer.placement, name, value)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(torch.cuda, "is_available", lambda: True)
+        placer = Placer(Placement.of(**options))
+    assert Placer(Placement(lazy_teacher=True)).shares
     assert not placer.shares
     monkeypatch.setattr(Placer, "pair", lambda self, *both: both)
     pair, due = load_pair(card, placer), load_pair(card)
@@ -384,7 +388,7 @@ def test_networks_of_a_students_own_and_adapters_on_them_are_placed(path, tmp_pa
         assert lazy.student.prediction == "sample"
         assert not lazy.teacher.unet.loaded
     (tmp_path / "own.safetensors").unlink()
-    with pytest.raises(ModelError, match="no .safetensors file"):
+    with pytest.raises(ModelError, match=r"no \.safetensors file"):
         placed_pair(tmp_path, lazy_teacher=True)
 
 
@@ -425,6 +429,24 @@ def test_language_models_are_placed_too(tmp_path, family):
     torch.testing.assert_close(*pictures, atol=0.2, rtol=0)
     with pytest.raises(SettingError, match=f"isn't known to run the family '{family}'"):
         placed_pair(path, backend="openvino")
+
+
+def test_published_oracles_are_where_the_placement_is_unless_they_say(path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(pipeline, "load_pair", lambda card, placer: load_pair(card))
+    monkeypatch.setattr(pipeline, "load_oracle", lambda *a: asked.append(a))
+    AdaptivePipeline.from_card(path, device="cuda:1")
+    (kind, folder, encode, settings, step, device) = asked[0]
+    assert (kind, device) == ("dual_encoder", "cuda:1")
+    for own, due in ((settings, "cuda:1"), ({"device": "cpu", "dtype": "bfloat16"}, "cpu")):
+        assert Ask("clip", folder, own, encode, step, device).encoder_settings(EncoderSettings).device == due
+
+
+def test_a_stand_in_says_what_a_step_takes(path):
+    usual, placed = load_pair(load_card(path)), placed_pair(path, lazy_teacher=True)
+    assert step_flops(placed.teacher, 16, 16, 3.0) == step_flops(usual.teacher, 16, 16, 3.0) > 0
+    assert not placed.teacher.unet.loaded
 
 
 def test_a_calibration_of_another_backend_is_refused_by_name():

@@ -91,9 +91,7 @@ def _read(
     return model.with_network(model.network, {**model.fingerprints, family.component: fingerprint(part)})
 
 
-def _student(
-    card: Card, family: FamilyEntry, base: Path, teacher: Family, placer: Placer | None
-) -> Family | MultiStudent:
+def _student(card: Card, family: FamilyEntry, base: Path, teacher: Family, placer: Placer | None) -> Family | MultiStudent:
     """The student of a card whose teacher's folder is `base`."""
     student = card.student
     if not student.students:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from allaprima.core.errors import ModelError
 
 Plan = Any
-"""JSON-ready: `{"t": i}` is tensor i; `{"l": [...]}`, `{"d": {...}}` hold plans; `{"c": value}` is a constant."""
+"""JSON-ready: `{"t": i}` is tensor i; `{"l": [...]}` (a list), `{"u": [...]}` (a tuple) and `{"d": {...}}` hold plans;
+`{"c": value}` is a constant."""
 
 
 def planned(value: Any, tensors: list[Tensor], drop: bool = False) -> Plan:
@@ -30,7 +31,8 @@ def planned(value: Any, tensors: list[Tensor], drop: bool = False) -> Plan:
     if isinstance(value, Mapping):
         return {"d": {str(k): planned(v, tensors, drop) for k, v in value.items()}}
     if isinstance(value, list | tuple):
-        return {"l": [planned(v, tensors, drop) for v in value]}
+        # Some networks ask which of the two they were given.
+        return {"l" if isinstance(value, list) else "u": [planned(v, tensors, drop) for v in value]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {"d": {f.name: planned(getattr(value, f.name), tensors, drop) for f in dataclasses.fields(value)}}
     if value is None or isinstance(value, bool | int | float | str):
@@ -56,11 +58,13 @@ class Output:
 
 
 def rebuilt(plan: Plan, tensors: Sequence[Tensor], mapping: Callable[[Mapping[str, Any]], Any] = Output) -> Any:
-    """Inverse of `planned`: lists become tuples, mappings and dataclasses what `mapping` makes of them."""
+    """Inverse of `planned`: mappings and dataclasses become what `mapping` makes of them."""
     if "t" in plan:
         return tensors[plan["t"]]
     if "l" in plan:
-        return tuple(rebuilt(p, tensors, mapping) for p in plan["l"])
+        return [rebuilt(p, tensors, mapping) for p in plan["l"]]
+    if "u" in plan:
+        return tuple(rebuilt(p, tensors, mapping) for p in plan["u"])
     if "d" in plan:
         return mapping({k: rebuilt(p, tensors, mapping) for k, p in plan["d"].items()})
     return plan["c"]
