@@ -19,7 +19,7 @@ from allaprima.models.families.family import Family
 from allaprima.models.families.registry import FAMILIES as FAMILIES
 from allaprima.models.families.registry import FamilyEntry
 from allaprima.models.families.sdxl_refiner import experts, telling
-from allaprima.models.load import check_weights, fingerprint, load_weights, weight_files
+from allaprima.models.load import check_weights, fingerprint, load_weights, read_json, weight_files
 from allaprima.models.lora import adapted, check_lora, fuse_lora, fused_fingerprint
 from allaprima.models.multi_student import MultiStudent, load_multi_student
 from allaprima.models.place import Placer, in_memory
@@ -61,7 +61,7 @@ def load_pair(card: Card, placer: Placer | None = None) -> Pair:
         raise ModelError(f"card {card.name!r} gives its student a refiner: that is for the teacher. Move it there.")
     placer = None if placer is None or placer.placement.plain else placer
     if placer is not None:
-        placer.check(card.family, card.teacher.refiner is not None)
+        placer.check(card.family)
     base = card.path(card.teacher.source, family.needed())
     teacher: Any = _predicting(_read(placer, family, base, card.text), card.teacher.prediction)
     if card.teacher.refiner is not None:
@@ -72,6 +72,8 @@ def load_pair(card: Card, placer: Placer | None = None) -> Pair:
             f"card {card.name!r}: cascade.strategy='regenerate' with a refiner as the only teacher, which can't paint from"
             " noise. Say refine, or give the base as teacher.source and the refiner as teacher.refiner."
         )
+    if placer is not None:
+        placer.check(card.family, card.teacher.refiner is not None or getattr(teacher, "refines_only", False))
     made = telling(_student(card, family, base, teacher, placer), teacher)
     check_pair(card, made, teacher)
     made = with_draft_vae(card, made)
@@ -86,8 +88,9 @@ def _read(
     if placer is None:
         return family.load(folder, text, share, shared)
     part = folder / family.component
+    waiting = placer.waiting(part, partial(family.load_network, part))
     weight_files(part)
-    model = family.load(folder, text, share, shared, placer.waiting(part, partial(family.load_network, part)))
+    model = family.load(folder, text, share, shared, waiting)
     return model.with_network(model.network, {**model.fingerprints, family.component: fingerprint(part)})
 
 
@@ -143,6 +146,7 @@ def _network(card: Card, family: FamilyEntry, folder: Path) -> tuple[Path, Calla
     """Where the config of the student's network is, what reads it, and its fingerprint; `folder`: its source's network."""
     place = folder if card.student.network is None else card.path(card.student.network)
     if place == folder or place.is_dir():
+        read_json(place / "config.json")
         weight_files(place)
         return place, partial(family.load_network, place), fingerprint(place)
     check_weights(place)

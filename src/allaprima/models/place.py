@@ -89,16 +89,16 @@ class Placer:
         p = self.placement
         return not self.compiles and p.device_of(True) == p.device_of(False)
 
-    def check(self, family: str, refiner: bool) -> None:
+    def check(self, family: str, refiner: bool = False) -> None:
         """Raise `SettingError` for what can't be placed so."""
         if not self.compiles:
             return
         what = None if family in COMPILED else f"the family {family!r}"
-        what = "a teacher with a refiner" if refiner else what
+        what = "SDXL's refiner" if refiner else what
         if what is not None:
             raise SettingError(
-                f"backend={self.placement.backend!r} isn't known to run {what}: {', '.join(COMPILED)} are. Leave it out for"
-                " torch; device and dtype can be said of it."
+                f"backend={self.placement.backend!r} isn't known to run {what}: models of {', '.join(COMPILED)} are. Leave"
+                " it out for torch; device and dtype can be said of it."
             )
 
     def waiting(self, folder: Path, read: Callable[[], Any]) -> Waiting:
