@@ -39,6 +39,8 @@ from allaprima.diffusion.schedule import Schedule
 from allaprima.diffusion.solvers import make_solver
 from allaprima.diffusion.solvers.solver import Solver, Step
 
+OnStep = Callable[[Tensor, Tensor], Tensor]
+"""What a caller does after a step: `(latents (B, C, h, w), times (B,)) -> latents`."""
 STUDENT = "student"
 """The student's name for noises and costs."""
 
@@ -77,6 +79,7 @@ class Machine:
         s = settings
         self.shape = student.latent_shape(s.height, s.width)
         self._clock = time.perf_counter
+        self.on_step: OnStep | None = None
         self._routed = student if isinstance(student, Routed) else None
         self._student = self._hand(STUDENT, student, s.student_solver, s.student_steps, s.student_guidance)
         start = start_time(self._schedule(teacher), s.sigma)
@@ -209,6 +212,8 @@ class Machine:
         phase = torch.tensor([p.phase for p in steps])
         back = torch.tensor([float("nan") if p.noise_to is None else p.noise_to for p in steps], dtype=torch.float64)
         x_s, state = hand.solver.step(x_t, x0, t, s, state, noise, phase, back)
+        if self.on_step is not None:
+            x_s = self.on_step(x_s, t)
         for i, job in enumerate(jobs):
             back_to = steps[i].noise_to
             now = steps[i].s if back_to is None else back_to

@@ -63,8 +63,12 @@ class OracleSource(_Strict):
     """The reference-free scorer."""
 
     kind: str
+    """`oracles.load.ORACLES`; `none`: no oracle, so that drafts are all accepted or all refined."""
     source: str
     license: str
+    encoder: str | None = None
+    """Card (name, or path relative to this one) whose text encoder reads prompts for it, where the card's own models have
+    none to lend: pipelines used whole, and remote ones."""
 
 
 class ControlSource(_Strict):
@@ -127,6 +131,8 @@ class Card(_Strict):
     keywords: str | None = None
     """Text file of other words for them, `concept: keyword, keyword, ...` a line, relative to the card."""
     styles: tuple[str, ...] = ()
+    fingerprints: Literal["files", "content"] = "files"
+    """What models are known by: the bytes of their files, or their tensors and configs (`models.content`)."""
     folder: Path = Path()
 
     def path(self, source: str) -> Path:

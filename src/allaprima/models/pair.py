@@ -9,10 +9,11 @@ import torch
 
 from allaprima.core.errors import ModelError
 from allaprima.models.card import Card
+from allaprima.models.content import ContentPrints, content_fingerprint, scheduler_fingerprint, with_lora
 from allaprima.models.families.family import Family
 from allaprima.models.families.registry import FAMILIES as FAMILIES
 from allaprima.models.load import fingerprint
-from allaprima.models.lora import fuse_lora, fused_fingerprint
+from allaprima.models.lora import fuse_lora, fused_fingerprint, read_lora
 from allaprima.models.multi_student import MultiStudent, load_multi_student
 
 
@@ -43,20 +44,42 @@ def load_pair(card: Card) -> Pair:
     if not student.students:
         # Adapters without a network of their own sit on the teacher's, read once more: theirs are multiplied into it.
         source = card.path(student.source or card.teacher.source)
-        if student.lora is None:
-            return Pair(family.load(source, card.text, teacher, student.share), teacher)
-        return Pair(_with_lora(card, source, card.path(student.lora), teacher), teacher)
+        lora = None if student.lora is None else card.path(student.lora)
+        known: str | None = None
+        if lora is None:
+            model = family.load(source, card.text, teacher, student.share)
+        else:
+            model, known = _with_lora(card, source, lora, teacher)
+        if card.fingerprints == "files":
+            return Pair(model, teacher)
+        whole = by_content(teacher, card.path(card.teacher.source), card.family)
+        return Pair(by_content(model, source, card.family, known, whole), whole)
     folders, partition = [card.path(f) for f in student.students], card.path(student.partition or "")
     several = load_multi_student(folders, partition, card.text, teacher, student.share, student.resident, card.family)
     return Pair(several, teacher)
 
 
-def _with_lora(card: Card, source: Path, lora: Path, teacher: Family) -> Family:
+def _with_lora(card: Card, source: Path, lora: Path, teacher: Family) -> tuple[Family, str | None]:
+    """The student, and its network's fingerprint by content if the card goes by that."""
     family = FAMILIES[card.family]
     folder = source / family.component
-    network = fuse_lora(family.load_network(folder), lora)
+    network = family.load_network(folder)
+    by_tensors = card.fingerprints == "content"
+    known = with_lora(content_fingerprint(network), read_lora(lora, family.component)) if by_tensors else None
+    network = fuse_lora(network, lora)
     # Fusing makes new weights, contiguous ones.
     network = network.to(memory_format=torch.channels_last) if family.component == "unet" else network
     model = family.load(source, card.text, teacher, card.student.share, network)
     print_ = fused_fingerprint(fingerprint(folder), lora)
-    return model.with_network(network, {**model.fingerprints, family.component: print_})
+    return model.with_network(network, {**model.fingerprints, family.component: print_}), known
+
+
+def by_content(model: Family, folder: Path, family: str, network: str | None = None, beside: Family | None = None) -> Family:
+    """A model of `folder` with fingerprints by content; `network`: the trained network's. Shared parts are hashed once."""
+    entry = FAMILIES[family]
+    parts = {name: getattr(model, name) for name in (entry.component, *entry.shared)}
+    known = {"scheduler": scheduler_fingerprint(folder / "scheduler")}
+    known |= {} if network is None else {entry.component: network}
+    known |= {k: v for k, v in model.fingerprints.items() if k not in parts and k not in known}
+    prints = None if beside is None else beside.fingerprints
+    return model.with_network(model.network, ContentPrints(parts, known, getattr(prints, "cache", None)))

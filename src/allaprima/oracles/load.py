@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -42,4 +43,7 @@ def load_oracle(kind: str, folder: Path, encode: Encode) -> Oracle:
     """An oracle by kind; raises `ModelError` for an unknown kind or a broken folder."""
     if kind not in ORACLES:
         raise ModelError(f"oracle kind {kind!r} is not known: {', '.join(ORACLES)} are. Mend `oracle.kind` in the card.")
-    return ORACLES[kind](folder, encode)
+    made: Any = ORACLES[kind](folder, encode)
+    # So that it can be saved with the models it goes with, to the byte.
+    made.folder, made.kind = folder, kind
+    return made
