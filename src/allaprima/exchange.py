@@ -18,19 +18,25 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from allaprima.calibration.artifact import Calibration
 from allaprima.cascade.settings import CascadeSettings
+from allaprima.core.asks import OWN, WholePainter
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.folder import fingerprint
-from allaprima.diffusion.rollback import Variance
-from allaprima.models.card import Card, TextSettings
+from allaprima.diffusion.rollback import Strength, Variance
+from allaprima.models.card import Card, ModelSource, TextSettings, load_card
 from allaprima.models.families.registry import FAMILIES
-from allaprima.models.pipelines import as_model, check_alike, family_of, settings_of
+from allaprima.models.pair import load_pair
+from allaprima.models.pipelines import as_model, check_alike, family_of, settings_of, usual
+from allaprima.models.remote import RemotePainter
 from allaprima.models.save import card_text, copy_beside, copy_folder, copy_pair, put_in_place, write_pair
-from allaprima.oracles.load import load_oracle
+from allaprima.models.whole import DiffusersPainter
+from allaprima.oracles.load import Encode, load_oracle
 from allaprima.oracles.oracle import Oracle
 
 if TYPE_CHECKING:
     from allaprima.pipeline import AdaptivePipeline
 
+ANY = "any"
+"""Family of a card whose models are pipelines that are called whole."""
 Level = Literal["auto", "steps", "images"]
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.yaml", "*.md"]
 """What is fetched from a hub: nothing that could run code."""
@@ -61,6 +67,76 @@ def steps_of(
     if calibration is not None:
         pipe.use(calibration)
     return pipe
+
+
+def images_of(
+    student: Any, teacher: Any, oracle: Oracle | tuple[str, str | Path] | None, settings: CascadeSettings | None,
+    calibration: Calibration | None, changes: dict[str, Any],
+) -> AdaptivePipeline:  # fmt: skip
+    """Two pipelines, or other painters of whole pictures, called as they are (`AdaptivePipeline.from_pipelines`)."""
+    from allaprima.pipeline import AdaptivePipeline
+
+    draft = student if isinstance(student, WholePainter) else DiffusersPainter.of(student)
+    painter = teacher if isinstance(teacher, WholePainter) else DiffusersPainter.of(teacher)
+    scorer = load_oracle(oracle[0], Path(oracle[1]), draft.encode) if isinstance(oracle, tuple) else oracle
+    made = settings
+    if made is None:
+        size = _size(draft) or _size(painter) or (None, None)
+        made = CascadeSettings(
+            student_steps=4, student_guidance=1.0, student_solver=OWN, teacher_solver=OWN, sigma=Strength(0.5), batch_size=1,
+            teacher_steps=int(_usual(painter, "num_inference_steps", 30)),
+            teacher_guidance=float(_usual(painter, "guidance_scale", 1.0)),
+            strategy="refine" if painter.paints_over else "regenerate", height=size[0] or 512, width=size[1] or 512,
+        )  # fmt: skip
+    pipe = AdaptivePipeline(draft, painter, scorer, made.changed(**changes))
+    if calibration is not None:
+        pipe.use(calibration)
+    return pipe
+
+
+def _usual(painter: WholePainter, name: str, default: Any) -> Any:
+    return usual(painter.text or painter.image, name, default) if isinstance(painter, DiffusersPainter) else default
+
+
+def _size(painter: WholePainter) -> tuple[int, int] | None:
+    """Height and width that a pipeline paints unless told otherwise, where its parts say so."""
+    pipe = (painter.text or painter.image) if isinstance(painter, DiffusersPainter) else None
+    network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    side, factor = getattr(getattr(network, "config", None), "sample_size", None), getattr(pipe, "vae_scale_factor", None)
+    if not isinstance(side, int) or not isinstance(factor, int):
+        return None
+    return side * factor, side * factor
+
+
+def painters_of(card: Card) -> tuple[Any, Any, Encode]:
+    """Student and teacher of a card, and what reads prompts for its oracle. Raises `ModelError`."""
+    if card.family != ANY and card.student.remote is None and card.teacher.remote is None:
+        pair = load_pair(card)
+        return pair.student, pair.teacher, pair.student.encode
+    pair = None
+    if card.family != ANY and card.teacher.source is not None and card.student.remote is None:
+        pair = load_pair(card)
+    student = pair.student if pair is not None and card.student.remote is None else _painter(card, card.student)
+    teacher = pair.teacher if pair is not None and card.teacher.remote is None else _painter(card, card.teacher)
+    encode: Encode = teacher.encode if card.student.remote is not None else student.encode
+    if card.oracle.encoder is not None:
+        other = card.path(card.oracle.encoder)
+        encode = load_pair(load_card(other if other.exists() else card.oracle.encoder)).student.encode
+    return student, teacher, encode
+
+
+def _painter(card: Card, source: ModelSource) -> Any:
+    """One model of a card by itself."""
+    if source.remote is not None:
+        return RemotePainter(source.remote)
+    if source.source is None or source.lora is not None:
+        raise ModelError(f"card {card.name!r}: a model beside a remote one, or of the family {ANY!r}, is one folder: source.")
+    folder = card.path(source.source)
+    if card.family == ANY:
+        return DiffusersPainter.from_pretrained(folder if folder.exists() else source.source)
+    if card.family not in FAMILIES:
+        raise ModelError(f"card {card.name!r} is of the family {card.family!r}: {', '.join((*FAMILIES, ANY))} can be loaded.")
+    return FAMILIES[card.family].load(folder, card.text)
 
 
 def save(pipe: AdaptivePipeline, folder: str | Path, name: str | None = None, license: str | None = None) -> Path:

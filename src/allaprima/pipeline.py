@@ -14,6 +14,7 @@ import torch
 
 from allaprima import exchange
 from allaprima.calibration.artifact import Calibration
+from allaprima.cascade.images import ImageMachine
 from allaprima.cascade.job import Request
 from allaprima.cascade.machine import Machine
 from allaprima.cascade.painter import Painter
@@ -21,13 +22,14 @@ from allaprima.cascade.policy import AlwaysPolicy, Decision, Policy, ThresholdPo
 from allaprima.cascade.result import Result
 from allaprima.cascade.run import run
 from allaprima.cascade.settings import CascadeSettings, make_sigma
+from allaprima.cascade.whole import StepPainter
+from allaprima.core.asks import WholePainter
 from allaprima.core.cost import Cost
 from allaprima.core.errors import CalibrationError, PaintingError, SettingError
 from allaprima.data.control_maps import GIVEN
 from allaprima.data.images import to_pil
 from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.models.card import Card, TextSettings, load_card
-from allaprima.models.pair import load_pair
 from allaprima.oracles.conditional import ConditionalOracle
 from allaprima.oracles.load import load_oracle
 from allaprima.oracles.oracle import Oracle
@@ -64,8 +66,8 @@ class AdaptivePipeline:
 
     def __init__(
         self,
-        student: Painter,
-        teacher: Painter,
+        student: Painter | WholePainter,
+        teacher: Painter | WholePainter,
         oracle: Oracle | None = None,
         settings: CascadeSettings | None = None,
         calibration: Calibration | None = None,
@@ -95,13 +97,13 @@ class AdaptivePipeline:
         strategy, ...) become the pipeline's. Raises `CalibrationError` when it belongs to other models.
         """
         card = card if isinstance(card, Card) else load_card(card)
-        pair = load_pair(card)
+        student, teacher, encode = exchange.painters_of(card)
         oracle = None
         if card.oracle.kind != "none":
-            oracle = load_oracle(card.oracle.kind, card.path(card.oracle.source), pair.student.encode)
+            oracle = load_oracle(card.oracle.kind, card.path(card.oracle.source), encode)
         path = None if card.calibration is None else card.path(card.calibration)
         own = Calibration.load(path) if path is not None and path.exists() and calibration is None else None
-        pipe = cls(pair.student, pair.teacher, oracle, card_settings(card), own, card)
+        pipe = cls(student, teacher, oracle, card_settings(card), own, card)
         if calibration is not None:
             pipe.use(Calibration.load(Path(calibration)))
         return pipe if task == "text-to-image" else pipe.for_task(task)
@@ -297,9 +299,25 @@ class AdaptivePipeline:
             return self.calibration.steered(budget, action) if steer else self.calibration.policy_for(budget, action)
         return ThresholdPolicy(threshold, Decision(settings.strategy))
 
-    def machine(self, settings: CascadeSettings, policy: Policy) -> Machine:
+    @property
+    def level(self) -> str:
+        """`steps`, or `images` where a model is called whole (`cascade.images`)."""
+        whole = isinstance(self.student, WholePainter) or isinstance(self.teacher, WholePainter)
+        return "images" if whole else "steps"
+
+    def machine(self, settings: CascadeSettings, policy: Policy) -> Machine | ImageMachine:
         """The machine of a run. Raises `SettingError` for settings that these models' schedules can't meet."""
-        return Machine(self.student, self.teacher, self.oracle, policy, settings)
+        student, teacher = self.student, self.teacher
+        if not isinstance(student, WholePainter) and not isinstance(teacher, WholePainter):
+            return Machine(student, teacher, self.oracle, policy, settings)
+        last_time, interval = settings.teacher_last_time, settings.teacher_guidance_interval
+        if isinstance(teacher, WholePainter):
+            if last_time is not None or interval is not None:
+                raise SettingError("a teacher that is called whole has no last_time and no guidance interval: leave them out.")
+        else:
+            teacher = StepPainter(teacher, False, last_time, interval)
+        student = student if isinstance(student, WholePainter) else StepPainter(student, True)
+        return ImageMachine(student, teacher, self.oracle, policy, settings)
 
     def stream(
         self, requests: Iterable[Request], settings: CascadeSettings | None = None, policy: Policy | None = None
@@ -401,6 +419,8 @@ class AdaptivePipeline:
         for r in requests:
             machine.check(r)
         if callback_on_step_end is not None:
+            if isinstance(machine, ImageMachine):
+                raise SettingError("callback_on_step_end: models that are called whole show no steps. Leave it out.")
             machine.on_step = _Steps(self, callback_on_step_end, bool(callback_on_step_end_tensor_inputs))
         results = list(run(machine, requests))
         results.sort(key=lambda r: r.request.index)

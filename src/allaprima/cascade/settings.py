@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from allaprima.core.asks import OWN
 from allaprima.core.errors import SettingError
 from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.diffusion.rollback import Sigma, Strength, Variance
@@ -48,7 +49,7 @@ class CascadeSettings:
             raise SettingError(f"batch_size={self.batch_size!r} is out of range: 1..{MAX_BATCH}; 16 is a good start.")
         for name in ("student_solver", "teacher_solver"):
             value = getattr(self, name)
-            if value not in SOLVERS:
+            if value not in SOLVERS and value != OWN:
                 raise SettingError(f"{name}={value!r} is not known: {', '.join(SOLVERS)} are.")
         if self.teacher_last_time is not None and self.teacher_solver not in TAKE_LAST_TIME:
             raise SettingError(

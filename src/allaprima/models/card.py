@@ -14,11 +14,34 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from allaprima.core.asks import OWN
 from allaprima.core.errors import ModelError
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RemoteSource(_Strict):
+    """A server with OpenAI's images endpoints (`models.remote`)."""
+
+    url: str
+    """Up to and with `/v1`."""
+    model: str
+    key_env: str | None = None
+    """Environment variable that holds the key; None: the server asks for none."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds for one picture, all of the answer."""
+    retries: int = Field(default=4, ge=0, le=20)
+    """Tries after the first, of what may pass: 429, 5xx, no connection."""
+    concurrency: int = Field(default=4, ge=1, le=256)
+    """Requests at once."""
+    edits: bool = True
+    """Whether it has `/images/edits`, to paint over a picture."""
+    strength: bool = True
+    """Whether `/images/edits` takes a strength; editors that follow instructions (vLLM-Omni's Qwen-Image-Edit) don't."""
+    max_pixels: int = Field(default=2**24, ge=1)
+    """No picture with more is decoded."""
 
 
 class ModelSource(_Strict):
@@ -34,9 +57,13 @@ class ModelSource(_Strict):
     """Safetensors file that says which of `students` paints a prompt (`models.partition`)."""
     resident: int | None = Field(default=None, ge=1)
     """How many of `students` are in memory at once; None is all."""
+    remote: RemoteSource | None = None
+    """A server that paints, in place of a folder. A teacher may name a source too: a student of a known family takes shared
+    components from there."""
     steps: int = Field(ge=1)
     guidance_scale: float = Field(ge=0)
-    solver: str
+    solver: str = OWN
+    """`own`: a pipeline's that is called whole, or a server's; models of a known family need one of `diffusion.solvers`."""
     license: str
     last_time: float | None = None
     """Where the teacher's last evaluation falls (`CascadeSettings.teacher_last_time`)."""
@@ -50,8 +77,9 @@ class ModelSource(_Strict):
 
     @model_validator(mode="after")
     def _one_or_several(self) -> Self:
-        if (self.source is None and self.lora is None) == (not self.students):
-            raise ValueError("either source, one folder, or students, several, is due (or lora, a file that sits on one)")
+        if (self.source is None and self.lora is None and self.remote is None) == (not self.students):
+            raise ValueError("either source, one folder, or students, several, is due (or lora, a file that sits on one;"
+                " or remote, a server)")
         if bool(self.students) != (self.partition is not None):
             raise ValueError("students and partition belong together: give both or neither")
         if self.resident is not None and not self.students:
@@ -113,7 +141,7 @@ class Card(_Strict):
 
     name: str
     family: str
-    """`sd`, `sdxl` or `sd3` (`models.families.registry`)."""
+    """`sd`, `sdxl`, `sd3`, `flux` (`models.families.registry`), or `any`: pipelines that are called whole."""
     description: str
     height: int = Field(ge=8)
     width: int = Field(ge=8)
@@ -208,6 +236,12 @@ def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     for control in base["controls"].values():
         control |= {key: str(other.path(control[key])) for key in ("source", "student") if key in control}
     base |= {key: str(other.path(base[key])) for key in ("knows", "keywords") if key in base}
+    for part in ("student", "teacher"):
+        said = raw.get(part)
+        if isinstance(said, dict) and "remote" in said:
+            # A server has its own scheduler: of the folder's entries only where it is stays, for what is shared.
+            kept = ("source", "license") if part == "teacher" else ("license",)
+            base[part] = {k: v for k, v in base[part].items() if k in kept}
     student = raw.get("student")
     if isinstance(student, dict) and not student.keys().isdisjoint(("source", "students", "lora")):
         replaced = ("source", "students", "partition", "resident", "lora")
