@@ -130,12 +130,16 @@ def _painter(card: Card, source: ModelSource) -> Any:
     if source.remote is not None:
         return RemotePainter(source.remote)
     if source.source is None or source.lora is not None:
-        raise ModelError(f"card {card.name!r}: a model beside a remote one, or of the family {ANY!r}, is one folder: source.")
+        raise ModelError(
+            f"card {card.name!r}: a model beside a remote one, or of the family {ANY!r}, is one folder: source."
+        )
     folder = card.path(source.source)
     if card.family == ANY:
         return DiffusersPainter.from_pretrained(folder if folder.exists() else source.source)
     if card.family not in FAMILIES:
-        raise ModelError(f"card {card.name!r} is of the family {card.family!r}: {', '.join((*FAMILIES, ANY))} can be loaded.")
+        raise ModelError(
+            f"card {card.name!r} is of the family {card.family!r}: {', '.join((*FAMILIES, ANY))} can be loaded."
+        )
     return FAMILIES[card.family].load(folder, card.text)
 
 

@@ -313,7 +313,9 @@ class AdaptivePipeline:
         last_time, interval = settings.teacher_last_time, settings.teacher_guidance_interval
         if isinstance(teacher, WholePainter):
             if last_time is not None or interval is not None:
-                raise SettingError("a teacher that is called whole has no last_time and no guidance interval: leave them out.")
+                raise SettingError(
+                    "a teacher that is called whole has no last_time and no guidance interval: leave them out."
+                )
         else:
             teacher = StepPainter(teacher, False, last_time, interval)
         student = student if isinstance(student, WholePainter) else StepPainter(student, True)

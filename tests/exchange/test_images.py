@@ -41,7 +41,9 @@ def whole(sd):
 
 def by_hand(sd, prompt, seed, steps, guidance, **more):
     # Chosen apart from the code under test: seeds, steps and scales are what the docs say.
-    return sd(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=seeded(seed), output_type="np", **more).images[0]
+    return sd(
+        prompt, num_inference_steps=steps, guidance_scale=guidance, generator=seeded(seed), output_type="np", **more
+    ).images[0]
 
 
 def test_drafts_and_repaintings_are_the_pipelines_own(sd, whole):

@@ -78,8 +78,10 @@ class ModelSource(_Strict):
     @model_validator(mode="after")
     def _one_or_several(self) -> Self:
         if (self.source is None and self.lora is None and self.remote is None) == (not self.students):
-            raise ValueError("either source, one folder, or students, several, is due (or lora, a file that sits on one;"
-                " or remote, a server)")
+            raise ValueError(
+                "either source, one folder, or students, several, is due (or lora, a file that sits on one;"
+                " or remote, a server)"
+            )
         if bool(self.students) != (self.partition is not None):
             raise ValueError("students and partition belong together: give both or neither")
         if self.resident is not None and not self.students:

@@ -221,8 +221,8 @@ def _picture(body: bytes, ask: Ask) -> Tensor:
 def _form(fields: Mapping[str, Any], image: bytes) -> tuple[str, bytes]:
     """`multipart/form-data` (RFC 7578): its content type and body."""
     line = f"allaprima-{secrets.token_hex(16)}"
-    parts = [
-        f'--{line}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'.encode() for k, v in fields.items()
-    ]
-    head = f'--{line}\r\nContent-Disposition: form-data; name="image"; filename="draft.png"\r\nContent-Type: image/png\r\n\r\n'
+    parts = [f'--{line}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'.encode() for k, v in fields.items()]
+    head = (
+        f'--{line}\r\nContent-Disposition: form-data; name="image"; filename="draft.png"\r\nContent-Type: image/png\r\n\r\n'
+    )
     return f"multipart/form-data; boundary={line}", b"".join([*parts, head.encode(), image, f"\r\n--{line}--\r\n".encode()])

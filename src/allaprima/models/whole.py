@@ -116,7 +116,9 @@ class DiffusersPainter:
         pipe = self.text if ask.image is None else self.image
         if pipe is None:
             kind = "paint from a prompt alone" if ask.image is None else "paint over a picture"
-            raise SettingError(f"{type(self.text or self.image).__name__} can't {kind}, and diffusers knows no sister of it.")
+            raise SettingError(
+                f"{type(self.text or self.image).__name__} can't {kind}, and diffusers knows no sister of it."
+            )
         return pipe
 
     def paint(self, asks: Sequence[Ask], batch: int) -> list[Painted | Exception]:
