@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from allaprima.calibration.artifact import Calibration
 from allaprima.cascade.settings import CascadeSettings
@@ -32,9 +33,6 @@ from allaprima.models.whole import DiffusersPainter
 from allaprima.oracles.load import Encode, load_oracle
 from allaprima.oracles.oracle import Oracle
 
-if TYPE_CHECKING:
-    from allaprima.pipeline import AdaptivePipeline
-
 ANY = "any"
 """Family of a card whose models are pipelines that are called whole."""
 Level = Literal["auto", "steps", "images"]
@@ -42,13 +40,41 @@ DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.yaml", "*.md"]
 """What is fetched from a hub: nothing that could run code."""
 
 
+@dataclass(frozen=True)
+class Made:
+    """What an adaptive pipeline is made of."""
+
+    student: Any
+    teacher: Any
+    oracle: Oracle | None
+    settings: CascadeSettings
+    pipes: tuple[Any, Any] | None
+    """Diffusers' pipelines that were taken apart for it."""
+
+
+class Saved(Protocol):
+    """What saving needs to know of an adaptive pipeline."""
+
+    student: Any
+    teacher: Any
+    oracle: Oracle | None
+    settings: CascadeSettings
+    calibration: Calibration | None
+    card: Card | None
+    task: str
+    pipes: tuple[Any, Any] | None
+
+    @property
+    def controls(self) -> int:
+        """How many ControlNets are on."""
+        ...
+
+
 def steps_of(
     student: Any, teacher: Any, oracle: Oracle | tuple[str, str | Path] | None, settings: CascadeSettings | None,
-    calibration: Calibration | None, text: TextSettings | None, changes: dict[str, Any],
-) -> AdaptivePipeline:  # fmt: skip
+    text: TextSettings | None, changes: dict[str, Any],
+) -> Made:  # fmt: skip
     """Two pipelines of one family, step by step (`AdaptivePipeline.from_pipelines`)."""
-    from allaprima.pipeline import AdaptivePipeline
-
     families = family_of(student), family_of(teacher)
     if families[0] != families[1]:
         raise ModelError(
@@ -62,20 +88,14 @@ def steps_of(
     check_alike(draft, painter)
     made = CascadeSettings(**settings_of(student, teacher, draft, painter)) if settings is None else settings
     scorer = load_oracle(oracle[0], Path(oracle[1]), draft.encode) if isinstance(oracle, tuple) else oracle
-    pipe = AdaptivePipeline(draft, painter, scorer, made.changed(**changes))
-    pipe.pipes = student, teacher
-    if calibration is not None:
-        pipe.use(calibration)
-    return pipe
+    return Made(draft, painter, scorer, made.changed(**changes), (student, teacher))
 
 
 def images_of(
     student: Any, teacher: Any, oracle: Oracle | tuple[str, str | Path] | None, settings: CascadeSettings | None,
-    calibration: Calibration | None, changes: dict[str, Any],
-) -> AdaptivePipeline:  # fmt: skip
+    changes: dict[str, Any],
+) -> Made:  # fmt: skip
     """Two pipelines, or other painters of whole pictures, called as they are (`AdaptivePipeline.from_pipelines`)."""
-    from allaprima.pipeline import AdaptivePipeline
-
     draft = student if isinstance(student, WholePainter) else DiffusersPainter.of(student)
     painter = teacher if isinstance(teacher, WholePainter) else DiffusersPainter.of(teacher)
     scorer = load_oracle(oracle[0], Path(oracle[1]), draft.encode) if isinstance(oracle, tuple) else oracle
@@ -88,10 +108,7 @@ def images_of(
             teacher_guidance=float(_usual(painter, "guidance_scale", 1.0)),
             strategy="refine" if painter.paints_over else "regenerate", height=size[0] or 512, width=size[1] or 512,
         )  # fmt: skip
-    pipe = AdaptivePipeline(draft, painter, scorer, made.changed(**changes))
-    if calibration is not None:
-        pipe.use(calibration)
-    return pipe
+    return Made(draft, painter, scorer, made.changed(**changes), None)
 
 
 def _usual(painter: WholePainter, name: str, default: Any) -> Any:
@@ -143,7 +160,7 @@ def _painter(card: Card, source: ModelSource) -> Any:
     return FAMILIES[card.family].load(folder, card.text)
 
 
-def save(pipe: AdaptivePipeline, folder: str | Path, name: str | None = None, license: str | None = None) -> Path:
+def save(pipe: Saved, folder: str | Path, name: str | None = None, license: str | None = None) -> Path:
     """Write a pipeline as a folder; returns its card (`AdaptivePipeline.save_pretrained`)."""
     folder = Path(folder).expanduser()
     if pipe.controls or pipe.task != "text-to-image":
@@ -166,7 +183,7 @@ def save(pipe: AdaptivePipeline, folder: str | Path, name: str | None = None, li
     return folder / "card.yaml"
 
 
-def _written(pipe: AdaptivePipeline, to: Path, name: str, license: str | None) -> dict[str, Any]:
+def _written(pipe: Saved, to: Path, name: str, license: str | None) -> dict[str, Any]:
     """Models and all that goes with them into a folder; returns its card."""
     card, more = pipe.card, dict[str, Any]()
     if card is not None:
@@ -218,7 +235,7 @@ def _teacher_settings(s: CascadeSettings) -> dict[str, Any]:
     return found
 
 
-def _unchanged(pipe: AdaptivePipeline, card: Card) -> None:
+def _unchanged(pipe: Saved, card: Card) -> None:
     """Raise `ModelError` where a network's files aren't what it was read from."""
     if card.fingerprints == "content" or card.student.students or card.student.lora is not None:
         return
@@ -304,7 +321,7 @@ def fetched(folder_or_id: str | Path, revision: str | None, token: str | None) -
 
 
 def push(
-    pipe: AdaptivePipeline, repo_id: str, api: Any, private: bool | None, revision: str | None, message: str,
+    pipe: Saved, repo_id: str, api: Any, private: bool | None, revision: str | None, message: str,
     token: str | None, license: str | None,
 ) -> Any:  # fmt: skip
     """Save into a passing folder and upload it (`AdaptivePipeline.push_to_hub`)."""

@@ -133,8 +133,14 @@ class AdaptivePipeline:
             raise SettingError(f"level={level!r} is not known: auto, steps and images are.")
         family = exchange.family_of(student)
         if level == "steps" or (level == "auto" and family is not None and family == exchange.family_of(teacher)):
-            return exchange.steps_of(student, teacher, oracle, settings, calibration, text, changes)
-        return exchange.images_of(student, teacher, oracle, settings, calibration, changes)
+            made = exchange.steps_of(student, teacher, oracle, settings, text, changes)
+        else:
+            made = exchange.images_of(student, teacher, oracle, settings, changes)
+        pipe = cls(made.student, made.teacher, made.oracle, made.settings)
+        pipe.pipes = made.pipes
+        if calibration is not None:
+            pipe.use(calibration)
+        return pipe
 
     @classmethod
     def from_pretrained(

@@ -1,8 +1,8 @@
 """The cascade of whole pictures: a machine with the same stages, policies, costs and results, for painters that are called.
 
 For models of families that aren't known, and for servers: the student is asked for a picture, the oracle looks, and the
-teacher paints over it (image to image at a strength) or paints anew. Step-level batching doesn't apply; painters get
-up to `batch_size` asks at once. Seeds: the student paints with a generator of the request's seed, so a draft is what the pipeline
+teacher paints over it (image to image at a strength) or paints anew. Step-level batching doesn't apply; painters get up to
+`batch_size` asks at once. Seeds: the student paints with a generator of the request's seed, so a draft is what the pipeline
 paints with `generator=torch.Generator().manual_seed(seed)`, and so is what the teacher paints anew; it paints over a draft
 with `derived(seed, "rollback", 0)`, for a draft's own noise on top of it is no noise; later drafts have `derived(seed,
 "initial", k)`.
@@ -71,15 +71,15 @@ class ImageMachine:
         """Raise `PromptError` or `SettingError` for a request that can't be painted."""
         if request.edit is not None or request.controls:
             raise SettingError("pictures to edit or to be led by need models of a known family: ask for text alone.")
-        self._student.check(self._ask(request, self._student))
-        self._teacher.check(self._ask(request, self._teacher))
+        self._student.check(self._ask(request, True))
+        self._teacher.check(self._ask(request, False))
 
-    def _ask(self, request: Request, painter: WholePainter, **more: Any) -> Ask:
+    def _ask(self, request: Request, drafts: bool, **more: Any) -> Ask:
+        # Not by who is asked: one painter may be both, in fewer steps and in more.
         s = self.settings
-        own = painter is self._student
         steps, guidance, solver = (
             (s.student_steps, s.student_guidance, s.student_solver)
-            if own
+            if drafts
             else (s.teacher_steps, s.teacher_guidance, s.teacher_solver)
         )
         negative = request.negative_prompt
@@ -109,7 +109,7 @@ class ImageMachine:
         for job in jobs:
             place = job.request.attempt + job.attempts
             seed = derived(job.request.seed, "initial", place) if place else job.request.seed % SEEDS
-            asks.append(self._ask(job.request, self._student, seed=seed))
+            asks.append(self._ask(job.request, True, seed=seed))
         for job, found in zip(jobs, self._painted(jobs, asks, self._student, "student"), strict=True):
             if isinstance(found, Painted):
                 job.x, job.stage = found.image, Stage.SCORE
@@ -161,7 +161,7 @@ class ImageMachine:
         for job in jobs:
             seed = derived(job.request.seed, "rollback", 0)
             more = {"seed": seed, "image": job.draft, "strength": self.strength or 0.5} if over else {}
-            asks.append(self._ask(job.request, self._teacher, **more))
+            asks.append(self._ask(job.request, False, **more))
         for job, found in zip(jobs, self._painted(jobs, asks, self._teacher, "teacher"), strict=True):
             if isinstance(found, Painted):
                 again = self.policy.rechecks and job.draft is not None and self.oracle is not None

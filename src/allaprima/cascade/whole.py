@@ -1,4 +1,4 @@
-"""A model of a known family as a painter of whole pictures, for a cascade whose other half isn't known (`cascade.images`)."""
+"""A model of a known family as a painter of whole pictures, for a cascade whose other half isn't known."""
 
 from __future__ import annotations
 

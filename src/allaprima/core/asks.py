@@ -68,7 +68,7 @@ class WholePainter(Protocol):
         ...
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """`(B, L, D)` hidden states of prompts, for oracles that read them. Raises `ModelError` where it has none to give."""
+        """`(B, L, D)` hidden states of prompts, for oracles that read them. Raises `ModelError` if it has none."""
         ...
 
 

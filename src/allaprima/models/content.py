@@ -1,8 +1,8 @@
 """Fingerprints by content: what a component is, wherever it is kept and however its files are written.
 
 A folder's fingerprint (`core.folder`) hashes files; a pipeline in memory has none. Here tensors are hashed by name, shape
-and float32 value, and configs without what only says who wrote them. Saved and loaded again, a component keeps its fingerprint.
-Not the same as the files' fingerprint of the same weights: a card says which is meant (`fingerprints: content`).
+and float32 value, and configs without what only says who wrote them. Saved and loaded again, a component keeps its
+fingerprint. Not the files' fingerprint of the same weights: a card says which is meant (`fingerprints: content`).
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class RemotePainter:
 
     @property
     def fingerprint(self) -> str:
-        """Of address and model's name: what paints behind them can't be seen, so a calibration holds while they stand still."""
+        """Of address and model's name: what paints behind them can't be seen; a calibration trusts them to stand still."""
         return hashlib.sha256(f"{self.source.url}\x1f{self.source.model}".encode()).hexdigest()[:16]
 
     @property
@@ -88,7 +88,7 @@ class RemotePainter:
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """A server shows no hidden states: raises `ModelError`."""
         raise ModelError(
-            f"{self.source.model!r} is remote and shows no hidden states of prompts: give an oracle that reads prompts itself,"
+            f"{self.source.model!r} is remote and shows no hidden states of prompts: give an oracle that reads them itself,"
             " or oracle.encoder, a card whose text encoder does."
         )
 
@@ -100,7 +100,7 @@ class RemotePainter:
             raise SettingError(f"solver={ask.solver!r}: a server paints with its own scheduler, {OWN!r}.")
         if ask.height * ask.width > self.source.max_pixels:
             raise SettingError(
-                f"{ask.width}x{ask.height} is more than remote.max_pixels={self.source.max_pixels}: ask for less, or raise it."
+                f"{ask.width}x{ask.height} is more than remote.max_pixels={self.source.max_pixels}: ask for less."
             )
 
     def paint(self, asks: Sequence[Ask], batch: int) -> list[Painted | Exception]:

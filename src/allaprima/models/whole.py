@@ -24,9 +24,10 @@ NEEDED = ("prompt", "generator", "num_inference_steps")
 class DiffusersPainter:
     """`text` paints from a prompt, `image` paints over a picture; either may be missing.
 
-    `rows`: pictures a call, always as many (filled up with copies of the first), so that a picture's bits don't depend on how
-    many there are. Each picture has a generator of its own. Steps are counted by the pipeline's `callback_on_step_end`, and twice as
-    evaluations where the pipeline says that it is guided (`do_classifier_free_guidance`). Not for several threads at once.
+    `rows`: pictures a call, always as many (filled up with copies of the first), so that a picture's bits don't depend on
+    how many there are. Each picture has a generator of its own. Steps are counted by the pipeline's `callback_on_step_end`,
+    and twice as evaluations where the pipeline says that it is guided (`do_classifier_free_guidance`). Not for several
+    threads at once.
     """
 
     def __init__(self, text: Any = None, image: Any = None, rows: int = 1) -> None:
@@ -56,7 +57,7 @@ class DiffusersPainter:
 
     @classmethod
     def from_pretrained(cls, folder_or_id: str | Path) -> DiffusersPainter:
-        """From a folder, or a repository of the hub, in diffusers' format; safetensors alone, no remote code. `ModelError`."""
+        """From a folder, or a repository of the hub, in diffusers' format; safetensors, no remote code. `ModelError`."""
         from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
         try:
@@ -89,7 +90,7 @@ class DiffusersPainter:
         """Hidden states, of a pipeline of a known family. Raises `ModelError`."""
         if self._model is None:
             raise ModelError(
-                f"{type(self.text or self.image).__name__} isn't of a known family, so nobody knows how it reads prompts: give"
+                f"{type(self.text or self.image).__name__} isn't of a known family: how it reads prompts isn't known. Give"
                 " an oracle that reads them itself, or oracle.encoder in the card."
             )
         return self._model.encode(prompts)
