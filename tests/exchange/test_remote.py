@@ -228,6 +228,7 @@ def bundled_with(fake, folder, **more):
     return folder
 
 
+@pytest.mark.slow
 def test_a_card_with_a_teacher_far_away_from_the_command_line(tmp_path, monkeypatch):
     from command_line import allaprima
 
@@ -253,6 +254,7 @@ def test_a_card_with_a_teacher_far_away_from_the_command_line(tmp_path, monkeypa
     assert list(same[0].getdata()) == list(same[1].getdata())
 
 
+@pytest.mark.slow
 def test_a_card_with_both_far_away_and_an_oracle_that_reads_with_the_bundled_encoder(tmp_path):
     with Fake() as fake:
         far = {"remote": {"url": fake.url, "model": "small"}, "steps": 2, "guidance_scale": 1.0, "license": "theirs"}
