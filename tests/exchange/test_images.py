@@ -62,7 +62,7 @@ def test_drafts_and_repaintings_are_the_pipelines_own(sd, whole):
         due = by_hand(image_to_image, prompt, derived(seed, "rollback", 0), 6, 3.0, image=picture, strength=0.5)
         np.testing.assert_allclose(over.images[i], due, atol=1e-6)
     # Two steps without guidance; three of six with it, two evaluations each.
-    assert over.costs[0].evaluations == {"student": 2, "teacher": 6}
+    assert over.costs[0].evaluations == {"student": 2, "oracle": 1, "teacher": 6}
     assert over.results[0].steps == 5
     assert over.results[0].row()["steps"] == 5
 
@@ -110,7 +110,7 @@ def test_several_rows_a_call_paint_the_same(sd, whole):
     torch.testing.assert_close(three.images, whole(PROMPTS, **run).images, atol=1e-5, rtol=0)
     alone = rows(PROMPTS[2], seed=SEEDS[2], mode="refine-all", output_type="pt")
     assert torch.equal(alone.images[0], three.images[2])
-    assert three.costs[0].evaluations == {"student": 2, "teacher": 6}
+    assert three.costs[0].evaluations == {"student": 2, "oracle": 1, "teacher": 6}
 
 
 def test_a_known_family_stands_beside_an_unknown_one(sd, whole):
