@@ -12,12 +12,13 @@ import torch
 from allaprima.core.errors import ModelError
 from allaprima.models.card import Card
 from allaprima.models.compatible import check_pair
+from allaprima.models.content import ContentPrints, content_fingerprint, scheduler_fingerprint, with_lora
 from allaprima.models.families.family import Family
 from allaprima.models.families.registry import FAMILIES as FAMILIES
 from allaprima.models.families.registry import FamilyEntry
 from allaprima.models.families.sdxl_refiner import experts, telling
 from allaprima.models.load import fingerprint, load_weights
-from allaprima.models.lora import adapted, fuse_lora, fused_fingerprint
+from allaprima.models.lora import adapted, fuse_lora, fused_fingerprint, read_lora
 from allaprima.models.multi_student import MultiStudent, load_multi_student
 
 
@@ -36,8 +37,8 @@ def load_pair(card: Card) -> Pair:
     """
     if card.family not in FAMILIES:
         raise ModelError(
-            f"card {card.name!r} is of the family {card.family!r}: {', '.join(FAMILIES)} can be loaded. Pipelines of"
-            " diffusers of other kinds work through the image-level fallback, which hands over pictures, not latents."
+            f"card {card.name!r} is of the family {card.family!r}: {', '.join(FAMILIES)} can be loaded step by step."
+            " Pipelines of diffusers of other kinds are called whole, with family: any, by AdaptivePipeline and `generate` alone."
         )
     family, student = FAMILIES[card.family], card.student
     odd = [name for name in student.share if name not in family.shared]
@@ -54,7 +55,7 @@ def load_pair(card: Card) -> Pair:
     if student.refiner is not None:
         raise ModelError(f"card {card.name!r} gives its student a refiner: that is for the teacher. Move it there.")
     base = card.path(card.teacher.source, family.needed())
-    teacher: Any = _predicting(family.load(base, card.text), card.teacher.prediction)
+    teacher: Any = predicting(family.load(base, card.text), card.teacher.prediction)
     if card.teacher.refiner is not None:
         teacher = experts(teacher, card.path(card.teacher.refiner, family.needed()), card.teacher.refiner_from)
     if card.cascade.strategy == "regenerate" and getattr(teacher, "refines_only", False):
@@ -62,6 +63,8 @@ def load_pair(card: Card) -> Pair:
             f"card {card.name!r}: cascade.strategy='regenerate' with a refiner as the only teacher, which can't paint from"
             " noise. Say refine, or give the base as teacher.source and the refiner as teacher.refiner."
         )
+    if card.fingerprints == "content":
+        teacher = by_content(teacher, base, card.family)
     made = telling(_student(card, family, base, teacher), teacher)
     check_pair(card, made, teacher)
     return Pair(made, teacher)
@@ -71,11 +74,15 @@ def _student(card: Card, family: FamilyEntry, base: Path, teacher: Family) -> Fa
     """The student of a card whose teacher's folder is `base`."""
     student = card.student
     if not student.students:
-        return _predicting(_single(card, family, base, teacher), student.prediction)
+        return predicting(_single(card, family, base, teacher), student.prediction)
     if student.prediction is not None:
         raise ModelError(
             f"card {card.name!r}: student.prediction={student.prediction!r} with several students: their schedulers' folders"
             " say what they predict. Leave it out."
+        )
+    if card.fingerprints == "content":
+        raise ModelError(
+            f"card {card.name!r}: fingerprints: content with several students, which are known by their files. Leave it out."
         )
     needed = family.needed(student.share)
     folders, partition = [card.path(f, needed) for f in student.students], card.path(student.partition or "")
@@ -90,8 +97,10 @@ def _single(card: Card, family: FamilyEntry, base: Path, teacher: Family) -> Any
     if student.network is not None and not student.network.endswith(".safetensors"):
         needed = tuple(name for name in needed if name != family.component)
     source = base if student.source is None else card.path(student.source, needed)
+    by_tensors, known = card.fingerprints == "content", None
     if student.lora is None and student.network is None:
-        return family.load(source, card.text, teacher, share)
+        model = family.load(source, card.text, teacher, share)
+        return by_content(model, source, card.family, None, teacher) if by_tensors else model
     beside = student.source is None and student.network is None
     if beside:
         # Adapters without a network of their own sit beside the teacher's weights.
@@ -100,12 +109,16 @@ def _single(card: Card, family: FamilyEntry, base: Path, teacher: Family) -> Any
         network, print_ = _network(card, family, source / family.component)
     if student.lora is not None:
         file, scale = card.path(student.lora), student.lora_scale
+        if by_tensors and not beside:
+            # Of base and adapters, as of a network whose adapters aren't fused.
+            known = with_lora(content_fingerprint(network), read_lora(file, family.component, scale))
         network = (adapted if beside else fuse_lora)(network, file, scale)
         print_ = fused_fingerprint(print_, file, scale)
     # Fused weights and those of a file are contiguous ones; the teacher's own are left as they are.
     network = network.to(memory_format=torch.channels_last) if family.component == "unet" and not beside else network
     model = family.load(source, card.text, teacher, share, network)
-    return model.with_network(network, {**model.fingerprints, family.component: print_})
+    model = model.with_network(network, {**model.fingerprints, family.component: print_})
+    return by_content(model, source, card.family, known, teacher) if by_tensors else model
 
 
 def _network(card: Card, family: FamilyEntry, folder: Path) -> tuple[Any, str]:
@@ -118,7 +131,7 @@ def _network(card: Card, family: FamilyEntry, folder: Path) -> tuple[Any, str]:
     return load_weights(folder, place), fused_fingerprint((folder / "config.json").read_text(encoding="utf-8"), place)
 
 
-def _predicting(model: Any, prediction: str | None) -> Any:
+def predicting(model: Any, prediction: str | None) -> Any:
     """The model with what a card says it predicts."""
     if prediction is None:
         return model
@@ -128,3 +141,19 @@ def _predicting(model: Any, prediction: str | None) -> Any:
 
 def _common(family: FamilyEntry, teacher: Family) -> tuple[str, ...]:
     return tuple(name for name in family.shared if name in teacher.fingerprints)
+
+
+def by_content(model: Any, folder: Path, family: str, network: str | None = None, beside: Any = None) -> Any:
+    """A model of `folder` with fingerprints by content.
+
+    `network`: the trained network's, where it isn't what its tensors say (adapters were multiplied in). Parts that are
+    `beside`'s, too, are hashed once.
+    """
+    entry = FAMILIES[family]
+    # A refiner has no first text encoder.
+    parts = {name: getattr(model, name) for name in (entry.component, *entry.shared) if hasattr(model, name)}
+    known = {"scheduler": scheduler_fingerprint(folder / "scheduler")}
+    known |= {} if network is None else {entry.component: network}
+    known |= {k: v for k, v in model.fingerprints.items() if k not in parts and k not in known}
+    prints = None if beside is None else beside.fingerprints
+    return model.with_network(model.network, ContentPrints(parts, known, getattr(prints, "cache", None)))

@@ -177,7 +177,7 @@ def load_flux(
     if network is None:
         network, prints["transformer"] = load_component(folder / "transformer"), fingerprint(folder / "transformer")
     parts, more = load_parts(folder, ("vae", *SHARED[:-1]), share, shared)
-    shift = _shift(folder, config)
+    shift = read_shift(folder, config)
     most = shift.constant if shift.line is None else math.exp(shift.line[3])
     return FluxModel(
         network, **parts, schedule=Flow(most), shift=shift, prediction="flow_prediction", text=text,
@@ -185,7 +185,7 @@ def load_flux(
     )  # fmt: skip
 
 
-def _shift(folder: Path, config: Mapping[str, Any]) -> Shift:
+def read_shift(folder: Path, config: Mapping[str, Any]) -> Shift:
     """Of a FlowMatchEulerDiscreteScheduler. Raises `ModelError` for a grid that isn't known."""
     odd = [k for k in ("shift_terminal", "invert_sigmas", "stochastic_sampling", "use_karras_sigmas") if config.get(k)]
     if odd or config.get("time_shift_type", "exponential") != "exponential":
