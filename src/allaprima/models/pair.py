@@ -38,7 +38,7 @@ def load_pair(card: Card) -> Pair:
     if card.family not in FAMILIES:
         raise ModelError(
             f"card {card.name!r} is of the family {card.family!r}: {', '.join(FAMILIES)} can be loaded step by step."
-            " Pipelines of diffusers of other kinds are called whole, with family: any, by AdaptivePipeline and `generate` alone."
+            " Pipelines of diffusers of other kinds are called whole, with family: any, by AdaptivePipeline and `generate`."
         )
     family, student = FAMILIES[card.family], card.student
     odd = [name for name in student.share if name not in family.shared]
