@@ -186,6 +186,16 @@ def test_what_cannot_be_is_refused_before_anything_is_painted(sd, whole):
         DiffusersPainter(object())
 
 
+def test_a_teacher_that_only_paints_over_pictures_does(sd, whole):
+    image_to_image = AutoPipelineForImage2Image.from_pipe(sd)
+    image_to_image.set_progress_bar_config(disable=True)
+    only = AdaptivePipeline(whole.student, DiffusersPainter(image=image_to_image), Brightness(), whole.settings)
+    ask = {"seed": 11, "mode": "refine-all", "output_type": "pt"}
+    assert torch.equal(only("red", **ask).images, whole("red", **ask).images)
+    with pytest.raises(SettingError, match="can't paint from a prompt alone"):
+        only("red", mode="teacher-only")
+
+
 @pytest.mark.parametrize("steps", [1, 3, 7, 20, 29])
 @pytest.mark.parametrize("strength", [0.1, 0.29, 0.3, 0.5, 0.57, 0.7, 0.9])
 def test_n_steps_are_n_steps_whatever_the_strength(steps, strength):

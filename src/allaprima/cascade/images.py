@@ -21,7 +21,7 @@ import torch
 from allaprima.cascade.job import Job, Request, Stage
 from allaprima.cascade.look import charge, count_draft, decide, look, recheck
 from allaprima.cascade.painter import Scorer
-from allaprima.cascade.policy import AlwaysPolicy, BandPolicy, Context, Decision, Policy, PreRoute
+from allaprima.cascade.policy import AlwaysPolicy, BandPolicy, Context, Decision, Policy, PreRoute, ThresholdPolicy
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.asks import Ask, Painted, WholePainter
 from allaprima.core.errors import SettingError
@@ -51,17 +51,21 @@ class ImageMachine:
             raise SettingError("a threshold needs an oracle: give one, or use student only, teacher only or refine all.")
         self.strength = settings.sigma.value if isinstance(settings.sigma, Strength) else None
         inner: Any = policy
-        refines = settings.strategy == "refine"
+        ways = {Decision(settings.strategy)}
         while inner is not None:
             if isinstance(inner, AlwaysPolicy):
-                refines = inner.decision is Decision.REFINE
-            refines |= isinstance(inner, BandPolicy)
+                ways = {inner.decision}
+            elif isinstance(inner, ThresholdPolicy):
+                ways = {inner.otherwise}
+            elif isinstance(inner, BandPolicy):
+                ways = {Decision.REFINE, Decision.REGENERATE}
             if isinstance(inner, PreRoute) or hasattr(inner, "model"):
                 raise SettingError(f"{type(inner).__name__} reads prompts' hidden states, which whole painters don't show.")
             inner = getattr(inner, "inner", None)
-        if refines and not teacher.paints_over:
+        self._ways = ways & {Decision.REFINE, Decision.REGENERATE}
+        if Decision.REFINE in ways and not teacher.paints_over:
             raise SettingError("this teacher can't paint over a picture: choose strategy='regenerate'.")
-        if refines and self.strength is None:
+        if Decision.REFINE in ways and self.strength is None:
             raise SettingError(
                 f"sigma={settings.sigma!r}: how much of a draft is painted over is a share of the schedule here,"
                 " Strength(0.5) or --sigma 0.5 --sigma-is strength, for the schedule itself isn't known."
@@ -72,7 +76,11 @@ class ImageMachine:
         if request.edit is not None or request.controls:
             raise SettingError("pictures to edit or to be led by need models of a known family: ask for text alone.")
         self._student.check(self._ask(request, True))
-        self._teacher.check(self._ask(request, False))
+        for way in sorted(self._ways):
+            # As it will be asked: some can only paint over a picture.
+            blank = torch.zeros(3, self.settings.height, self.settings.width)
+            over = {"image": blank, "strength": self.strength} if way is Decision.REFINE else {}
+            self._teacher.check(self._ask(request, False, **over))
 
     def _ask(self, request: Request, drafts: bool, **more: Any) -> Ask:
         # Not by who is asked: one painter may be both, in fewer steps and in more.
