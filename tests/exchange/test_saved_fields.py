@@ -3,8 +3,8 @@
 import pytest
 import torch
 import yaml
-from test_lora_students import lora_file
 from tiny_folders import SIZE, card, refiner
+from tiny_lora import lora_file
 from tiny_published import TINY_CLIP, clip_shapes, clip_tokenizer, random_weights
 
 from allaprima.cascade.settings import CascadeSettings
