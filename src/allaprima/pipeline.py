@@ -6,14 +6,16 @@ import copy
 import dataclasses
 import functools
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from allaprima import exchange
 from allaprima.calibration.artifact import Calibration
+from allaprima.cascade.images import ImageMachine
 from allaprima.cascade.job import Request
 from allaprima.cascade.machine import Machine
 from allaprima.cascade.painter import Painter
@@ -21,14 +23,15 @@ from allaprima.cascade.policy import AlwaysPolicy, Decision, Policy, ThresholdPo
 from allaprima.cascade.result import Result
 from allaprima.cascade.run import run
 from allaprima.cascade.settings import CascadeSettings, make_sigma
+from allaprima.cascade.whole import StepPainter
+from allaprima.core.asks import WholePainter
 from allaprima.core.cost import Cost
-from allaprima.core.errors import CalibrationError, PromptError, SettingError
+from allaprima.core.errors import CalibrationError, PaintingError, SettingError
 from allaprima.data.control_maps import GIVEN
 from allaprima.data.images import to_pil
 from allaprima.diffusion.guidance import GuidanceInterval
-from allaprima.models.card import Card, load_card
+from allaprima.models.card import Card, TextSettings, load_card
 from allaprima.models.flops import step_flops
-from allaprima.models.pair import load_pair
 from allaprima.models.place import Placer, Waiting
 from allaprima.models.placement import DEFAULT, Placement
 from allaprima.oracles.conditional import ConditionalOracle
@@ -37,8 +40,14 @@ from allaprima.oracles.oracle import Oracle
 from allaprima.tasks.inputs import Images, controls_of, edits_of
 from allaprima.tasks.kinds import OWN_NET, check_task, prepared
 
-if TYPE_CHECKING:
-    from PIL import Image
+StepCallback = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], "Mapping[str, torch.Tensor] | None"]
+"""diffusers': `(pipe, step, timestep, tensors) -> tensors that replace them, or None`."""
+OUTPUTS: Mapping[str, Callable[[torch.Tensor], Any]] = {
+    "pil": lambda images: [to_pil(image) for image in images],
+    "np": lambda images: images.permute(0, 2, 3, 1).float().numpy(),
+    "pt": lambda images: images,
+}
+"""Pictures `(N, 3, H, W)` in [0, 1] as a caller wants them."""
 
     from allaprima.models.adapters.controlnet import ControlNet
 
@@ -47,7 +56,8 @@ if TYPE_CHECKING:
 class AdaptiveOutput:
     """Pictures in the order of the prompts (`num_images_per_prompt` of each in a row), and their account."""
 
-    images: list[Image.Image]
+    images: Any
+    """A list of PIL's by default; an array or a tensor if that was asked for (`output_type`)."""
     scores: list[float | None]
     decisions: list[str]
     costs: list[Cost]
@@ -62,8 +72,8 @@ class AdaptivePipeline:
 
     def __init__(
         self,
-        student: Painter,
-        teacher: Painter,
+        student: Painter | WholePainter,
+        teacher: Painter | WholePainter,
         oracle: Oracle | None = None,
         settings: CascadeSettings | None = None,
         calibration: Calibration | None = None,
@@ -77,6 +87,8 @@ class AdaptivePipeline:
         self.settings = settings or CascadeSettings()
         self.calibration = calibration
         self._placer = Placer(Placement())
+        self.pipes: tuple[Any, Any] | None = None
+        """Diffusers' pipelines that student and teacher were made from, if they were."""
 
     @property
     def placement(self) -> Placement:
@@ -104,21 +116,98 @@ class AdaptivePipeline:
             raise SettingError(f"placement and {sorted(placed)[0]} contradict each other: give one.")
         placer = Placer(Placement.of(**placed) if placement is None else placement)
         card = card if isinstance(card, Card) else load_card(card)
-        pair = load_pair(card, placer)
-        guidance = card.teacher.guidance_scale
-        step = functools.cache(lambda: step_flops(pair.teacher, card.height, card.width, guidance))
-        said = card.oracle
-        device = placer.placement.device
-        oracle = load_oracle(said.kind, card.path(said.source), pair.student.encode, said.settings, step, device)
-        if placer.elsewhere and hasattr(oracle, "through"):
-            oracle = cast(Any, oracle).through(placer.method, pair.student.encode, placer.signature)
+        student, teacher, encode = exchange.painters_of(card, placer)
+        said, oracle = card.oracle, None
+        if said.kind != "none":
+            scale = card.teacher.guidance_scale
+            step = functools.cache(lambda: step_flops(teacher, card.height, card.width, scale))
+            # Of a teacher that is called whole nothing says what a step takes.
+            known = None if isinstance(teacher, WholePainter) else step
+            device = placer.placement.device
+            oracle = load_oracle(said.kind, card.path(said.source), encode, said.settings, known, device)
+            if placer.elsewhere and hasattr(oracle, "through"):
+                oracle = cast(Any, oracle).through(placer.method, encode, placer.signature)
         path = None if card.calibration is None else card.path(card.calibration)
         own = Calibration.load(path) if path is not None and path.exists() and calibration is None else None
-        pipe = cls(pair.student, pair.teacher, oracle, card_settings(card), own, card)
+        pipe = cls(student, teacher, oracle, card_settings(card), own, card)
         pipe._placer = placer
         if calibration is not None:
             pipe.use(Calibration.load(Path(calibration)))
         return pipe if task == "text-to-image" else pipe.for_task(task)
+
+    @classmethod
+    def from_pipelines(
+        cls,
+        student: Any,
+        teacher: Any,
+        oracle: Oracle | tuple[str, str | Path] | None = None,
+        settings: CascadeSettings | None = None,
+        calibration: Calibration | None = None,
+        text: TextSettings | None = None,
+        level: exchange.Level = "auto",
+        **changes: Any,
+    ) -> AdaptivePipeline:
+        """From two pipelines of diffusers', whose parts are used as they are: no weight is copied.
+
+        `level`: `steps` takes them apart, which needs one family, `sd`, `sdxl`, `sd3` or `flux`, float32, and one reading of
+        prompts; `images` calls them whole (`cascade.images`), whatever they are; `auto` is `steps` where both are of one
+        known family. Settings, where not given, are what schedulers and calls suggest; `changes` are fields of them.
+
+        `oracle`: one that is loaded, or its kind and folder. Fingerprints are by content (`models.content`), not by files.
+        Raises `ModelError` for pipelines that can't be used so.
+        """
+        if level not in ("auto", "steps", "images"):
+            raise SettingError(f"level={level!r} is not known: auto, steps and images are.")
+        family = exchange.family_of(student)
+        if level == "steps" or (level == "auto" and family is not None and family == exchange.family_of(teacher)):
+            made = exchange.steps_of(student, teacher, oracle, settings, text, changes)
+        else:
+            made = exchange.images_of(student, teacher, oracle, settings, changes)
+        pipe = cls(made.student, made.teacher, made.oracle, made.settings)
+        pipe.pipes = made.pipes
+        if calibration is not None:
+            pipe.use(calibration)
+        return pipe
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_id: str | Path,
+        calibration: str | Path | None = None,
+        task: str = "text-to-image",
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> AdaptivePipeline:
+        """What `save_pretrained` wrote, or `allaprima distill`: a folder with a card.yaml, or a hub's repository of one.
+
+        Of a repository only safetensors, configs and texts are fetched. Raises `ModelError`.
+        """
+        return cls.from_card(load_card(exchange.fetched(folder_or_id, revision, token)), calibration, task)
+
+    def save_pretrained(self, folder: str | Path, name: str | None = None, license: str | None = None) -> Path:
+        """Write student, teacher, oracle, calibration and settings as a folder; returns its card.
+
+        What both models share is written once; a LoRA student as its LoRA. Fingerprints stay, so that a calibration holds.
+        Files of the same names are replaced. `license`: of models that come from pipelines, which don't say. Raises
+        `SettingError`, `ModelError`.
+        """
+        return exchange.save(self, folder, name, license)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload an adaptive pipeline",
+        token: str | None = None,
+        license: str | None = None,
+        api: Any = None,
+    ) -> Any:
+        """`save_pretrained` into a repository of the hub, made if it isn't there; returns what the hub says of the commit.
+
+        `api`: a `huggingface_hub.HfApi`, for another endpoint.
+        """
+        return exchange.push(self, repo_id, api, private, revision, commit_message, token, license)
 
     def for_task(self, task: str) -> AdaptivePipeline:
         """The same models for another task, with the card's net for it (see `from_card`)."""
@@ -254,9 +343,27 @@ class AdaptivePipeline:
             return self.calibration.steered(budget, action) if steer else self.calibration.policy_for(budget, action)
         return ThresholdPolicy(threshold, Decision(settings.strategy))
 
-    def machine(self, settings: CascadeSettings, policy: Policy) -> Machine:
+    @property
+    def level(self) -> str:
+        """`steps`, or `images` where a model is called whole (`cascade.images`)."""
+        whole = isinstance(self.student, WholePainter) or isinstance(self.teacher, WholePainter)
+        return "images" if whole else "steps"
+
+    def machine(self, settings: CascadeSettings, policy: Policy) -> Machine | ImageMachine:
         """The machine of a run. Raises `SettingError` for settings that these models' schedules can't meet."""
-        return Machine(self.student, self.teacher, self.oracle, policy, settings)
+        student, teacher = self.student, self.teacher
+        if not isinstance(student, WholePainter) and not isinstance(teacher, WholePainter):
+            return Machine(student, teacher, self.oracle, policy, settings)
+        last_time, interval = settings.teacher_last_time, settings.teacher_guidance_interval
+        if isinstance(teacher, WholePainter):
+            if last_time is not None or interval is not None:
+                raise SettingError(
+                    "a teacher that is called whole has no last_time and no guidance interval: leave them out."
+                )
+        else:
+            teacher = StepPainter(teacher, False, last_time, interval)
+        student = student if isinstance(student, WholePainter) else StepPainter(student, True)
+        return ImageMachine(student, teacher, self.oracle, policy, settings)
 
     def stream(
         self, requests: Iterable[Request], settings: CascadeSettings | None = None, policy: Policy | None = None
@@ -284,8 +391,12 @@ class AdaptivePipeline:
         mask_image: Images | None = None,
         control_image: Images | Sequence[Images] | None = None,
         controlnet_conditioning_scale: float | Sequence[float] = 1.0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         **changes: Any,
-    ) -> AdaptiveOutput:
+    ) -> AdaptiveOutput | Any:
         """Paint; arguments are named as diffusers names them, the rest are fields of `CascadeSettings`.
 
         `num_inference_steps` is the teacher's. A picture's seed is `seed + its place`, or the given list's entry, or
@@ -293,9 +404,22 @@ class AdaptivePipeline:
         `strength` in (0, 1) says how much, 0.8 as diffusers has it, or 1 with a mask; `mask_image` where (white is painted
         anew). The teacher regenerates then unless `strategy` says otherwise: refining an edit is noise on noise.
         With ControlNets (`with_controlnets`) `control_image` is one picture for all prompts or one each; with several nets
-        a list of these, one a net; `controlnet_conditioning_scale` says how much they are heeded. Raises `PromptError` or
-        `SettingError` before anything is painted.
+        a list of these, one a net; `controlnet_conditioning_scale` says how much they are heeded.
+
+        `output_type`: `pil`, `np` `(N, H, W, 3)` or `pt` `(N, 3, H, W)`, in [0, 1]. With `return_dict=False` a tuple comes
+        back whose first entry is the pictures. `callback_on_step_end(pipe, step, timestep, {"latents": (B, C, h, w)})` is
+        called after every step of a batch, student's first, `step` counting on; latents in the mapping it returns replace
+        those, and an exception ends the call.
+
+        Raises `PromptError` or `SettingError` before anything is painted; `PaintingError`, which holds all results, after,
+        when a picture failed.
         """
+        if output_type not in OUTPUTS:
+            raise SettingError(f"output_type={output_type!r} is not known: {', '.join(OUTPUTS)} are.")
+        if callback_on_step_end is not None and not set(callback_on_step_end_tensor_inputs) <= {"latents"}:
+            raise SettingError(
+                f"callback_on_step_end_tensor_inputs={list(callback_on_step_end_tensor_inputs)}: 'latents' can be had."
+            )
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if num_images_per_prompt < 1:
             raise SettingError(f"num_images_per_prompt={num_images_per_prompt!r} must be at least 1.")
@@ -340,13 +464,24 @@ class AdaptivePipeline:
         machine = self.machine(settings, policy)
         for r in requests:
             machine.check(r)
+        if callback_on_step_end is not None:
+            if isinstance(machine, ImageMachine):
+                raise SettingError("callback_on_step_end: models that are called whole show no steps. Leave it out.")
+            machine.on_step = _Steps(self, callback_on_step_end, bool(callback_on_step_end_tensor_inputs))
         results = list(run(machine, requests))
         results.sort(key=lambda r: r.request.index)
-        failed = next((r for r in results if r.image is None), None)
-        if failed is not None:
-            raise PromptError(failed.error or "this prompt could not be painted")
+        failed = [r for r in results if r.image is None]
+        if failed:
+            raise PaintingError(
+                f"{len(failed)} of {len(results)} pictures failed, the first: {failed[0].error}. The others are in this"
+                " error's `results`.",
+                results,
+            )
+        images = OUTPUTS[output_type](torch.stack([r.image for r in results if r.image is not None]))
+        if not return_dict:
+            return (images,)
         return AdaptiveOutput(
-            [to_pil(r.image) for r in results if r.image is not None],
+            images,
             [r.score for r in results],
             [str(r.decision) for r in results],
             [r.cost for r in results],
@@ -357,6 +492,22 @@ class AdaptivePipeline:
 def _backend(painter: Painter) -> str:
     """What a painter's networks run on; of painters of other makes nothing is known."""
     return str(getattr(painter, "fingerprints", {}).get("backend", DEFAULT))
+
+
+class _Steps:
+    """A caller's callback, as the machine calls it."""
+
+    def __init__(self, pipe: AdaptivePipeline, callback: StepCallback, latents: bool) -> None:
+        self._pipe, self._callback, self._latents, self._step = pipe, callback, latents, 0
+
+    def __call__(self, latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """What the latents `(B, C, h, w)` become; `t: (B,)` the times they were painted at."""
+        said = self._callback(self._pipe, self._step, t, {"latents": latents} if self._latents else {})
+        self._step += 1
+        changed = latents if said is None else said.get("latents", latents)
+        if changed.shape != latents.shape:
+            raise SettingError(f"a callback made latents of {tuple(changed.shape)}: {tuple(latents.shape)} are due.")
+        return changed
 
 
 def card_settings(card: Card) -> CascadeSettings:

@@ -128,7 +128,7 @@ def test_what_can_be_no_pair_is_named(tmp_path):
     index.write_text(json.dumps({"_class_name": "PixArtAlphaPipeline"}))
     config = tmp_path / "sd" / "unet" / "config.json"
     config.write_text(json.dumps({"_class_name": "PixArtTransformer2DModel"}))
-    with pytest.raises(ModelError, match=r"no known family .*sd, sdxl, sd3, .*image-level fallback"):
+    with pytest.raises(ModelError, match=r"no known family .*sd, sdxl, sd3, .*family: any"):
         guess("sd", "sd", None, "x", tmp_path)
     with pytest.raises(ModelError, match="acme/thing is not on this machine"):
         guess("acme/thing", "flux", None, "x", tmp_path)
@@ -145,3 +145,18 @@ def test_alike_is_about_weights_and_configs(tmp_path):
     config = json.loads((b / "config.json").read_text())
     (b / "config.json").write_text(json.dumps({**config, "scaling_factor": 1.0}))
     assert not alike(a, b)
+
+
+def test_a_card_of_servers_is_shown_without_an_estimate(tmp_path, capsys):
+    far = {"remote": {"url": "http://127.0.0.1:9/v1", "model": "big"}, "guidance_scale": 1.0, "license": "theirs"}
+    raw = {
+        "name": "far", "family": "any", "description": "far", "height": 16, "width": 16, "student": {**far, "steps": 2},
+        "teacher": {**far, "steps": 5}, "oracle": {"kind": "none", "license": "none"},
+    }  # fmt: skip
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(raw))
+    allaprima("card", "show", tmp_path)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "student's server" in out
+    assert "big at http://127.0.0.1:9/v1" in out
+    assert "is not there" not in out
+    assert "Memory isn't estimated" in out

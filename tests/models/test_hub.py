@@ -267,7 +267,7 @@ def test_pairs_that_do_not_fit_are_named(tmp_path):
 def test_an_unknown_family_names_the_known_and_the_fallback(tmp_path):
     raw = yaml.safe_load(card("sd", tmp_path).read_text())
     (tmp_path / "card.yaml").write_text(yaml.safe_dump({**raw, "family": "pixart"}))
-    with pytest.raises(ModelError, match=r"'pixart': sd, sdxl, sd3, .*image-level fallback"):
+    with pytest.raises(ModelError, match=r"'pixart': sd, sdxl, sd3, .*family: any"):
         load_pair(load_card(tmp_path))
 
 

@@ -87,6 +87,10 @@ class Job:
     """After a second look: `draft` or `final`, whichever scored higher."""
     warning: str | None = None
     """What went wrong without stopping this picture."""
+    error: str | None = None
+    """Why there is no picture."""
+    steps: int | None = None
+    """Network steps so far, where painters count them themselves (`cascade.images`)."""
     cost: Cost = field(default_factory=Cost)
 
     @property

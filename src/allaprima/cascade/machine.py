@@ -8,7 +8,6 @@ mates, to the bit (eager float32, fixed threads).
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,18 +26,8 @@ from allaprima.cascade.given import (
     teacher_plan,
 )
 from allaprima.cascade.job import Job, Request, Stage
-from allaprima.cascade.painter import (
-    Controlled,
-    Drafts,
-    Negates,
-    Painter,
-    Reads,
-    RefinesOnly,
-    Routed,
-    Scorer,
-    ScoresGiven,
-    Sized,
-)
+from allaprima.cascade.look import charge, count_draft, decide, look, pad, padded, recheck
+from allaprima.cascade.painter import Controlled, Drafts, Negates, Painter, Reads, RefinesOnly, Routed, Scorer, Sized
 from allaprima.cascade.policy import Context, Decision, Policy
 from allaprima.cascade.settings import MAX_STEPS, CascadeSettings
 from allaprima.core.errors import SettingError
@@ -50,6 +39,8 @@ from allaprima.diffusion.schedule import Schedule
 from allaprima.diffusion.solvers import make_solver
 from allaprima.diffusion.solvers.solver import Solver, Step, begun
 
+OnStep = Callable[[Tensor, Tensor], Tensor]
+"""What a caller does after a step: `(latents (B, C, h, w), times (B,)) -> latents`."""
 STUDENT = "student"
 """The student's name for noises and costs."""
 
@@ -94,6 +85,7 @@ class Machine:
                 f" {tuple(theirs)}: a draft can't be refined there. Choose two models of one autoencoder."
             )
         self._clock = time.perf_counter
+        self.on_step: OnStep | None = None
         self._routed = student if isinstance(student, Routed) else None
         self._rough = student if isinstance(student, Drafts) and student.rough_drafts else None
         self._student = self._hand(STUDENT, student, s.student_solver, s.student_steps, s.student_guidance)
@@ -244,6 +236,8 @@ class Machine:
         phase = torch.tensor([p.phase for p in steps])
         back = torch.tensor([float("nan") if p.noise_to is None else p.noise_to for p in steps], dtype=torch.float64)
         x_s, state = hand.solver.step(x_t, x0, t, s, state, noise, phase, back)
+        if self.on_step is not None:
+            x_s = self.on_step(x_s, t)
         for i, job in enumerate(jobs):
             back_to = steps[i].noise_to
             now = steps[i].s if back_to is None else back_to
@@ -286,12 +280,11 @@ class Machine:
         drafts = self._decode(self._student.painter.decode if self._rough is None else self._rough.decode_draft, jobs)
         self._charge(jobs, "decode", 0, begun)
         begun = self._clock()
-        for job, draft, score in zip(jobs, drafts, self._look(jobs, drafts), strict=True):
-            job.attempts += 1
-            if job.draft is None or _beats(score, job.score):
-                job.draft, job.score, job.best_x = draft.clone(), score, job.x
+        scores = look(self.oracle, jobs, drafts, self.settings.batch_size)
+        for job, draft, score in zip(jobs, drafts, scores, strict=True):
+            count_draft(job, draft, score)
         for job in jobs:
-            self._decide(job)
+            decide(self.policy, job, self._context([job]))
         self._charge(jobs, "oracle", 1 if self.oracle is not None else 0, begun)
         for job in jobs:
             decision = job.decision
@@ -305,31 +298,6 @@ class Machine:
                 self._enter_from(job, Stage.STUDENT, noise)
             else:
                 self._enter_teacher(job)
-
-    def _decide(self, job: Job) -> None:
-        """One by one and in order: a steered threshold moves with every decision, and each is kept with its own."""
-        job.threshold = self.policy.threshold
-        score = float("nan") if job.score is None else job.score
-        (job.decision,) = self.policy.decide([score], self._context([job]))
-
-    def _look(self, jobs: Sequence[Job], images: Tensor) -> list[float | None]:
-        """The oracle's scores; an oracle that raises costs the pictures it raises for their score (nan), not the run."""
-        if self.oracle is None:
-            return [None] * len(jobs)
-        try:
-            padded = self._scores(self.oracle, jobs, self._pad(images), self._padded([j.request.prompt for j in jobs]))
-        except Exception as e:
-            if len(jobs) > 1:
-                return [self._look([job], images[i : i + 1])[0] for i, job in enumerate(jobs)]
-            jobs[0].warning = f"the oracle failed: {type(e).__name__}: {e}"
-            return [float("nan")]
-        return [float(v) for v in padded[: len(jobs)]]
-
-    def _scores(self, oracle: Scorer, jobs: Sequence[Job], images: Tensor, prompts: list[str]) -> Tensor:
-        if not isinstance(oracle, ScoresGiven) or not jobs[0].request.controls:
-            return oracle.score(images, prompts)
-        given = [torch.cat([j.cond.tensors[f"control_{k}"] for j in jobs]) for k in range(len(jobs[0].request.controls))]
-        return oracle.score_given(images, prompts, [self._pad(c) for c in given])
 
     def _enter_teacher(self, job: Job) -> None:
         if job.decision is Decision.REFINE:
@@ -358,14 +326,11 @@ class Machine:
     def recheck(self, jobs: Sequence[Job]) -> None:
         """Score what the teacher made, and keep the better of it and the draft."""
         begun = self._clock()
-        images = torch.stack([j.image for j in jobs if j.image is not None])
-        for job, score in zip(jobs, self._look(jobs, images), strict=True):
-            job.final_score, job.kept, job.stage = score, "final", Stage.DONE
-            if _beats(job.score, score, self.policy.margin):
-                job.image, job.kept = job.draft, "draft"
-                if self._rough is not None:
-                    job.x = job.best_x
-                    (job.image,) = self._decode(self._student.painter.decode, [job])
+        recheck(self.oracle, self.policy, jobs, self.settings.batch_size)
+        for job in jobs:
+            if self._rough is not None and job.kept == "draft":
+                job.x = job.best_x
+                (job.image,) = self._decode(self._student.painter.decode, [job])
         self._charge(jobs, "oracle", 1, begun)
 
     def _decode(self, decode: Callable[[Tensor], Tensor], jobs: Sequence[Job]) -> Tensor:
@@ -375,29 +340,21 @@ class Machine:
         return torch.stack([pasted(job, image) for job, image in zip(jobs, images, strict=True)])
 
     def _pad(self, x: Tensor) -> Tensor:
-        """Rows up to the batch size, copies of the first one: a constant shape keeps kernels, and so bits, the same."""
-        missing = self.settings.batch_size - len(x)
-        return x if missing <= 0 else torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
+        return pad(x, self.settings.batch_size)
 
     def _padded(self, texts: list[str]) -> list[str]:
-        return texts + texts[:1] * (self.settings.batch_size - len(texts))
+        return padded(texts, self.settings.batch_size)
 
     def _charge(self, jobs: Sequence[Job], name: str, evaluations: int | Sequence[int], begun: float) -> None:
-        seconds = (self._clock() - begun) / len(jobs)
-        each = [evaluations] * len(jobs) if isinstance(evaluations, int) else evaluations
-        for job, n in zip(jobs, each, strict=True):
-            job.cost.add(name, n, seconds)
+        charge(jobs, name, evaluations, begun)
+
+    def act(self, stage: Stage, jobs: Sequence[Job]) -> None:
+        """Take jobs that are in one stage a step further."""
+        ACTIONS[stage](self, jobs)
 
 
 def _controls(painter: Painter) -> tuple[int, ...]:
     return painter.controls if isinstance(painter, Controlled) else ()
-
-
-def _beats(score: float | None, best: float | None, margin: float = 0.0) -> bool:
-    """Whether a score is better; no number never beats one, and any number beats none."""
-    if score is None or math.isnan(score):
-        return False
-    return best is None or math.isnan(best) or score > best + margin
 
 
 ACTIONS: dict[Stage, Callable[[Machine, Sequence[Job]], None]] = {

@@ -36,10 +36,13 @@ class Result:
     """After a second look: which picture `image` is, `draft` or `final`."""
     warning: str | None = None
     """What went wrong without stopping this picture, for example an oracle that failed."""
+    steps: int | None = None
+    """Network steps as the painters counted them; None: as the settings say."""
 
     def row(self) -> dict[str, Any]:
         """JSON-ready account of this picture, without timings that would differ between equal runs."""
         seldom: dict[str, Any] = {"final_score": self.final_score, "kept": self.kept, "warning": self.warning}
+        seldom["steps"] = self.steps
         seldom |= {"attempts": self.attempts} if self.attempts > 1 else {}
         if self.request.controls:
             scales = self.request.control_scales or (1.0,) * len(self.request.controls)

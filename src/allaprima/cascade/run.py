@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 from allaprima.cascade.job import Job, Request, Stage
-from allaprima.cascade.machine import ACTIONS, Machine
 from allaprima.cascade.result import Result
+from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import AllaprimaError
 
 
-def run(machine: Machine, requests: Iterable[Request]) -> Iterator[Result]:
+class Runs(Protocol):
+    """What a machine says and does here: the step-level one (`cascade.machine`), or that of whole pictures."""
+
+    @property
+    def settings(self) -> CascadeSettings:
+        """Of the run."""
+        ...
+
+    @property
+    def students(self) -> int:
+        """How many students share the drafts."""
+        ...
+
+    def check(self, request: Request) -> None:
+        """Raise `PromptError` or `SettingError` for a request that can't be painted."""
+        ...
+
+    def act(self, stage: Stage, jobs: Sequence[Job]) -> None:
+        """Take jobs that are in one stage a step further."""
+        ...
+
+
+def run(machine: Runs, requests: Iterable[Request]) -> Iterator[Result]:
     """Paint every request; results come as they are finished, not in order (`result.request.index` says which).
 
     Drafts run a full batch at a time; those of several students (`Machine.students`) are gathered, a batch for each, and
@@ -47,22 +70,22 @@ def run(machine: Machine, requests: Iterable[Request]) -> Iterator[Result]:
             waiting += [j for j in fresh if j.stage is not Stage.DONE]
 
 
-def _finish(machine: Machine, jobs: list[Job]) -> Iterator[Result]:
+def _finish(machine: Runs, jobs: list[Job]) -> Iterator[Result]:
     _advance(machine, jobs, until=(Stage.DONE,))
     yield from (_result(machine, j) for j in jobs)
 
 
-def _advance(machine: Machine, jobs: list[Job], until: tuple[Stage, ...]) -> None:
+def _advance(machine: Runs, jobs: list[Job], until: tuple[Stage, ...]) -> None:
     """Take jobs from stage to stage, the earliest first and all of it, until each has reached one of `until`."""
     while active := [j for j in jobs if j.stage not in until]:
         stage = min((j.stage for j in active), key=list(Stage).index)
         for batch in _batches(machine, [j for j in active if j.stage is stage]):
             while batch:
-                ACTIONS[stage](machine, batch)
+                machine.act(stage, batch)
                 batch = [j for j in batch if j.stage is stage]
 
 
-def _batches(machine: Machine, jobs: list[Job]) -> Iterator[list[Job]]:
+def _batches(machine: Runs, jobs: list[Job]) -> Iterator[list[Job]]:
     """Jobs of one stage in batches, in their order; what students paint, student by student."""
     groups: dict[int, list[Job]] = {}
     for job in jobs:
@@ -73,7 +96,7 @@ def _batches(machine: Machine, jobs: list[Job]) -> Iterator[list[Job]]:
             yield group[i : i + size]
 
 
-def _refusal(machine: Machine, request: Request) -> Result | None:
+def _refusal(machine: Runs, request: Request) -> Result | None:
     try:
         machine.check(request)
     except AllaprimaError as e:
@@ -81,7 +104,7 @@ def _refusal(machine: Machine, request: Request) -> Result | None:
     return None
 
 
-def _result(machine: Machine, job: Job, error: str | None = None) -> Result:
+def _result(machine: Runs, job: Job, error: str | None = None) -> Result:
     return Result(
         job.request,
         job.image,
@@ -91,9 +114,10 @@ def _result(machine: Machine, job: Job, error: str | None = None) -> Result:
         job.decision,
         job.cost,
         machine.settings,
-        error,
+        error or job.error,
         job.attempts,
         job.final_score,
         job.kept,
         job.warning,
+        job.steps,
     )

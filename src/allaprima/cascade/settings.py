@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from allaprima.core.asks import OWN
 from allaprima.core.errors import SettingError
 from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.diffusion.rollback import Sigma, Strength, Variance
@@ -47,10 +48,13 @@ class CascadeSettings:
         if not 1 <= self.batch_size <= MAX_BATCH:
             raise SettingError(f"batch_size={self.batch_size!r} is out of range: 1..{MAX_BATCH}; 16 is a good start.")
         for name in ("student_solver", "teacher_solver"):
+            value = getattr(self, name)
+            if value == OWN:
+                continue
             try:
-                check_solver(getattr(self, name))
+                check_solver(value)
             except SettingError as e:
-                raise SettingError(f"{name}={getattr(self, name)!r}: {e}") from e
+                raise SettingError(f"{name}={value!r}: {e}") from e
         if self.teacher_last_time is not None and solver_name(self.teacher_solver) not in TAKE_LAST_TIME:
             raise SettingError(
                 f"teacher_last_time={self.teacher_last_time!r} means nothing to {self.teacher_solver!r}:"

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from allaprima.models.card import Card, ModelSource, bundled_cards, load_card
 from allaprima.models.estimate import Estimate, estimate
+from allaprima.models.families.registry import FAMILIES
 from allaprima.models.hub import lacking
 from allaprima.models.licences import GATED, licence
 from allaprima.models.sources import Source, sources_of
@@ -85,6 +86,9 @@ def show_card_command(name: str, dtype: str, activations: bool) -> None:
         known = licence(name)
         console.print(f"  {escape(name)}: {escape(known.name)}; {escape(known.says)}")
     _print_missing(console, found)
+    if card.family not in FAMILIES or card.student.remote is not None or card.teacher.remote is not None:
+        console.print("[dim]Memory isn't estimated for models that are called whole, or are a server's.[/]")
+        return
     _print_memory(console, estimate(card, dtype, activations), dtype)
 
 

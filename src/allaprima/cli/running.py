@@ -245,6 +245,8 @@ def write_tables(folder: RunFolder, accounts: Sequence[dict[str, Any]], settings
 
 def steps_of(account: dict[str, Any], settings: CascadeSettings) -> int:
     """Network steps of one picture (a guided step is two evaluations but one step)."""
+    if "steps" in account:
+        return account["steps"]
     student = settings.student_steps * account.get("attempts", 1) if "student" in account["evaluations"] else 0
     if "teacher" not in account["evaluations"]:
         return student

@@ -7,10 +7,16 @@ AllaprimaError
  |   '- UnsafeWeights   a pickle where safetensors is due
  |- CalibrationError    an artifact that does not belong to these models and settings                (exit code 2)
  |- RunFolderError      an output folder of another run, or one that cannot be written               (exit code 2)
+ |- PaintingError       pictures that failed while others were painted; it holds them all             (exit code 2)
  '- TrainingError       a training that went wrong (NaN, resume of another recipe)                   (exit code 2)
 
 Each message names the value, the rule, and the next step.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 
 class AllaprimaError(Exception):
@@ -39,6 +45,14 @@ class CalibrationError(AllaprimaError):
 
 class RunFolderError(AllaprimaError):
     """An output folder belongs to another run or cannot be written."""
+
+
+class PaintingError(AllaprimaError):
+    """Pictures of a call failed; `results` holds all of them, those that were painted too."""
+
+    def __init__(self, message: str, results: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.results = list(results)
 
 
 class TrainingError(AllaprimaError):

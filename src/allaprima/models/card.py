@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from allaprima.core.asks import OWN
 from allaprima.core.errors import ModelError, UnsafeWeights
 from allaprima.core.folder import PICKLES
 from allaprima.models.hub import HubSource, fetched
@@ -23,6 +24,28 @@ from allaprima.models.hub import HubSource, fetched
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RemoteSource(_Strict):
+    """A server with OpenAI's images endpoints (`models.remote`)."""
+
+    url: str
+    """Up to and with `/v1`."""
+    model: str
+    key_env: str | None = None
+    """Environment variable that holds the key; None: the server asks for none."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds for one picture, all of the answer."""
+    retries: int = Field(default=4, ge=0, le=20)
+    """Tries after the first, of what may pass: 429, 5xx, no connection."""
+    concurrency: int = Field(default=4, ge=1, le=256)
+    """Requests at once."""
+    edits: bool = True
+    """Whether it has `/images/edits`, to paint over a picture."""
+    strength: bool = True
+    """Whether `/images/edits` takes a strength; editors that follow instructions (vLLM-Omni's Qwen-Image-Edit) don't."""
+    max_pixels: int = Field(default=2**24, ge=1)
+    """No picture with more is decoded."""
 
 
 class ModelSource(_Strict):
@@ -50,10 +73,14 @@ class ModelSource(_Strict):
     """Folder of SDXL's refiner, which with the teacher's `source` is one teacher (`models.families.sdxl_refiner`)."""
     refiner_from: float = Field(default=0.8, gt=0, lt=1)
     """The share of the schedule after which the refiner takes over (diffusers' `denoising_end`)."""
+    remote: RemoteSource | None = None
+    """A server that paints, in place of a folder. A teacher may name a source too: a student of a known family takes shared
+    components from there."""
     steps: int = Field(ge=1)
     guidance_scale: float = Field(ge=0)
-    solver: str
-    """By name, `NAME[:ETA][@SPACING]` (`diffusion.solvers`): `dpm_solver`, `euler@trailing`, `lcm@800`."""
+    solver: str = OWN
+    """By name, `NAME[:ETA][@SPACING]` (`diffusion.solvers`): `dpm_solver`, `euler@trailing`, `lcm@800`; `own`: a pipeline's
+    that is called whole, or a server's. Models of a known family need one by name."""
     license: str
     last_time: float | None = None
     """Where the teacher's last evaluation falls (`CascadeSettings.teacher_last_time`)."""
@@ -67,10 +94,11 @@ class ModelSource(_Strict):
 
     @model_validator(mode="after")
     def _one_or_several(self) -> Self:
-        alone = (self.source, self.lora, self.network)
-        if (alone == (None, None, None)) == (not self.students):
+        alone = (self.source, self.lora, self.network, self.remote)
+        if all(value is None for value in alone) == (not self.students):
             raise ValueError(
-                "either source, one folder, or students, several, is due (or network, or lora, a file that sits on one)"
+                "either source, one folder, or students, several, is due (or network, or lora, a file that sits on one;"
+                " or remote, a server)"
             )
         if bool(self.students) != (self.partition is not None):
             raise ValueError("students and partition belong together: give both or neither")
@@ -83,12 +111,15 @@ class OracleSource(_Strict):
     """The reference-free scorer."""
 
     kind: str
-    """One of `oracles.load.ORACLES`."""
+    """One of `oracles.load.ORACLES`; `none`: no oracle, so that drafts are all accepted or all refined."""
     source: str = "."
     """Folder, relative to the card; kinds without weights of their own (`vqa`) need none."""
     license: str
     settings: dict[str, Any] = {}
     """By kind, checked when the oracle is loaded (`oracles.settings`)."""
+    encoder: str | None = None
+    """Card (name, or path relative to this one) whose text encoder reads prompts for it, where the card's own models have
+    none to lend: pipelines used whole, and remote ones."""
 
 
 class ControlSource(_Strict):
@@ -136,7 +167,8 @@ class Card(_Strict):
 
     name: str
     family: str
-    """`sd`, `sdxl`, `sd3`, `flux`, `sana`, `qwen-image` or `z-image` (`models.families.registry`)."""
+    """`sd`, `sdxl`, `sd3`, `flux`, `sana`, `qwen-image` or `z-image` (`models.families.registry`), or `any`: pipelines that are
+    called whole."""
     description: str
     height: int = Field(ge=8)
     width: int = Field(ge=8)
@@ -156,6 +188,8 @@ class Card(_Strict):
     keywords: str | None = None
     """Text file of other words for them, `concept: keyword, keyword, ...` a line, relative to the card."""
     styles: tuple[str, ...] = ()
+    fingerprints: Literal["files", "content"] = "files"
+    """What models are known by: the bytes of their files, or their tensors and configs (`models.content`)."""
     folder: Path = Path()
 
     def path(self, source: str, components: Sequence[str] | None = None) -> Path:
@@ -268,9 +302,20 @@ def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     if isinstance(oracle, dict) and oracle.get("kind", base["oracle"]["kind"]) != base["oracle"]["kind"]:
         # Settings belong to a kind.
         base["oracle"].pop("settings", None)
+    encoder = base["oracle"].get("encoder")
+    if encoder is not None and other.beside(encoder).exists():
+        base["oracle"]["encoder"] = str(other.beside(encoder))
+    for part in ("student", "teacher"):
+        said = raw.get(part)
+        if isinstance(said, dict) and "remote" in said:
+            # A server has its own scheduler: of the folder's entries only where it is stays, for what is shared.
+            kept = ("source", "license") if part == "teacher" else ("license",)
+            base[part] = {k: v for k, v in base[part].items() if k in kept}
     student = raw.get("student")
     if isinstance(student, dict) and not student.keys().isdisjoint(("source", "network", "students", "lora")):
-        replaced = ("source", "network", "students", "partition", "resident", "lora", "lora_scale", "prediction")
+        replaced = (
+            "source", "network", "students", "partition", "resident", "lora", "lora_scale", "prediction", "remote",
+        )  # fmt: skip
         base["student"] = {k: v for k, v in base["student"].items() if k not in replaced}
     return _merged(base, {k: v for k, v in raw.items() if k != "extends"})
 

@@ -119,7 +119,7 @@ def family_of(model: Model) -> tuple[str, str]:
     if found is None or found not in FAMILIES:
         raise ModelError(
             f"{model.text} is of no known family ({why or f'its network is a {name}'}): {', '.join(FAMILIES)} are. A"
-            " pipeline of diffusers of any other kind works through the image-level fallback, which hands over pictures."
+            " pipeline of diffusers of any other kind is called whole: a card of family: any (docs/any-model.md)."
         )
     return found, why
 

@@ -60,21 +60,43 @@ def add_adapters(
         p.requires_grad_(".lora_" in name)
 
 
-def save_lora(network: Any, folder: Path) -> Path:
-    """Write the adapters of `network` in diffusers' format; returns the file.
+def lora_layers(network: Any) -> dict[str, Tensor] | None:
+    """Tensors of the adapter that is on `network`, scale multiplied into B, named as in a file; None: there is none.
 
-    `alpha / rank` is multiplied into B: not every program reads alpha, and without one all of them take 1.
+    Raises `ModelError` for several at once: they are several files.
     """
+    if not getattr(network, "peft_config", None):
+        return None
     peft = _peft()
+    on = [name for name in network.active_adapters()] if hasattr(network, "active_adapters") else list(network.peft_config)
+    if len(on) != 1:
+        raise ModelError(
+            f"{len(on)} LoRA adapters are active ({', '.join(on)}): one is due. Fuse them (`fuse_lora`), or leave one."
+        )
+    # Under peft's own names. Diffusers' older ones (`convert_state_dict_to_diffusers`) exist for attention only, and its
+    # loader reads a file with both as if it had one kind.
+    layers: dict[str, Tensor] = peft.get_peft_model_state_dict(network, adapter_name=on[0])
+    for name in layers:
+        if ".lora_B." in name:
+            # The scale is alpha / rank and what `set_adapters` says. Not every program reads alpha; without one all take 1.
+            layers[name] = layers[name] * network.get_submodule(name.split(".lora_B.")[0]).scaling[on[0]]
+    return {k: v.detach().float().contiguous().cpu() for k, v in layers.items()}
+
+
+def read_lora(file: Path, component: str, scale: float = 1.0) -> dict[str, Tensor]:
+    """Tensors of a file that `save_lora` wrote, as `lora_layers` names them; `scale` is multiplied into B as there."""
+    from safetensors.torch import load_file
+
+    found = {k.removeprefix(f"{component}."): v.float() for k, v in load_file(file).items()}
+    return {k: v * scale if ".lora_B." in k else v for k, v in found.items()}
+
+
+def save_lora(network: Any, folder: Path) -> Path:
+    """Write the adapters of `network` in diffusers' format; returns the file. The scale is multiplied into B."""
     from diffusers.loaders import lora_pipeline
 
     mixin, component = _mixin(network)
-    config = network.peft_config["default"]
-    scale = config.lora_alpha / config.r
-    # Under peft's own names. Diffusers' older ones (`convert_state_dict_to_diffusers`) exist for attention only, and its
-    # loader reads a file with both as if it had one kind.
-    layers: dict[str, Tensor] = peft.get_peft_model_state_dict(network)
-    layers = {k: (v * scale if ".lora_B." in k else v).detach().float().contiguous().cpu() for k, v in layers.items()}
+    layers = lora_layers(network)
     getattr(lora_pipeline, mixin).save_lora_weights(folder, **{f"{component}_lora_layers": layers})
     return folder / FILE
 

@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 
-from allaprima.core.errors import ModelError
+from allaprima.core.errors import ModelError, SettingError
 from allaprima.models.card import Card, TextSettings
 from allaprima.models.compatible import check_pair
+from allaprima.models.content import ContentPrints, content_fingerprint, scheduler_fingerprint, with_lora
 from allaprima.models.draft_vae import with_draft_vae
 from allaprima.models.families.family import Family
 from allaprima.models.families.registry import FAMILIES as FAMILIES
 from allaprima.models.families.registry import FamilyEntry
 from allaprima.models.families.sdxl_refiner import experts, telling
 from allaprima.models.load import check_weights, fingerprint, load_weights, read_json, weight_files
-from allaprima.models.lora import adapted, check_lora, fuse_lora, fused_fingerprint
+from allaprima.models.lora import adapted, check_lora, fuse_lora, fused_fingerprint, read_lora
 from allaprima.models.multi_student import MultiStudent, load_multi_student
 from allaprima.models.place import Placer, in_memory
 
@@ -42,8 +43,8 @@ def load_pair(card: Card, placer: Placer | None = None) -> Pair:
     """
     if card.family not in FAMILIES:
         raise ModelError(
-            f"card {card.name!r} is of the family {card.family!r}: {', '.join(FAMILIES)} can be loaded. Pipelines of"
-            " diffusers of other kinds work through the image-level fallback, which hands over pictures, not latents."
+            f"card {card.name!r} is of the family {card.family!r}: {', '.join(FAMILIES)} can be loaded step by step."
+            " Pipelines of diffusers of other kinds are called whole, with family: any, by AdaptivePipeline and `generate`."
         )
     family, student = FAMILIES[card.family], card.student
     odd = [name for name in student.share if name not in family.shared]
@@ -63,7 +64,7 @@ def load_pair(card: Card, placer: Placer | None = None) -> Pair:
     if placer is not None:
         placer.check(card.family)
     base = card.path(card.teacher.source, family.needed())
-    teacher: Any = _predicting(_read(placer, family, base, card.text), card.teacher.prediction)
+    teacher: Any = predicting(_read(placer, family, base, card.text), card.teacher.prediction)
     if card.teacher.refiner is not None:
         refiner, load = card.path(card.teacher.refiner, family.needed()), partial(_read, placer, family)
         teacher = experts(teacher, refiner, card.teacher.refiner_from, load)
@@ -74,6 +75,13 @@ def load_pair(card: Card, placer: Placer | None = None) -> Pair:
         )
     if placer is not None:
         placer.check(card.family, card.teacher.refiner is not None or getattr(teacher, "refines_only", False))
+        if card.fingerprints == "content":
+            raise SettingError(
+                f"card {card.name!r} says fingerprints: content, which reads every tensor, and networks that are put elsewhere are"
+                " read last. Leave the placement out, or say fingerprints: files."
+            )
+    elif card.fingerprints == "content":
+        teacher = by_content(teacher, base, card.family)
     made = telling(_student(card, family, base, teacher, placer), teacher)
     check_pair(card, made, teacher)
     made = with_draft_vae(card, made)
@@ -98,11 +106,15 @@ def _student(card: Card, family: FamilyEntry, base: Path, teacher: Family, place
     """The student of a card whose teacher's folder is `base`."""
     student = card.student
     if not student.students:
-        return _predicting(_single(card, family, base, teacher, placer), student.prediction)
+        return predicting(_single(card, family, base, teacher, placer), student.prediction)
     if student.prediction is not None:
         raise ModelError(
             f"card {card.name!r}: student.prediction={student.prediction!r} with several students: their schedulers' folders"
             " say what they predict. Leave it out."
+        )
+    if card.fingerprints == "content":
+        raise ModelError(
+            f"card {card.name!r}: fingerprints: content with several students, which are known by their files. Leave it out."
         )
     needed = family.needed(student.share)
     folders, partition = [card.path(f, needed) for f in student.students], card.path(student.partition or "")
@@ -119,8 +131,10 @@ def _single(card: Card, family: FamilyEntry, base: Path, teacher: Family, placer
     alone = source != base and student.lora is not None and not (source / family.component).is_dir()
     # What sits on the teacher's network has everything else in common with it, too.
     share = student.share or (_common(family, teacher) if student.source is None or alone else ())
+    by_tensors, known = card.fingerprints == "content", list[str]()
     if student.lora is None and student.network is None:
-        return _read(placer, family, source, card.text, teacher, share)
+        model = _read(placer, family, source, card.text, teacher, share)
+        return by_content(model, source, card.family, None, teacher) if by_tensors else model
     folder = (base if alone else source) / family.component
     # Adapters without a network of their own sit beside the teacher's weights, where both can be the same tensors.
     beside = student.network is None and (student.source is None or alone) and (placer is None or placer.shares)
@@ -133,13 +147,18 @@ def _single(card: Card, family: FamilyEntry, base: Path, teacher: Family, placer
     def read() -> Any:
         network = in_memory(teacher.network) if beside else load()
         if file is not None:
+            if by_tensors and not beside:
+                # Of base and adapters, as of a network whose adapters aren't fused.
+                adapters = read_lora(file, family.component, student.lora_scale)
+                known.append(with_lora(content_fingerprint(network), adapters))
             network = (adapted if beside else fuse_lora)(network, file, student.lora_scale)
         # Fused weights and those of a file are contiguous ones; the teacher's own are left as they are.
         return network.to(memory_format=torch.channels_last) if family.component == "unet" and not beside else network
 
     network = read() if placer is None else placer.waiting(config, read)
     model = family.load(source, card.text, teacher, share, network)
-    return model.with_network(network, {**model.fingerprints, family.component: print_})
+    model = model.with_network(network, {**model.fingerprints, family.component: print_})
+    return by_content(model, source, card.family, known[0] if known else None, teacher) if by_tensors else model
 
 
 def _network(card: Card, family: FamilyEntry, folder: Path) -> tuple[Path, Callable[[], Any], str]:
@@ -154,7 +173,7 @@ def _network(card: Card, family: FamilyEntry, folder: Path) -> tuple[Path, Calla
     return folder, partial(load_weights, folder, place), print_
 
 
-def _predicting(model: Any, prediction: str | None) -> Any:
+def predicting(model: Any, prediction: str | None) -> Any:
     """The model with what a card says it predicts."""
     if prediction is None:
         return model
@@ -164,3 +183,19 @@ def _predicting(model: Any, prediction: str | None) -> Any:
 
 def _common(family: FamilyEntry, teacher: Family) -> tuple[str, ...]:
     return tuple(name for name in family.shared if name in teacher.fingerprints)
+
+
+def by_content(model: Any, folder: Path, family: str, network: str | None = None, beside: Any = None) -> Any:
+    """A model of `folder` with fingerprints by content.
+
+    `network`: the trained network's, where it isn't what its tensors say (adapters were multiplied in). Parts that are
+    `beside`'s, too, are hashed once.
+    """
+    entry = FAMILIES[family]
+    # A refiner has no first text encoder.
+    parts = {name: getattr(model, name) for name in (entry.component, *entry.shared) if hasattr(model, name)}
+    known = {"scheduler": scheduler_fingerprint(folder / "scheduler")}
+    known |= {} if network is None else {entry.component: network}
+    known |= {k: v for k, v in model.fingerprints.items() if k not in parts and k not in known}
+    prints = None if beside is None else beside.fingerprints
+    return model.with_network(model.network, ContentPrints(parts, known, getattr(prints, "cache", None)))

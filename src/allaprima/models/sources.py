@@ -55,7 +55,12 @@ def sources_of(card: Card) -> list[Source]:
         found.append(_source(card, "network of the student", student.network, student.license, None))
     if student.lora is not None:
         found.append(_source(card, "LoRA of the student", student.lora, student.license, None))
-    found.append(_source(card, "oracle", card.oracle.source, card.oracle.license, None))
+    for whose, side in (("teacher", card.teacher), ("student", card.student)):
+        if side.remote is not None:
+            text = f"{side.remote.model} at {side.remote.url}"
+            found.append(Source(f"{whose}'s server", text, side.license, None, None, Path(), ()))
+    if card.oracle.kind != "none":
+        found.append(_source(card, "oracle", card.oracle.source, card.oracle.license, None))
     return found
 
 

@@ -145,4 +145,7 @@ def load_oracle(
     """
     if kind not in ORACLES:
         raise ModelError(f"oracle kind {kind!r} is not known: {', '.join(ORACLES)} are. Mend `oracle.kind` in the card.")
-    return ORACLES[kind](Ask(kind, Path(folder), settings or {}, encode, step, device))
+    made: Any = ORACLES[kind](Ask(kind, Path(folder), settings or {}, encode, step, device))
+    # So that it can be saved with the models it goes with, to the byte.
+    made.folder, made.kind, made.said = Path(folder), kind, dict(settings or {})
+    return made

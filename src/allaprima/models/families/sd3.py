@@ -139,12 +139,12 @@ def load_sd3(
     if (parts["text_encoder_3"] is None) != (parts["tokenizer_3"] is None):
         raise ModelError(f"{folder} has one of {' and '.join(T5)}: give both, or neither for zeros in T5's place.")
     return SD3Model(
-        network, **parts, schedule=_flow(folder, config), prediction="flow_prediction", text=text,
+        network, **parts, schedule=read_flow(folder, config), prediction="flow_prediction", text=text,
         num_train_timesteps=int(config.get("num_train_timesteps", 1000)), fingerprints={**prints, **more},
     )  # fmt: skip
 
 
-def _flow(folder: Path, config: Mapping[str, Any]) -> Flow:
+def read_flow(folder: Path, config: Mapping[str, Any]) -> Flow:
     """The schedule of a FlowMatchEulerDiscreteScheduler. Raises `ModelError` for a grid that `Flow` doesn't have."""
     odd = [k for k in ("use_dynamic_shifting", "shift_terminal", "invert_sigmas", "stochastic_sampling") if config.get(k)]
     if odd:

@@ -1,0 +1,80 @@
+"""What is asked of a painter that paints whole pictures, and what it gives back: a pipeline that is called, a server that is
+asked, models taken step by step elsewhere. The cascade of such painters is `cascade.images`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+OWN = "own"
+"""Name of the solver that a painter brings itself: nobody else chooses it."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One picture, from its prompt, or from a picture that is painted over."""
+
+    prompt: str
+    seed: int
+    """Of a generator of this picture's own; below 2^31, which every server takes."""
+    steps: int
+    """Network steps: N means N, whatever the strength."""
+    guidance: float
+    height: int
+    width: int
+    negative_prompt: str = ""
+    solver: str = OWN
+    image: Tensor | None = None
+    """`(3, H, W)` in [0, 1], painted over; None: from the prompt alone."""
+    strength: float = 1.0
+    """In (0, 1): the share of the schedule that `image` is noised up to."""
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A picture and what it took."""
+
+    image: Tensor
+    """`(3, H, W)` in [0, 1]."""
+    steps: int
+    """As the painter counted them, else as asked."""
+    evaluations: float
+    """Network evaluations: a guided step is two where the painter tells that it is guided."""
+
+
+@runtime_checkable
+class WholePainter(Protocol):
+    """Paints whole pictures, or paints over them."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What a calibration is tied to."""
+        ...
+
+    @property
+    def paints_over(self) -> bool:
+        """Whether it can be given a picture (image to image)."""
+        ...
+
+    def check(self, ask: Ask) -> None:
+        """Raise `PromptError` or `SettingError` for what can't be painted, before anything is."""
+        ...
+
+    def paint(self, asks: Sequence[Ask], batch: int) -> list[Painted | Exception]:
+        """One answer an ask, in order; an exception where that picture failed. `batch`: the run's batch size."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """`(B, L, D)` hidden states of prompts, for oracles that read them. Raises `ModelError` if it has none."""
+        ...
+
+
+def grid_for(steps: int, strength: float) -> int:
+    """Steps of a whole schedule whose last `strength` are `steps` of them, by diffusers' rule `int(n * strength)`."""
+    n = max(1, int(steps / strength))
+    while int(n * strength) < steps:
+        n += 1
+    return n
