@@ -49,6 +49,7 @@ OUTPUTS: Mapping[str, Callable[[torch.Tensor], Any]] = {
 }
 """Pictures `(N, 3, H, W)` in [0, 1] as a caller wants them."""
 
+if TYPE_CHECKING:
     from allaprima.models.adapters.controlnet import ControlNet
 
 

@@ -167,8 +167,8 @@ class Card(_Strict):
 
     name: str
     family: str
-    """`sd`, `sdxl`, `sd3`, `flux`, `sana`, `qwen-image` or `z-image` (`models.families.registry`), or `any`: pipelines that are
-    called whole."""
+    """`sd`, `sdxl`, `sd3`, `flux`, `sana`, `qwen-image` or `z-image` (`models.families.registry`), or `any`: pipelines
+    that are called whole."""
     description: str
     height: int = Field(ge=8)
     width: int = Field(ge=8)

@@ -77,8 +77,8 @@ def load_pair(card: Card, placer: Placer | None = None) -> Pair:
         placer.check(card.family, card.teacher.refiner is not None or getattr(teacher, "refines_only", False))
         if card.fingerprints == "content":
             raise SettingError(
-                f"card {card.name!r} says fingerprints: content, which reads every tensor, and networks that are put elsewhere are"
-                " read last. Leave the placement out, or say fingerprints: files."
+                f"card {card.name!r} says fingerprints: content, which reads every tensor, and networks that are put"
+                " elsewhere are read last. Leave the placement out, or say fingerprints: files."
             )
     elif card.fingerprints == "content":
         teacher = by_content(teacher, base, card.family)
