@@ -44,12 +44,11 @@ class Endpoint:
                     what = outer.plan.pop(0) if outer.plan else None
                     outer.busy += 1
                     outer.most = max(outer.most, outer.busy)
-                try:
-                    time.sleep(outer.dawdle)
-                    outer.answer(self, body, what)
-                finally:
-                    with outer.lock:
-                        outer.busy -= 1
+                time.sleep(outer.dawdle)
+                # Before the answer leaves: whoever reads it may ask the next question at once.
+                with outer.lock:
+                    outer.busy -= 1
+                outer.answer(self, body, what)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True

@@ -301,7 +301,7 @@ class Flow:
         if start is None:
             return [self._stretched(self.top * ((n - i) / n), self.top, n) for i in range(n)]
         if self.terminal is not None and start <= self.terminal:
-            return [start * (n - i) / n for i in range(n)]
+            return [start, *(start * (n - i) / n for i in range(1, n))]
         # Unshift the start, walk evenly, shift back.
         u = self._unstretched(start, n)
         # The start itself, not what rounding makes of its way there and back.

@@ -214,7 +214,7 @@ class MultiStudent:
 
     def negative(self, prompts: Sequence[str]) -> Condition:
         """What guidance leads away from, as the students' family reads it."""
-        return getattr(self.shell, "negative", self.shell.condition)(prompts)
+        return getattr(self.shell, "negative", self.condition)(prompts)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> hidden states `(B, L, D)`, what they are routed by."""
