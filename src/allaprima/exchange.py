@@ -115,11 +115,11 @@ def images_of(
     return Made(draft, painter, scorer, made.changed(**changes), None)
 
 
-def _usual(painter: WholePainter, name: str, default: Any) -> Any:
+def _usual(painter: Any, name: str, default: Any) -> Any:
     return usual(painter.text or painter.image, name, default) if isinstance(painter, DiffusersPainter) else default
 
 
-def _size(painter: WholePainter) -> tuple[int, int] | None:
+def _size(painter: Any) -> tuple[int, int] | None:
     """Height and width that a pipeline paints unless told otherwise, where its parts say so."""
     pipe = (painter.text or painter.image) if isinstance(painter, DiffusersPainter) else None
     network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)

@@ -490,7 +490,7 @@ class AdaptivePipeline:
         )
 
 
-def _backend(painter: Painter) -> str:
+def _backend(painter: object) -> str:
     """What a painter's networks run on; of painters of other makes nothing is known."""
     return str(getattr(painter, "fingerprints", {}).get("backend", DEFAULT))
 

@@ -91,10 +91,8 @@ class ImageMachine:
             else (s.teacher_steps, s.teacher_guidance, s.teacher_solver)
         )
         negative = request.negative_prompt
-        return Ask(
-            **{"prompt": request.prompt, "seed": request.seed % SEEDS, "negative_prompt": negative, **more}, steps=steps,
-            guidance=guidance, solver=solver, height=s.height, width=s.width,
-        )  # fmt: skip
+        asked: dict[str, Any] = {"prompt": request.prompt, "seed": request.seed % SEEDS, "negative_prompt": negative, **more}
+        return Ask(**asked, steps=steps, guidance=guidance, solver=solver, height=s.height, width=s.width)
 
     def act(self, stage: Stage, jobs: Sequence[Job]) -> None:
         """Take jobs that are in one stage a step further."""

@@ -30,7 +30,8 @@ class StepPainter:
     def __init__(
         self, painter: Painter, drafts: bool, last_time: float | None = None, interval: GuidanceInterval | None = None
     ) -> None:
-        self.painter, self._more = painter, {"teacher_last_time": last_time, "teacher_guidance_interval": interval}
+        self.painter = painter
+        self._more: dict[str, Any] = {"teacher_last_time": last_time, "teacher_guidance_interval": interval}
         self._policy = AlwaysPolicy(Decision.ACCEPT if drafts else Decision.REGENERATE)
         self._machines: dict[Any, Machine] = {}
 

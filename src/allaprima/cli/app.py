@@ -119,11 +119,12 @@ def generate(
     from allaprima.cli.generate import GenerateOptions, generate_command
     from allaprima.models.placement import Placement
 
+    given = {k: v for k, v in locals().items() if k in GenerateOptions.__dataclass_fields__}
     placement = Placement.of(
         backend=backend, device=device, teacher_device=teacher_device, dtype=dtype, lazy_teacher=lazy_teacher,
         offload=offload,
     )  # fmt: skip
-    generate_command(GenerateOptions(**{k: v for k, v in locals().items() if k in GenerateOptions.__dataclass_fields__}))
+    generate_command(GenerateOptions(**given, placement=placement))
 
 
 @app.command(
@@ -288,9 +289,8 @@ def calibrate(
     from allaprima.cli.calibrate import CalibrateOptions, calibrate_command
     from allaprima.models.placement import Placement
 
-    placement = Placement.of(backend=backend, device=device, dtype=dtype)
-    fields = CalibrateOptions.__dataclass_fields__
-    calibrate_command(CalibrateOptions(**{k: v for k, v in locals().items() if k in fields}))
+    given = {k: v for k, v in locals().items() if k in CalibrateOptions.__dataclass_fields__}
+    calibrate_command(CalibrateOptions(**given, placement=Placement.of(backend=backend, device=device, dtype=dtype)))
 
 
 @app.command(epilog="Example: allaprima risk judged.csv --alpha 0.3 --delta 0.1")
