@@ -10,7 +10,7 @@ import torch
 from tiny_placed import painted, placed_pair, says
 from torch import nn
 
-from allaprima import pipeline
+from allaprima import exchange, pipeline
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.models.card import load_card
 from allaprima.models.flops import step_flops
@@ -142,7 +142,7 @@ def test_language_models_are_placed_too(tmp_path, family):
 def test_published_oracles_are_where_the_placement_is_unless_they_say(path, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(pipeline, "load_pair", lambda card, placer: load_pair(card))
+    monkeypatch.setattr(exchange, "load_pair", lambda card, placer: load_pair(card))
     monkeypatch.setattr(pipeline, "load_oracle", lambda *a: asked.append(a))
     AdaptivePipeline.from_card(path, device="cuda:1")
     (kind, folder, encode, settings, step, device) = asked[0]

@@ -137,7 +137,7 @@ class ImageMachine:
                 found[i] = one = SettingError(f"it painted {shape}, not {size}: choose a size that it paints.")
             if isinstance(one, Painted):
                 job.steps = (job.steps or 0) + one.steps
-        charge(jobs, name, [f.evaluations if isinstance(f, Painted) else 0 for f in found], begun)
+        charge(jobs, name, [f.evaluations if isinstance(f, Painted) else 0 for f in found], time.perf_counter() - begun)
         return found
 
     @torch.inference_mode()
@@ -149,7 +149,7 @@ class ImageMachine:
             count_draft(job, draft, score)
         for job in jobs:
             decide(self.policy, job, self._context([job]))
-        charge(jobs, "oracle", 1 if self.oracle is not None else 0, begun)
+        charge(jobs, "oracle", 1 if self.oracle is not None else 0, time.perf_counter() - begun)
         stages = {Decision.ACCEPT: Stage.DONE, Decision.REDRAFT: Stage.STUDENT}
         for job in jobs:
             job.stage = stages.get(job.decision or Decision.ACCEPT, Stage.TEACHER)
@@ -182,7 +182,7 @@ class ImageMachine:
         """Score what the teacher made, and keep the better of it and the draft."""
         begun = time.perf_counter()
         recheck(self.oracle, self.policy, jobs, self.settings.batch_size)
-        charge(jobs, "oracle", 1, begun)
+        charge(jobs, "oracle", 1, time.perf_counter() - begun)
 
 
 def _words(e: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 
 import torch
@@ -76,9 +75,8 @@ def beats(score: float | None, best: float | None, margin: float = 0.0) -> bool:
     return best is None or math.isnan(best) or score > best + margin
 
 
-def charge(jobs: Sequence[Job], name: str, evaluations: float | Sequence[float], begun: float) -> None:
-    """Evaluations each, and an even share of the seconds since `begun` (of `time.perf_counter`)."""
-    seconds = (time.perf_counter() - begun) / len(jobs)
+def charge(jobs: Sequence[Job], name: str, evaluations: float | Sequence[float], seconds: float) -> None:
+    """Evaluations each, and an even share of the seconds that all took."""
     each = [evaluations] * len(jobs) if isinstance(evaluations, int | float) else evaluations
     for job, n in zip(jobs, each, strict=True):
-        job.cost.add(name, n, seconds)
+        job.cost.add(name, n, seconds / len(jobs))

@@ -346,7 +346,7 @@ class Machine:
         return padded(texts, self.settings.batch_size)
 
     def _charge(self, jobs: Sequence[Job], name: str, evaluations: int | Sequence[int], begun: float) -> None:
-        charge(jobs, name, evaluations, begun)
+        charge(jobs, name, evaluations, self._clock() - begun)
 
     def act(self, stage: Stage, jobs: Sequence[Job]) -> None:
         """Take jobs that are in one stage a step further."""
