@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from allaprima.core.errors import SettingError
-from allaprima.diffusion import solvers
 from allaprima.models.card import bundled_cards, is_bundled, load_card
 from allaprima.models.configs import bundled_config, repositories
 from allaprima.models.families.registry import FAMILIES
@@ -15,8 +13,6 @@ from allaprima.models.licences import GATED, LICENCES
 from allaprima.pipeline import card_settings
 
 CARDS = Path(str(resources.files("allaprima"))) / "cards"
-SPACINGS = hasattr(solvers, "check_solver")
-"""Whether solvers may carry a spacing, `euler@trailing`."""
 
 
 def test_all_are_listed_under_their_own_names():
@@ -40,12 +36,7 @@ def test_a_card_holds(name):
     assert set(card.student.share) <= set(family.shared)
     assert card.teacher.source is not None
     assert card.student.steps < card.teacher.steps
-    try:
-        settings = card_settings(card)
-    except SettingError as e:
-        if SPACINGS or "@" not in str(e):
-            raise
-        pytest.skip("solvers have no spacings in this version")
+    settings = card_settings(card)
     assert settings.height == card.height
     assert settings.sigma.value == card.cascade.sigma
     assert 0 < card.cascade.sigma < 1
