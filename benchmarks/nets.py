@@ -65,17 +65,24 @@ LOOP = (
 NET = (*LOOP, "loop.learning_rate=1e-3", "loop.max_train_steps=800")
 MANY = ("options.snr_floor=1", *NET)
 FULL = (*LOOP, "loop.learning_rate=3e-4", "loop.max_train_steps=800", "options.kind=full")
+LONG, LONGER = "loop.max_train_steps=1600", "loop.max_train_steps=2400"
+"""In place of 800: holes leave much open, instructions say nothing that the base knows, and a student's own net must both
+heed and be quick."""
 TRAININGS = (
     Training("edges", "controlnet", ("options.map=canny", *MANY), "ControlNet, edges"),
-    Training("edges-codi", "conditional", ("options.map=canny", "teacher={out}/edges/card.yaml", *NET), "CoDi, adapter"),
+    Training(
+        "edges-codi", "conditional", ("options.map=canny", "teacher={out}/edges/card.yaml", *NET, LONGER), "CoDi, adapter"
+    ),
     Training("colours", "controlnet", ("options.map=colours", *MANY), "ControlNet, flat colours"),
     Training("larger", "controlnet", ("options.map=low-resolution", *MANY), "ControlNet"),
-    Training("holes", "controlnet", ("options.map=hole", *MANY), "ControlNet"),
+    Training("holes", "controlnet", ("options.map=hole", *MANY, LONG), "ControlNet"),
     Training("larger-codi", "conditional", ("options.map=low-resolution", *NET), "CoDi, adapter"),
-    Training("holes-codi", "conditional", ("options.map=hole", *NET), "CoDi, adapter"),
+    Training("holes-codi", "conditional", ("options.map=hole", *NET, LONG), "CoDi, adapter"),
     Training("larger-codi-full", "conditional", ("options.map=low-resolution", *FULL), "CoDi, full"),
-    Training("holes-codi-full", "conditional", ("options.map=hole", *FULL), "CoDi, full"),
-    Training("instructed", "conditional", ("options.map=given", "data={out}/instructed.safetensors", *NET), "instructed"),
+    Training("holes-codi-full", "conditional", ("options.map=hole", *FULL, LONG), "CoDi, full"),
+    Training(
+        "instructed", "conditional", ("options.map=given", "data={out}/instructed.safetensors", *FULL, LONG), "instructed"
+    ),
 )
 
 

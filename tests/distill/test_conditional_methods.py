@@ -16,6 +16,7 @@ from allaprima.distill.methods.adapters import Adapted, draw_with_map, fresh_net
 from allaprima.distill.methods.common import Bench
 from allaprima.distill.recipe import Recipe
 from allaprima.distill.training_data import TrainingData, read_latents
+from allaprima.models.adapters.conditional_unet import MU_RATE
 from allaprima.models.card import load_card
 from allaprima.models.pair import load_pair
 from allaprima.pipeline import AdaptivePipeline, card_settings
@@ -249,13 +250,13 @@ def test_a_whole_conditional_unet_begins_as_the_base_and_mu_learns_first(world, 
 
     conditional_loss(student, student, bench.schedule, x0, eps, t, s).backward()
     grads = {n: 0.0 if p.grad is None else float(p.grad.abs().max()) for n, p in net.named_parameters()}
-    assert grads["mu"] > 0
+    assert grads["slow_mu"] > 0
     assert max(v for n, v in grads.items() if n.startswith("unet.")) > 0, "all of the network learns"
     assert max(v for n, v in grads.items() if n.startswith("encoder.")) == 0, "the encoder is behind mu"
     assert all(p.grad is None for p in bench.teacher.network.parameters())
     assert not net.unet.mid_block._forward_hooks
     with torch.no_grad():
-        net.mu.fill_(0.3)
+        net.slow_mu.fill_(0.3 / MU_RATE)
         moved = Adapted(bench, net).predict(x0, t, cond)
         off = cond.tensors | {"control_scale": torch.zeros(2, 1)}
         other = cond.tensors | {"control_0": 1 - cond.tensors["control_0"]}
@@ -273,7 +274,7 @@ def test_at_mu_one_the_decoder_hears_the_condition_alone(world, tmp_path):
     model = Adapted(bench, net).model
     with torch.no_grad():
         for mu, same in ((1.0, True), (0.5, False)):
-            net.mu.fill_(mu)
+            net.slow_mu.fill_(mu / MU_RATE)
             a, b = (model.output(net, x, t, cond) for x in (x0, x0 + 1))
             assert torch.equal(a, b) == same
 

@@ -1,6 +1,7 @@
 """A server on 127.0.0.1 with OpenAI's images endpoints that paints flat pictures, and fails as it is told to."""
 
 import base64
+import contextlib
 import io
 import json
 import threading
@@ -33,14 +34,12 @@ class Fake:
                 with fake.lock:
                     fake.at_once += 1
                     fake.most = max(fake.most, fake.at_once)
-                try:
-                    time.sleep(fake.seconds)
+                time.sleep(fake.seconds)
+                # Before the answer: whoever has it may ask again before this thread goes on.
+                with fake.lock:
+                    fake.at_once -= 1
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     fake.answer(self)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass
-                finally:
-                    with fake.lock:
-                        fake.at_once -= 1
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True

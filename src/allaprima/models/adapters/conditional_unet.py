@@ -22,6 +22,9 @@ from allaprima.diffusion.schedule import expand
 from allaprima.models.load import fingerprint, load_component, read_json
 
 CLASS = "ConditionalUNet"
+MU_RATE = 10.0
+"""How many times faster mu learns than a weight: Adam moves each number by at most about the learning rate a step, and at
+a rate that suits weights (3e-4) a thousand steps would leave mu near its zero."""
 
 
 class ConditionalUNet(nn.Module):
@@ -30,7 +33,7 @@ class ConditionalUNet(nn.Module):
     def __init__(self, unet: Any, encoder: Any, mu: float = 0.0) -> None:
         super().__init__()
         self.unet, self.encoder = unet, encoder
-        self.mu = nn.Parameter(torch.tensor(mu))
+        self.slow_mu = nn.Parameter(torch.tensor(mu / MU_RATE))
 
     @classmethod
     def from_unet(cls, unet: Any, conditioning_channels: int, embedding: tuple[int, ...]) -> Self:
@@ -53,6 +56,11 @@ class ConditionalUNet(nn.Module):
         return cls(copy.deepcopy(unet), encoder)
 
     @property
+    def mu(self) -> Tensor:
+        """Share of the picture's features, a scalar."""
+        return MU_RATE * self.slow_mu
+
+    @property
     def config(self) -> Any:
         """The UNet's."""
         return self.unet.config
@@ -60,7 +68,7 @@ class ConditionalUNet(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of its weights."""
-        return self.mu.dtype
+        return self.slow_mu.dtype
 
     def enable_gradient_checkpointing(self) -> None:
         """Of both networks."""
