@@ -109,10 +109,10 @@ def load_qwen_image(
     return QwenImageModel(**fields, **shifted(folder, config, terminal=True), text=text)
 
 
-def _refuse_relatives(folder: Path, network: Any) -> None:
+def _refuse_relatives(folder: Path, config: Any) -> None:
     """Raise `ModelError` for the config of an editing or a layered network."""
     odd = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
-    name = next((n for n in odd if getattr(network, n, False)), None)
+    name = next((n for n in odd if getattr(config, n, False)), None)
     if name is not None:
         raise ModelError(
             f"{folder / 'transformer'} has {name}=True: that is an editing or a layered model, and those of text to image"

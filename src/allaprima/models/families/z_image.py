@@ -90,10 +90,10 @@ def load_z_image(
     return ZImageModel(**fields, **shifted(folder, config), text=text)
 
 
-def _refuse_omni(folder: Path, network: Any) -> None:
+def _refuse_omni(folder: Path, config: Any) -> None:
     """Raise `ModelError` for the config of a network that reads pictures."""
-    if getattr(network, "siglip_feat_dim", None) is not None:
+    if getattr(config, "siglip_feat_dim", None) is not None:
         raise ModelError(
-            f"{folder / 'transformer'} has siglip_feat_dim={network.siglip_feat_dim!r}: that is Z-Image-Omni, which"
+            f"{folder / 'transformer'} has siglip_feat_dim={config.siglip_feat_dim!r}: that is Z-Image-Omni, which"
             " reads pictures too, and those of text to image are known. Use Z-Image or Z-Image-Turbo."
         )
