@@ -117,7 +117,10 @@ def sd15_tiny() -> Case:
     )  # fmt: skip
     unet = unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     scheduler = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon"}
-    teacher = SDModel(unet, None, None, None, DiscreteVP.from_config(scheduler), "epsilon", TextSettings(), {"unet": "tiny"})
+    teacher = SDModel(
+        unet=unet, vae=None, text_encoder=None, tokenizer=None, schedule=DiscreteVP.from_config(scheduler),
+        prediction="epsilon", text=TextSettings(), fingerprints={"unet": "tiny"},
+    )  # fmt: skip
     embeds = torch.randn(64, 77, 768, generator=torch.Generator().manual_seed(1))
     return case_of(teacher, scheduler, Condition({"prompt_embeds": embeds}), Condition({"prompt_embeds": embeds[:1] * 0}))
 

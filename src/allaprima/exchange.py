@@ -40,8 +40,8 @@ ANY = "any"
 WITHOUT_FILES = ("vqa",)
 """Kinds of oracles that are settings alone."""
 Level = Literal["auto", "steps", "images"]
-DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.yaml", "*.md"]
-"""What is fetched from a hub: nothing that could run code."""
+DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.yaml", "*.md"]
+"""What is fetched from a hub: nothing that could run code (transformers reads chat templates in a sandbox)."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,10 @@ def save(pipe: Saved, folder: str | Path, name: str | None = None, license: str 
             "a pipeline with ControlNets on can't be saved: save the one beneath; its card's nets go with it."
         )
     if isinstance(pipe.student, WholePainter) or isinstance(pipe.teacher, WholePainter):
-        raise SettingError("models that are called whole aren't saved: keep their card, or save the pipelines themselves.")
+        raise SettingError(
+            "models that are called whole aren't saved: keep their card, or save the pipelines themselves. A card that names"
+            f" their family ({', '.join(FAMILIES)}), and a LoRA as student.lora, is painted step by step and can be saved."
+        )
     if folder.is_file():
         raise SettingError(f"{folder} is a file: give a folder.")
     if pipe.card is not None and folder.exists() and folder.resolve() == pipe.card.folder.resolve():

@@ -24,7 +24,10 @@ def tiny(kind="epsilon"):
         attention_head_dim=4,
     ).eval().requires_grad_(False)  # fmt: skip
     scheduler = {**BETAS, "prediction_type": kind}
-    teacher = SDModel(unet, None, None, None, DiscreteVP.from_config(scheduler), kind, TextSettings(), {"unet": "tiny"})
+    teacher = SDModel(
+        unet=unet, vae=None, text_encoder=None, tokenizer=None, schedule=DiscreteVP.from_config(scheduler), prediction=kind,
+        text=TextSettings(), fingerprints={"unet": "tiny"},
+    )  # fmt: skip
     embeds = torch.randn(20, 3, 6)
     return training.case_of(
         teacher, scheduler, Condition({"prompt_embeds": embeds}), Condition({"prompt_embeds": 0 * embeds[:1]})

@@ -27,7 +27,10 @@ def tiny_unet(seed=0, width=8, **changes):
 
 def tiny_model(seed=0, prediction="epsilon"):
     schedule = DiscreteVP.from_config(SCHEDULER)
-    return SDModel(tiny_unet(seed), None, None, None, schedule, prediction, TextSettings(), {"unet": str(seed)})
+    return SDModel(
+        unet=tiny_unet(seed), vae=None, text_encoder=None, tokenizer=None, schedule=schedule, prediction=prediction,
+        text=TextSettings(), fingerprints={"unet": str(seed)},
+    )  # fmt: skip
 
 
 def tiny_data(n=12, captions=4):

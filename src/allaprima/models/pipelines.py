@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from allaprima.core.errors import ModelError, SettingError
-from allaprima.diffusion.schedule import DiscreteVP, Flow
+from allaprima.diffusion.schedule import Flow
 from allaprima.models.card import TextSettings
 from allaprima.models.content import ContentPrints
 from allaprima.models.families.family import Family, reads_guidance
-from allaprima.models.families.flux import FluxModel, read_shift
+from allaprima.models.families.flux import FluxModel
 from allaprima.models.families.registry import FAMILIES
-from allaprima.models.families.sd import SDModel
-from allaprima.models.families.sd3 import SD3Model, read_flow
+from allaprima.models.families.sd import SDModel, read_vp
+from allaprima.models.families.sd3 import SD3Model, read_schedule
 from allaprima.models.families.sdxl import SDXLModel
+from allaprima.models.families.transformer import shifted
 from allaprima.models.latents import downsampling
 
 PIPELINES: Mapping[str, tuple[str, str]] = {
@@ -48,6 +48,13 @@ SOLVERS: Mapping[str, str] = {
 }
 """Class of a scheduler -> the solver of ours that stands for it."""
 WHERE = Path("the pipeline")
+_MODELS: Mapping[str, tuple[Any, Callable[[Path, Mapping[str, Any]], dict[str, Any]]]] = {
+    "sd": (SDModel, read_vp),
+    "sdxl": (SDXLModel, read_vp),
+    "sd3": (SD3Model, read_schedule),
+    "flux": (FluxModel, shifted),
+}
+"""Family -> its model, and what reads a scheduler's config."""
 
 
 def family_of(pipe: Any) -> str | None:
@@ -87,24 +94,16 @@ def as_model(pipe: Any, text: TextSettings | None = None, cache: dict[int, tuple
     config: dict[str, Any] = dict(pipe.scheduler.config)
     known: dict[str, str] = {}
     common: dict[str, Any] = {**parts, "text": text or _text(pipe, family)}
-    kind = str(config.get("prediction_type", "epsilon"))
     if family == "sdxl":
         common["zeros_for_empty"] = bool(pipe.config.get("force_zeros_for_empty_prompt", True))
         known["empty_prompt"] = "zeros" if common["zeros_for_empty"] else "encoded"
     prints = ContentPrints({**parts, "scheduler": pipe.scheduler}, known, cache)
     common["fingerprints"] = prints
-    if family in ("sd", "sdxl"):
-        if config.get("rescale_betas_zero_snr") or "sigma_data" in config or "beta_start" not in config:
-            raise ModelError(f"{type(pipe.scheduler).__name__} of this config has a schedule that isn't known here.")
-        cls: Any = SDModel if family == "sd" else SDXLModel
-        return cls(schedule=DiscreteVP.from_config(config), prediction=kind, **common)
-    if family == "sd3":
-        train = int(config.get("num_train_timesteps", 1000))
-        schedule = read_flow(WHERE, config)
-        return SD3Model(schedule=schedule, prediction="flow_prediction", num_train_timesteps=train, **common)
-    shift = read_shift(WHERE, config)
-    most = shift.constant if shift.line is None else math.exp(shift.line[3])
-    return FluxModel(schedule=Flow(most), shift=shift, prediction="flow_prediction", **common)
+    odd = config.get("rescale_betas_zero_snr") or "sigma_data" in config or "beta_start" not in config
+    if family in ("sd", "sdxl") and odd:
+        raise ModelError(f"{type(pipe.scheduler).__name__} of this config has a schedule that isn't known here.")
+    model, read = _MODELS[family]
+    return model(**common, **read(WHERE, config))
 
 
 def _check(parts: Mapping[str, Any], component: str) -> None:

@@ -24,8 +24,8 @@ from allaprima.models.load import CLASSES
 from allaprima.models.lora import lora_layers, save_lora
 from allaprima.models.pipelines import family_of, index_of
 
-KEPT = (".safetensors", ".json", ".txt", ".model", ".csv", ".yaml")
-"""Endings of the files that are copied: weights, configs, vocabularies; never a pickle."""
+KEPT = (".safetensors", ".json", ".txt", ".model", ".csv", ".yaml", ".jinja")
+"""Endings of the files that are copied: weights, configs, vocabularies, chat templates; never a pickle."""
 
 
 def copy_folder(source: Path, to: Path) -> None:

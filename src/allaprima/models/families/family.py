@@ -12,22 +12,20 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor
 
-from allaprima.core.errors import ModelError, PromptError, SettingError
+from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition, Denoiser
 from allaprima.diffusion.denoiser import NetworkDenoiser
 from allaprima.diffusion.guidance import ClassifierFreeGuidance, EmbeddedGuidance, GuidedDenoiser
 from allaprima.diffusion.schedule import Schedule
 from allaprima.models.card import TextSettings
-from allaprima.models.latents import decoded, encoded
-from allaprima.models.load import fingerprint, load_component, load_tokenizer
-
-ABSENT = "absent"
-"""Fingerprint of a component that a folder does without."""
+from allaprima.models.families.prompts import refuse_unreadable, text_side
+from allaprima.models.latents import decoded, downsampling, encoded
 
 
 @dataclass(frozen=True)
@@ -194,13 +192,21 @@ def guidance_of(model: Family, network: Callable[[Tensor, Tensor, Condition], Te
     return guidance_for(model.network if told is None else told, NetworkDenoiser(network, model.schedule, model.prediction))
 
 
+@dataclass(frozen=True, kw_only=True)
 class FamilyBase:
-    """What every family answers alike: a frozen dataclass with a field named as its `component`, and `fingerprints`."""
+    """What every family answers alike. A family adds its parts, named as in its folder, and what it makes of them."""
+
+    vae: Any
+    schedule: Any
+    prediction: str
+    text: TextSettings
+    fingerprints: Mapping[str, str]
+    """Hash of each component, shared ones included: a draft's score depends on the decoder as much as on the network."""
 
     component: ClassVar[str]
     """Name of the trained network: of the folder it is saved in, and of the field that holds it."""
-    fingerprints: Mapping[str, str]
-    vae: Any
+    text_pipeline: ClassVar[tuple[str, str]]
+    """The pipeline whose `encode_prompt` reads prompts: module below `diffusers.pipelines`, and class."""
 
     @property
     def network(self) -> Any:
@@ -217,6 +223,47 @@ class FamilyBase:
         """Guided denoiser: two network evaluations a call, one if the network has guidance embedded."""
         return guided(self)
 
+    @property
+    def side(self) -> int:
+        """Latents that the network reads as one, along one side: more than 1 where it reads tokens of several."""
+        return 1
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+        return self.network.config.in_channels
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Shape of one latent for a picture of this size. Raises `SettingError` for one that no whole latents make."""
+        factor = downsampling(self.vae.config)
+        refuse_size(height, width, factor * self.side)
+        return self.channels, height // factor, width // factor
+
+    def _tokens(self, prompt: str) -> list[tuple[int, int]]:
+        """For each tokenizer, the prompt's tokens and how many are read."""
+        raise NotImplementedError
+
+    def token_count(self, prompt: str) -> int:
+        """Tokens of a prompt, begin and end included, by the tokenizer that makes most of it."""
+        return max(n for n, _ in self._tokens(prompt))
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise `PromptError` for an empty or an over-long prompt: nothing is cut in silence."""
+        refuse_unreadable(prompt, self._tokens(prompt))
+
+    @cached_property
+    def _pipeline(self) -> Any:
+        """Diffusers' pipeline of the text side alone: `encode_prompt` is theirs."""
+        return text_side(self.text_pipeline, self)
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """Prompts -> everything `output` reads of them, a row each."""
+        raise NotImplementedError
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts -> hidden states `(B, L, D)`."""
+        return self.condition(prompts).tensors["prompt_embeds"]
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Pictures `(B, 3, H, W)` in [0, 1] -> latents `(B, C, h, w)`."""
         return encoded(self.vae, images * 2 - 1)
@@ -232,74 +279,14 @@ class FamilyBase:
 
     def decode_draft(self, latents: Tensor) -> Tensor:
         """Latents -> pictures to be scored, by the draft's autoencoder if there is one."""
-        return decoded(self.vae.draft if self.rough_drafts else self.vae, latents)
+        return decoded(self.vae.draft, latents) if self.rough_drafts else self.decode(latents)
 
     def with_network(self, network: Any, fingerprints: Mapping[str, str]) -> Self:
         """The same with another network."""
-        changed: Any = self
-        return dataclasses.replace(changed, **{self.component: network}, fingerprints=fingerprints)
-
-
-def refuse_unreadable(prompt: str, tokens: Sequence[tuple[int, int]]) -> None:
-    """Raise `PromptError` for an empty prompt, or one that has more tokens than an encoder reads (pairs of both)."""
-    if not prompt.strip():
-        raise PromptError("the prompt is empty: say what to paint, for example 'red apple, noto'.")
-    for n, most in tokens:
-        if n > most:
-            raise PromptError(f"the prompt {prompt[:60]!r}... has {n} tokens; this text encoder reads {most}. Shorten it.")
+        return dataclasses.replace(self, **{self.component: network}, fingerprints=fingerprints)
 
 
 def refuse_size(height: int, width: int, factor: int) -> None:
     """Raise `SettingError` for a picture's size that isn't a multiple of `factor`."""
     if height % factor or width % factor or min(height, width) < factor:
         raise SettingError(f"{width}x{height} can't be painted by this model: multiples of {factor} are due, both sides.")
-
-
-def refuse_text_settings(text: TextSettings, family: str, most: int = 512, known: Sequence[str] = ()) -> None:
-    """Raise `ModelError` for settings of the text encoder that a family doesn't have, or more tokens than it reads."""
-    odd = [name for name in ("attention_mask", "zero_padding") if getattr(text, name)]
-    odd += [name for name in ("instruction",) if getattr(text, name) is not None and name not in known]
-    if odd:
-        value = getattr(text, odd[0])
-        raise ModelError(f"text.{odd[0]} = {value} means nothing to the family {family}: leave it out of the card.")
-    if text.max_sequence_length is not None and text.max_sequence_length > most:
-        raise ModelError(
-            f"text.max_sequence_length = {text.max_sequence_length} is more than the {most} tokens that the family {family}"
-            " reads: give fewer, or leave it out of the card."
-        )
-
-
-def read_length(text: TextSettings, usual: int) -> int:
-    """How many tokens of a prompt are read: what the card says, else what is usual for the family."""
-    return usual if text.max_sequence_length is None else text.max_sequence_length
-
-
-def refuse_blind(folder: Path, schedule: Schedule, prediction: str) -> None:
-    """Raise `ModelError` for a network that predicts noise from nothing but noise: it says nothing of the picture then."""
-    if prediction == "epsilon" and getattr(schedule, "zero_terminal", False):
-        raise ModelError(
-            f"{folder / 'scheduler'}: rescale_betas_zero_snr with prediction_type='epsilon': where there is no signal the"
-            " noise says nothing about the picture. A network for it predicts v_prediction or sample."
-        )
-
-
-def load_parts(
-    folder: Path, names: Sequence[str], share: Family | None, shared: Sequence[str], optional: Sequence[str] = ()
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Components by name, and their fingerprints. An `optional` one that has no folder is None."""
-    parts: dict[str, Any] = {}
-    prints: dict[str, str] = {}
-    for name in names:
-        if share is not None and name in shared and name not in share.fingerprints:
-            raise ModelError(
-                f"{folder} is to share {name}, and the other model has none (a refiner has but the second text encoder)."
-                " Leave it out of the card's share, and give the student's own."
-            )
-        if share is not None and name in shared:
-            parts[name], prints[name] = getattr(share, name), share.fingerprints[name]
-        elif name in optional and not (folder / name).is_dir():
-            parts[name], prints[name] = None, ABSENT
-        else:
-            parts[name] = (load_tokenizer if name.startswith("tokenizer") else load_component)(folder / name)
-            prints[name] = fingerprint(folder / name)
-    return parts, prints

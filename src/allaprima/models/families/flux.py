@@ -7,9 +7,8 @@ inside `output`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,49 +16,27 @@ import torch
 from torch import Tensor
 
 from allaprima.core.types import Condition
-from allaprima.diffusion.schedule import Flow
 from allaprima.models.card import TextSettings
-from allaprima.models.families.family import (
-    Bottleneck,
-    Family,
-    FamilyBase,
-    load_parts,
-    read_length,
-    refuse_size,
-    refuse_text_settings,
-    refuse_unreadable,
-)
-from allaprima.models.families.shift import Shift, read_shift
-from allaprima.models.latents import downsampling
-from allaprima.models.load import fingerprint, load_component, read_json
+from allaprima.models.families.family import Family
+from allaprima.models.families.loading import load_fields
+from allaprima.models.families.prompts import read_length, refuse_text_settings, refuse_unreadable
+from allaprima.models.families.transformer import SIDE, ShiftedFamily, shifted
 
 SHARED = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 """What a student and a teacher may have in common."""
 T5_LENGTH = 256
 """Tokens that T5 reads unless the card says otherwise."""
-SIDE = 2
-"""Latents a token, along one side."""
 
 
-@dataclass(frozen=True)
-class FluxModel(FamilyBase):
+@dataclass(frozen=True, kw_only=True)
+class FluxModel(ShiftedFamily):
     """A `Family` whose networks read `prompt_embeds (B, L, D)`, T5's, and `pooled (B, P)`, CLIP's."""
 
-    transformer: Any
-    vae: Any
     text_encoder: Any
     text_encoder_2: Any
     tokenizer: Any
     tokenizer_2: Any
-    schedule: Flow
-    """At the largest size that the shift is given for; `schedule_at` knows the others."""
-    shift: Shift
-    prediction: str
-    text: TextSettings
-    fingerprints: Mapping[str, str]
-    """Hash of each component, shared ones included."""
-
-    component = "transformer"
+    text_pipeline = ("flux.pipeline_flux", "FluxPipeline")
 
     @staticmethod
     def output(network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -78,23 +55,10 @@ class FluxModel(FamilyBase):
         ).sample  # fmt: skip
         return unpacked(out, height, width)
 
-    @staticmethod
-    def bottleneck(network: Any) -> Bottleneck:
-        """The picture's tokens after the middle two-stream block (a block says the prompt's first)."""
-        config, middle = network.config, (len(network.transformer_blocks) - 1) // 2
-        width = int(config.num_attention_heads * config.attention_head_dim)
-        return Bottleneck(f"transformer_blocks.{middle}", width, entry=1, patch=SIDE)
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Shape of one latent for a picture of this size. Raises `SettingError` for one that isn't whole tokens."""
-        factor = downsampling(self.vae.config)
-        refuse_size(height, width, factor * SIDE)
-        return self.transformer.config.in_channels // SIDE**2, height // factor, width // factor
-
-    def schedule_at(self, height: int, width: int) -> Flow:
-        """The schedule for pictures of a size: larger ones spend more steps at high noise."""
-        factor = downsampling(self.vae.config) * SIDE
-        return self.shift.flow((height // factor) * (width // factor))
+    @property
+    def channels(self) -> int:
+        """Channels of a latent; the network reads those of a token's latents as one."""
+        return self.transformer.config.in_channels // SIDE**2
 
     def _tokens(self, prompt: str) -> list[tuple[int, int]]:
         """For each tokenizer, the prompt's tokens and how many are read."""
@@ -103,26 +67,12 @@ class FluxModel(FamilyBase):
             (len(self.tokenizer_2(prompt).input_ids), read_length(self.text, T5_LENGTH)),
         ]
 
-    def token_count(self, prompt: str) -> int:
-        """Tokens of a prompt, begin and end included, by the tokenizer that makes most of it."""
-        return max(n for n, _ in self._tokens(prompt))
-
     def check_prompt(self, prompt: str) -> None:
         """Raise `PromptError` for an empty prompt, or one that T5 would read in part only.
 
         CLIP gives one pooled vector, of a prompt's first tokens: what is beyond its 77 is T5's to read, as with diffusers.
         """
         refuse_unreadable(prompt, self._tokens(prompt)[1:])
-
-    @cached_property
-    def _pipeline(self) -> Any:
-        """Diffusers' pipeline of the text side alone: `encode_prompt` is theirs."""
-        from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-
-        nothing: Any = None
-        return FluxPipeline(
-            nothing, nothing, self.text_encoder, self.tokenizer, self.text_encoder_2, self.tokenizer_2, nothing
-        )
 
     @torch.inference_mode()
     def condition(self, prompts: Sequence[str]) -> Condition:
@@ -133,10 +83,6 @@ class FluxModel(FamilyBase):
             max_sequence_length=read_length(self.text, T5_LENGTH),
         )  # fmt: skip
         return Condition({"prompt_embeds": embeds, "pooled": pooled})
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> hidden states `(B, L, D)`."""
-        return self.condition(prompts).tensors["prompt_embeds"]
 
 
 def packed(x: Tensor) -> Tensor:
@@ -157,13 +103,5 @@ def load_flux(
 ) -> FluxModel:
     """Read a `flux` folder (`family.Load`)."""
     refuse_text_settings(text, "flux")
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
-    prints = {"scheduler": fingerprint(folder / "scheduler")}
-    if network is None:
-        network, prints["transformer"] = load_component(folder / "transformer"), fingerprint(folder / "transformer")
-    parts, more = load_parts(folder, ("vae", *SHARED[:-1]), share, shared)
-    shift = read_shift(folder, config)
-    return FluxModel(
-        network, **parts, schedule=shift.largest, shift=shift, prediction="flow_prediction", text=text,
-        fingerprints={**prints, **more},
-    )  # fmt: skip
+    config, fields = load_fields(folder, "transformer", SHARED, share, shared, network)
+    return FluxModel(**fields, **shifted(folder, config), text=text)

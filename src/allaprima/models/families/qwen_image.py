@@ -7,9 +7,8 @@ Latents are maps here, and tokens of 2 by 2 only inside `output`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,13 @@ from torch.nn.functional import pad
 from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import GuidedDenoiser, TokenGuidance
-from allaprima.diffusion.schedule import Flow
 from allaprima.models.card import TextSettings
-from allaprima.models.families.family import (
-    Bottleneck,
-    Family,
-    FamilyBase,
-    load_parts,
-    read_length,
-    refuse_size,
-    refuse_text_settings,
-    refuse_unreadable,
-)
-from allaprima.models.families.flux import SIDE, packed, unpacked
-from allaprima.models.families.shift import Shift, read_shift
-from allaprima.models.latents import downsampling, mean_of, to_autoencoder, to_network
-from allaprima.models.load import fingerprint, load_component, read_json
+from allaprima.models.families.family import Family
+from allaprima.models.families.flux import packed, unpacked
+from allaprima.models.families.loading import load_fields
+from allaprima.models.families.prompts import read_length, refuse_text_settings
+from allaprima.models.families.transformer import SIDE, ShiftedFamily, shifted
+from allaprima.models.latents import mean_of, to_autoencoder, to_network
 
 SHARED = ("text_encoder", "tokenizer", "vae")
 """What a student and a teacher may have in common."""
@@ -45,27 +35,17 @@ NOTHING = " "
 """What an empty prompt is read as: the model's authors guide away from a space."""
 
 
-@dataclass(frozen=True)
-class QwenImageModel(FamilyBase):
+@dataclass(frozen=True, kw_only=True)
+class QwenImageModel(ShiftedFamily):
     """A `Family` whose networks read `prompt_embeds (B, L, D)` and `prompt_embeds_mask (B, L)`.
 
     Departure: diffusers pads prompts to the longest of a batch, here all have L tokens, of which the mask hides the rest, so
     that a picture doesn't depend on its mates.
     """
 
-    transformer: Any
-    vae: Any
     text_encoder: Any
     tokenizer: Any
-    schedule: Flow
-    """At the largest size that the shift is given for; `schedule_at` knows the others."""
-    shift: Shift
-    prediction: str
-    text: TextSettings
-    fingerprints: Mapping[str, str]
-    """Hash of each component, shared ones included."""
-
-    component = "transformer"
+    text_pipeline = ("qwenimage.pipeline_qwenimage", "QwenImagePipeline")
 
     @staticmethod
     def output(network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -82,23 +62,10 @@ class QwenImageModel(FamilyBase):
         """What guides a network of this family, given as its raw output."""
         return TokenGuidance(network, self.schedule, self.prediction, SIDE)
 
-    @staticmethod
-    def bottleneck(network: Any) -> Bottleneck:
-        """The picture's tokens after the middle block (a block says the prompt's first)."""
-        config, middle = network.config, (len(network.transformer_blocks) - 1) // 2
-        width = int(config.num_attention_heads * config.attention_head_dim)
-        return Bottleneck(f"transformer_blocks.{middle}", width, entry=1, patch=SIDE)
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Shape of one latent for a picture of this size. Raises `SettingError` for one that isn't whole tokens."""
-        factor = downsampling(self.vae.config)
-        refuse_size(height, width, factor * SIDE)
-        return self.transformer.config.in_channels // SIDE**2, height // factor, width // factor
-
-    def schedule_at(self, height: int, width: int) -> Flow:
-        """The schedule for pictures of a size: larger ones spend more steps at high noise."""
-        factor = downsampling(self.vae.config) * SIDE
-        return self.shift.flow((height // factor) * (width // factor))
+    @property
+    def channels(self) -> int:
+        """Channels of a latent; the network reads those of a token's latents as one."""
+        return self.transformer.config.in_channels // SIDE**2
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Pictures `(B, 3, H, W)` in [0, 1] -> latents `(B, C, h, w)`, the mean: a film of one frame to the autoencoder."""
@@ -112,22 +79,11 @@ class QwenImageModel(FamilyBase):
             film = self.vae.decode(to_autoencoder(self.vae.config, latents)[:, :, None]).sample
         return (film[:, :, 0] / 2 + 0.5).clamp(0, 1)
 
-    def token_count(self, prompt: str) -> int:
-        """Tokens that the network reads of a prompt: its own, and the few that end the template behind it."""
+    def _tokens(self, prompt: str) -> list[tuple[int, int]]:
+        """Tokens that the network reads of a prompt, its own and the few that end the template behind it, and at most."""
         told = self._pipeline.prompt_template_encode.format(prompt)
-        return len(self.tokenizer(told).input_ids) - int(self._pipeline.prompt_template_encode_start_idx)
-
-    def check_prompt(self, prompt: str) -> None:
-        """Raise `PromptError` for an empty or an over-long prompt: nothing is cut in silence."""
-        refuse_unreadable(prompt, [(self.token_count(prompt), read_length(self.text, LENGTH))])
-
-    @cached_property
-    def _pipeline(self) -> Any:
-        """Diffusers' pipeline of the text side alone: `encode_prompt` is theirs."""
-        from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
-
-        nothing: Any = None
-        return QwenImagePipeline(nothing, nothing, self.text_encoder, self.tokenizer, nothing)
+        count = len(self.tokenizer(told).input_ids) - int(self._pipeline.prompt_template_encode_start_idx)
+        return [(count, read_length(self.text, LENGTH))]
 
     @torch.inference_mode()
     def condition(self, prompts: Sequence[str]) -> Condition:
@@ -143,30 +99,22 @@ class QwenImageModel(FamilyBase):
         embeds, masks = zip(*(read[prompt] for prompt in told), strict=True)
         return Condition({"prompt_embeds": torch.cat(embeds), "prompt_embeds_mask": torch.cat(masks)})
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> hidden states `(B, L, D)`."""
-        return self.condition(prompts).tensors["prompt_embeds"]
-
 
 def load_qwen_image(
     folder: Path, text: TextSettings, share: Family | None = None, shared: Sequence[str] = (), network: Any = None
 ) -> QwenImageModel:
     """Read a `qwen-image` folder (`family.Load`). Raises `ModelError` for its editing and layered relatives."""
     refuse_text_settings(text, "qwen-image", MOST)
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
-    prints = {"scheduler": fingerprint(folder / "scheduler")}
-    if network is None:
-        network, prints["transformer"] = load_component(folder / "transformer"), fingerprint(folder / "transformer")
+    config, fields = load_fields(folder, "transformer", SHARED, share, shared, network, check=_refuse_relatives)
+    return QwenImageModel(**fields, **shifted(folder, config, terminal=True), text=text)
+
+
+def _refuse_relatives(folder: Path, config: Any) -> None:
+    """Raise `ModelError` for the config of an editing or a layered network."""
     odd = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
-    name = next((n for n in odd if getattr(network.config, n, False)), None)
+    name = next((n for n in odd if getattr(config, n, False)), None)
     if name is not None:
         raise ModelError(
             f"{folder / 'transformer'} has {name}=True: that is an editing or a layered model, and those of text to image"
             " are known. Use Qwen-Image itself."
         )
-    parts, more = load_parts(folder, ("vae", *SHARED[:-1]), share, shared)
-    shift = read_shift(folder, config, terminal=True)
-    return QwenImageModel(
-        network, **parts, schedule=shift.largest, shift=shift, prediction="flow_prediction", text=text,
-        fingerprints={**prints, **more},
-    )  # fmt: skip

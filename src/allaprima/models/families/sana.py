@@ -23,18 +23,10 @@ from allaprima.core.types import Condition
 from allaprima.diffusion.prediction import v_by_flow
 from allaprima.diffusion.schedule import Flow, TrigFlow
 from allaprima.models.card import TextSettings
-from allaprima.models.families.family import (
-    Bottleneck,
-    Family,
-    FamilyBase,
-    load_parts,
-    read_length,
-    refuse_size,
-    refuse_text_settings,
-    refuse_unreadable,
-)
-from allaprima.models.latents import downsampling
-from allaprima.models.load import fingerprint, load_component, read_json
+from allaprima.models.families.family import Family
+from allaprima.models.families.loading import load_fields
+from allaprima.models.families.prompts import read_length, refuse_text_settings, refuse_unreadable
+from allaprima.models.families.transformer import TransformerFamily
 
 SHARED = ("text_encoder", "tokenizer", "vae")
 """What a student and a teacher may have in common."""
@@ -42,25 +34,20 @@ LENGTH = 300
 """Tokens that Gemma reads of a prompt unless the card says otherwise."""
 
 
-@dataclass(frozen=True)
-class SanaModel(FamilyBase):
+@dataclass(frozen=True, kw_only=True)
+class SanaModel(TransformerFamily):
     """A `Family` whose networks read `prompt_embeds (B, L, D)` and `prompt_attention_mask (B, L)`, Gemma's."""
 
-    transformer: Any
-    vae: Any
     text_encoder: Any
     tokenizer: Any
     schedule: Flow | TrigFlow
-    prediction: str
-    text: TextSettings
     num_train_timesteps: int
     """What SANA's network calls the time 1, before its `timestep_scale`; SANA-Sprint's is told flow times as they are."""
     whole_times: bool
     """Whether times are whole numbers of them: diffusers' DPMSolverMultistepScheduler cuts what it tells the network."""
-    fingerprints: Mapping[str, str]
-    """Hash of each component, shared ones included."""
 
-    component = "transformer"
+    text_pipeline = ("sana.pipeline_sana", "SanaPipeline")
+    picture_entry = 0
 
     def output(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Raw output `(B, C, H, W)` of a network of this family: SANA's velocity, or SANA-Sprint's v made of it."""
@@ -83,24 +70,6 @@ class SanaModel(FamilyBase):
         told = t.double() * self.num_train_timesteps
         told = told.floor() if self.whole_times else told
         return velocity(x_t, told * getattr(network, "module", network).config.timestep_scale)
-
-    @staticmethod
-    def bottleneck(network: Any) -> Bottleneck:
-        """The picture's tokens after the middle block."""
-        config = network.config
-        width = int(config.num_attention_heads * config.attention_head_dim)
-        middle = (len(network.transformer_blocks) - 1) // 2
-        return Bottleneck(f"transformer_blocks.{middle}", width, patch=int(config.patch_size))
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Shape of one latent for a picture of this size. Raises `SettingError` for one that isn't whole tokens.
-
-        Departure: diffusers' pipelines paint the nearest size that was trained and resize (`use_resolution_binning`); here
-        the size is the one that is asked for.
-        """
-        factor = downsampling(self.vae.config)
-        refuse_size(height, width, factor * int(self.transformer.config.patch_size))
-        return self.transformer.config.in_channels, height // factor, width // factor
 
     @property
     def _length(self) -> int:
@@ -133,14 +102,6 @@ class SanaModel(FamilyBase):
             count, most = self._count(told + prompt.lower().strip()) - self._count(told) + 1, self._length - 1
         refuse_unreadable(prompt, [(count, most)])
 
-    @cached_property
-    def _pipeline(self) -> Any:
-        """Diffusers' pipeline of the text side alone: `encode_prompt` is theirs."""
-        from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
-
-        nothing: Any = None
-        return SanaPipeline(self.tokenizer, self.text_encoder, nothing, nothing, nothing)
-
     @torch.inference_mode()
     def _read(self, prompts: Sequence[str], instruction: list[str] | None) -> Condition:
         embeds, mask, _, _ = self._pipeline.encode_prompt(
@@ -159,27 +120,19 @@ class SanaModel(FamilyBase):
         """What guidance leads away from, read without instruction, as diffusers reads it."""
         return self._read(prompts, None)
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> hidden states `(B, L, D)`."""
-        return self.condition(prompts).tensors["prompt_embeds"]
-
 
 def load_sana(
     folder: Path, text: TextSettings, share: Family | None = None, shared: Sequence[str] = (), network: Any = None
 ) -> SanaModel:
     """Read a `sana` folder (`family.Load`), SANA's or SANA-Sprint's by its scheduler."""
     refuse_text_settings(text, "sana", known=("instruction",))
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
-    prints = {"scheduler": fingerprint(folder / "scheduler")}
-    if network is None:
-        network, prints["transformer"] = load_component(folder / "transformer"), fingerprint(folder / "transformer")
-    parts, more = load_parts(folder, ("vae", *SHARED[:-1]), share, shared)
+    config, fields = load_fields(folder, "transformer", SHARED, share, shared, network)
     schedule = _schedule(folder, config)
     return SanaModel(
-        network, **parts, schedule=schedule,
-        prediction="v_prediction" if isinstance(schedule, TrigFlow) else "flow_prediction", text=text,
+        **fields, text=text, schedule=schedule,
+        prediction="v_prediction" if isinstance(schedule, TrigFlow) else "flow_prediction",
         num_train_timesteps=int(config.get("num_train_timesteps", 1000)),
-        whole_times=config.get("_class_name") == "DPMSolverMultistepScheduler", fingerprints={**prints, **more},
+        whole_times=config.get("_class_name") == "DPMSolverMultistepScheduler",
     )  # fmt: skip
 
 

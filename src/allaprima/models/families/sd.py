@@ -10,52 +10,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import guidance_embedding
 from allaprima.diffusion.schedule import DiscreteVP
 from allaprima.models.card import TextSettings
-from allaprima.models.families.family import (
-    Bottleneck,
-    Family,
-    FamilyBase,
-    guidance_dim,
-    load_parts,
-    refuse_blind,
-    refuse_size,
-    refuse_unreadable,
-)
-from allaprima.models.latents import downsampling
-from allaprima.models.load import fingerprint, load_component, read_json
+from allaprima.models.families.family import Bottleneck, Family, FamilyBase, guidance_dim
+from allaprima.models.families.loading import load_fields
+from allaprima.models.load import load_component
 
 SHARED = ("text_encoder", "tokenizer", "vae")
 """What a student and a teacher may have in common."""
 
 
-@dataclass(frozen=True)
-class SDModel(FamilyBase):
-    """A `Family` whose networks read `prompt_embeds (B, L, D)`."""
+@dataclass(frozen=True, kw_only=True)
+class UNetFamily(FamilyBase):
+    """A family whose network is a UNet with a VP schedule."""
 
     unet: Any
-    vae: Any
-    text_encoder: Any
-    tokenizer: Any
     schedule: DiscreteVP
-    prediction: str
-    text: TextSettings
-    fingerprints: Mapping[str, str]
-    """Hash of each component, shared ones included: a draft's score depends on the decoder as much as on the UNet."""
-
     component = "unet"
-
-    @staticmethod
-    def output(network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """Raw output `(B, C, H, W)` of a network of this family: this model's, or one that is made from it."""
-        return run_unet(network, x_t, t, cond.tensors["prompt_embeds"], cond.get("guidance_scale"))
 
     @staticmethod
     def bottleneck(network: Any) -> Bottleneck:
         """The mid block."""
         return Bottleneck("mid_block", int(network.config.block_out_channels[-1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SDModel(UNetFamily):
+    """A `Family` whose networks read `prompt_embeds (B, L, D)`."""
+
+    text_encoder: Any
+    tokenizer: Any
+
+    @staticmethod
+    def output(network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Raw output `(B, C, H, W)` of a network of this family: this model's, or one that is made from it."""
+        return run_unet(network, x_t, t, cond.tensors["prompt_embeds"], cond.get("guidance_scale"))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Shape of one latent for a picture of this size.
@@ -63,20 +55,14 @@ class SDModel(FamilyBase):
         By the autoencoder's halvings where diffusers' own says them, else read off the UNet's training size.
         """
         if hasattr(self.vae.config, "block_out_channels"):
-            factor = downsampling(self.vae.config)
-            refuse_size(height, width, factor)
-            return self.unet.config.in_channels, height // factor, width // factor
+            return super().latent_shape(height, width)
         size = self.unet.config.sample_size
         factor = max(1, round(height / size)) if height >= size else 1
-        return self.unet.config.in_channels, height // factor, width // factor
+        return self.channels, height // factor, width // factor
 
-    def token_count(self, prompt: str) -> int:
-        """Tokens of a prompt, begin and end included."""
-        return len(self.tokenizer(prompt).input_ids)
-
-    def check_prompt(self, prompt: str) -> None:
-        """Raise `PromptError` for an empty or an over-long prompt: nothing is cut in silence."""
-        refuse_unreadable(prompt, [(self.token_count(prompt), self.text.max_length)])
+    def _tokens(self, prompt: str) -> list[tuple[int, int]]:
+        """Its tokens, and how many are read."""
+        return [(len(self.tokenizer(prompt).input_ids), self.text.max_length)]
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> Tensor:
@@ -124,11 +110,19 @@ def load_sd(
     folder: Path, text: TextSettings, share: Family | None = None, shared: Sequence[str] = (), network: Any = None
 ) -> SDModel:
     """Read an `sd` folder (`family.Load`)."""
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
-    prints = {"scheduler": fingerprint(folder / "scheduler")}
-    if network is None:
-        network, prints["unet"] = load_unet(folder / "unet"), fingerprint(folder / "unet")
-    parts, more = load_parts(folder, ("vae", "text_encoder", "tokenizer"), share, shared)
+    config, fields = load_fields(folder, "unet", SHARED, share, shared, network, load_unet)
+    return SDModel(**fields, **read_vp(folder, config), text=text)
+
+
+def read_vp(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a scheduler's config says of a `UNetFamily`, as its fields.
+
+    Raises `ModelError` for a network that predicts noise from nothing but noise: it says nothing of the picture then.
+    """
     kind, schedule = str(config.get("prediction_type", "epsilon")), DiscreteVP.from_config(config)
-    refuse_blind(folder, schedule, kind)
-    return SDModel(network, **parts, schedule=schedule, prediction=kind, text=text, fingerprints={**prints, **more})
+    if kind == "epsilon" and getattr(schedule, "zero_terminal", False):
+        raise ModelError(
+            f"{folder / 'scheduler'}: rescale_betas_zero_snr with prediction_type='epsilon': where there is no signal the"
+            " noise says nothing about the picture. A network for it predicts v_prediction or sample."
+        )
+    return {"schedule": schedule, "prediction": kind}

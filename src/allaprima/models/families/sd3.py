@@ -16,18 +16,10 @@ from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
 from allaprima.diffusion.schedule import Flow
 from allaprima.models.card import TextSettings
-from allaprima.models.families.family import (
-    Bottleneck,
-    Family,
-    FamilyBase,
-    load_parts,
-    read_length,
-    refuse_size,
-    refuse_text_settings,
-    refuse_unreadable,
-)
-from allaprima.models.latents import downsampling
-from allaprima.models.load import fingerprint, load_component, read_json
+from allaprima.models.families.family import Family
+from allaprima.models.families.loading import load_fields
+from allaprima.models.families.prompts import read_length, refuse_text_settings, text_side
+from allaprima.models.families.transformer import TransformerFamily
 
 T5 = ("text_encoder_3", "tokenizer_3")
 SHARED = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3", "vae")
@@ -36,12 +28,10 @@ T5_LENGTH = 256
 """Tokens that T5 reads unless the card says otherwise."""
 
 
-@dataclass(frozen=True)
-class SD3Model(FamilyBase):
+@dataclass(frozen=True, kw_only=True)
+class SD3Model(TransformerFamily):
     """A `Family` whose networks read `prompt_embeds (B, L, D)`, CLIP's tokens before T5's, and `pooled (B, P)`."""
 
-    transformer: Any
-    vae: Any
     text_encoder: Any
     text_encoder_2: Any
     text_encoder_3: Any
@@ -50,14 +40,10 @@ class SD3Model(FamilyBase):
     tokenizer_2: Any
     tokenizer_3: Any
     schedule: Flow
-    prediction: str
-    text: TextSettings
     num_train_timesteps: int
     """What the network calls the time 1."""
-    fingerprints: Mapping[str, str]
-    """Hash of each component, shared ones included."""
 
-    component = "transformer"
+    text_pipeline = ("stable_diffusion_3.pipeline_stable_diffusion_3", "StableDiffusion3Pipeline")
 
     def output(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Raw output `(B, C, H, W)`, a velocity, of a network of this family: this model's, or one made from it."""
@@ -65,19 +51,6 @@ class SD3Model(FamilyBase):
             hidden_states=x_t, timestep=(t * self.num_train_timesteps).float().to(x_t.device),
             encoder_hidden_states=cond.tensors["prompt_embeds"], pooled_projections=cond.tensors["pooled"],
         ).sample  # fmt: skip
-
-    @staticmethod
-    def bottleneck(network: Any) -> Bottleneck:
-        """The picture's tokens after the middle block (a block says the prompt's first): there is no narrower place."""
-        config, middle = network.config, (len(network.transformer_blocks) - 1) // 2
-        width = int(config.num_attention_heads * config.attention_head_dim)
-        return Bottleneck(f"transformer_blocks.{middle}", width, entry=1, patch=int(config.patch_size))
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Shape of one latent for a picture of this size. Raises `SettingError` for one that isn't whole patches."""
-        factor = downsampling(self.vae.config)
-        refuse_size(height, width, factor * int(self.transformer.config.patch_size))
-        return self.transformer.config.in_channels, height // factor, width // factor
 
     def _tokens(self, prompt: str) -> list[tuple[int, int]]:
         """For each tokenizer, the prompt's tokens and how many are read. CLIP's all matter, also where T5 reads more."""
@@ -88,24 +61,9 @@ class SD3Model(FamilyBase):
             found.append((len(self.tokenizer_3(prompt).input_ids), read_length(self.text, T5_LENGTH)))
         return found
 
-    def token_count(self, prompt: str) -> int:
-        """Tokens of a prompt, begin and end included, by the tokenizer that makes most of it."""
-        return max(n for n, _ in self._tokens(prompt))
-
-    def check_prompt(self, prompt: str) -> None:
-        """Raise `PromptError` for an empty or an over-long prompt: nothing is cut in silence."""
-        refuse_unreadable(prompt, self._tokens(prompt))
-
     @cached_property
     def _pipeline(self) -> Any:
-        """Diffusers' pipeline of the text side alone: `encode_prompt` is theirs."""
-        from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
-
-        nothing: Any = None
-        pipeline: Any = StableDiffusion3Pipeline(
-            nothing, nothing, nothing, self.text_encoder, self.tokenizer, self.text_encoder_2, self.tokenizer_2,
-            self.text_encoder_3, self.tokenizer_3,
-        )  # fmt: skip
+        pipeline = text_side(self.text_pipeline, self)
         # It asks the transformer for the width of T5's zeros, and for nothing else.
         width = self.transformer.config.joint_attention_dim
         pipeline.transformer = SimpleNamespace(config=SimpleNamespace(joint_attention_dim=width))
@@ -121,27 +79,22 @@ class SD3Model(FamilyBase):
         )  # fmt: skip
         return Condition({"prompt_embeds": embeds, "pooled": pooled})
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> hidden states `(B, L, D)`."""
-        return self.condition(prompts).tensors["prompt_embeds"]
-
 
 def load_sd3(
     folder: Path, text: TextSettings, share: Family | None = None, shared: Sequence[str] = (), network: Any = None
 ) -> SD3Model:
     """Read an `sd3` folder (`family.Load`); `text_encoder_3` and `tokenizer_3` may be missing, both."""
     refuse_text_settings(text, "sd3")
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
-    prints = {"scheduler": fingerprint(folder / "scheduler")}
-    if network is None:
-        network, prints["transformer"] = load_component(folder / "transformer"), fingerprint(folder / "transformer")
-    parts, more = load_parts(folder, ("vae", *SHARED[:-1]), share, shared, optional=T5)
-    if (parts["text_encoder_3"] is None) != (parts["tokenizer_3"] is None):
+    config, fields = load_fields(folder, "transformer", SHARED, share, shared, network, optional=T5)
+    if (fields["text_encoder_3"] is None) != (fields["tokenizer_3"] is None):
         raise ModelError(f"{folder} has one of {' and '.join(T5)}: give both, or neither for zeros in T5's place.")
-    return SD3Model(
-        network, **parts, schedule=read_flow(folder, config), prediction="flow_prediction", text=text,
-        num_train_timesteps=int(config.get("num_train_timesteps", 1000)), fingerprints={**prints, **more},
-    )  # fmt: skip
+    return SD3Model(**fields, **read_schedule(folder, config), text=text)
+
+
+def read_schedule(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a scheduler's config says of an `SD3Model`, as its fields. Raises `ModelError` as `read_flow` does."""
+    times = int(config.get("num_train_timesteps", 1000))
+    return {"schedule": read_flow(folder, config), "prediction": "flow_prediction", "num_train_timesteps": times}
 
 
 def read_flow(folder: Path, config: Mapping[str, Any]) -> Flow:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,21 +13,13 @@ from torch import Tensor
 
 from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
-from allaprima.diffusion.schedule import DiscreteVP
 from allaprima.models.card import TextSettings
-from allaprima.models.families.family import (
-    Bottleneck,
-    Family,
-    FamilyBase,
-    load_parts,
-    refuse_blind,
-    refuse_size,
-    refuse_text_settings,
-    refuse_unreadable,
-)
-from allaprima.models.families.sd import load_unet, run_unet
+from allaprima.models.families.family import Family
+from allaprima.models.families.loading import load_own, load_parts
+from allaprima.models.families.prompts import refuse_text_settings, text_side
+from allaprima.models.families.sd import UNetFamily, load_unet, read_vp, run_unet
 from allaprima.models.latents import downsampling
-from allaprima.models.load import fingerprint, read_json
+from allaprima.models.load import read_json
 
 SHARED = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 """What a student and a teacher may have in common."""
@@ -37,31 +29,24 @@ REFINER_IDS = 5
 """Of a refiner: an aesthetic score in the target's place."""
 
 
-@dataclass(frozen=True)
-class SDXLModel(FamilyBase):
+@dataclass(frozen=True, kw_only=True)
+class SDXLModel(UNetFamily):
     """A `Family` whose networks read `prompt_embeds (B, L, D)`, `pooled (B, P)` and `time_ids (B, 6)`.
 
     `time_ids` are those of the condition where it holds any (latents of a data set may have been cropped), else those of an
     uncropped picture of the latents' own size: a condition serves any size.
     """
 
-    unet: Any
-    vae: Any
     text_encoder: Any
     text_encoder_2: Any
     tokenizer: Any
     tokenizer_2: Any
-    schedule: DiscreteVP
-    prediction: str
-    text: TextSettings
     zeros_for_empty: bool
     """An empty prompt is zeros, not what the encoders say of it (diffusers' `force_zeros_for_empty_prompt`)."""
-    fingerprints: Mapping[str, str]
-    """Hash of each component, shared ones included."""
     also: Any = None
     """A refiner (`sdxl_refiner.telling`) for which conditions hold `refiner_embeds` and `refiner_pooled`, too."""
 
-    component = "unet"
+    text_pipeline = ("stable_diffusion_xl.pipeline_stable_diffusion_xl", "StableDiffusionXLPipeline")
 
     def output(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Raw output `(B, C, H, W)` of a network of this family: this model's, or one that is made from it."""
@@ -77,36 +62,13 @@ class SDXLModel(FamilyBase):
         height, width = float(x_t.shape[-2] * factor), float(x_t.shape[-1] * factor)
         return torch.tensor([[height, width, 0.0, 0.0, height, width]], device=x_t.device).expand(len(x_t), -1)
 
-    @staticmethod
-    def bottleneck(network: Any) -> Bottleneck:
-        """The mid block."""
-        return Bottleneck("mid_block", int(network.config.block_out_channels[-1]))
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Shape of one latent for a picture of this size. Raises `SettingError` for one that no latent has."""
-        factor = downsampling(self.vae.config)
-        refuse_size(height, width, factor)
-        return self.unet.config.in_channels, height // factor, width // factor
-
-    def token_count(self, prompt: str) -> int:
-        """Tokens of a prompt, begin and end included, by the tokenizer that makes most of it."""
-        return max(len(tokenizer(prompt).input_ids) for tokenizer in (self.tokenizer, self.tokenizer_2))
-
-    def check_prompt(self, prompt: str) -> None:
-        """Raise `PromptError` for an empty or an over-long prompt: nothing is cut in silence."""
-        both = (self.tokenizer, self.tokenizer_2)
-        refuse_unreadable(prompt, [(len(tok(prompt).input_ids), int(tok.model_max_length)) for tok in both])
+    def _tokens(self, prompt: str) -> list[tuple[int, int]]:
+        """For each tokenizer, the prompt's tokens and how many are read."""
+        return [(len(tok(prompt).input_ids), int(tok.model_max_length)) for tok in (self.tokenizer, self.tokenizer_2)]
 
     @cached_property
     def _pipeline(self) -> Any:
-        """Diffusers' pipeline of the text side alone: `encode_prompt` is theirs."""
-        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-
-        nothing: Any = None
-        return StableDiffusionXLPipeline(
-            nothing, self.text_encoder, self.text_encoder_2, self.tokenizer, self.tokenizer_2, nothing, nothing,
-            add_watermarker=False,
-        )  # fmt: skip
+        return text_side(self.text_pipeline, self, add_watermarker=False)
 
     @torch.inference_mode()
     def condition(self, prompts: Sequence[str]) -> Condition:
@@ -117,10 +79,6 @@ class SDXLModel(FamilyBase):
             return own
         more = self.also.condition(prompts).tensors
         return Condition({**own.tensors, "refiner_embeds": more["prompt_embeds"], "refiner_pooled": more["pooled"]})
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> hidden states `(B, L, D)`."""
-        return self.condition(prompts).tensors["prompt_embeds"]
 
 
 def words_of(pipeline: Any, prompts: Sequence[str], zeros_for_empty: bool, device: Any) -> Condition:
@@ -150,21 +108,16 @@ def read_folder(
 ) -> tuple[bool, dict[str, Any]]:
     """Whether a folder is a refiner's, and its model's fields."""
     refuse_text_settings(text, "sdxl")
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
-    prints = {"scheduler": fingerprint(folder / "scheduler")}
-    if network is None:
-        network, prints["unet"] = load_unet(folder / "unet"), fingerprint(folder / "unet")
+    config, network, prints = load_own(folder, "unet", network, load_unet)
     refiner = _is_refiner(network.config)
-    names = ("vae", *(n for n in SHARED[:-1] if not refiner or n.endswith("_2")))
+    names = [n for n in SHARED if not refiner or n.endswith("_2") or n == "vae"]
     parts, more = load_parts(folder, names, share, shared)
     _check_added(folder, network.config, parts["text_encoder_2"].config, REFINER_IDS if refiner else TIME_IDS)
     zeros = not refiner and bool(getattr(share, "zeros_for_empty", True))
     if (folder / "model_index.json").exists():
         zeros = bool(read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True))
     prints["empty_prompt"] = "zeros" if zeros else "encoded"
-    kind, schedule = str(config.get("prediction_type", "epsilon")), DiscreteVP.from_config(config)
-    refuse_blind(folder, schedule, kind)
-    told = {"schedule": schedule, "prediction": kind, "text": text, "zeros_for_empty": zeros}
+    told = {**read_vp(folder, config), "text": text, "zeros_for_empty": zeros}
     return refiner, {"unet": network, **parts, **told, "fingerprints": {**prints, **more}}
 
 

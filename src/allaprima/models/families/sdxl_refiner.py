@@ -20,19 +20,12 @@ from torch import Tensor
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import GuidedDenoiser
-from allaprima.diffusion.schedule import DiscreteVP, expand
+from allaprima.diffusion.schedule import expand
 from allaprima.models.card import TextSettings
-from allaprima.models.families.family import (
-    ABSENT,
-    Bottleneck,
-    Family,
-    FamilyBase,
-    combined,
-    guided,
-    refuse_size,
-    refuse_unreadable,
-)
-from allaprima.models.families.sd import run_unet
+from allaprima.models.families.family import Family, combined, guided
+from allaprima.models.families.loading import ABSENT
+from allaprima.models.families.prompts import text_side
+from allaprima.models.families.sd import UNetFamily, run_unet
 from allaprima.models.families.sdxl import SDXLModel, read_folder, words_of
 from allaprima.models.latents import downsampling
 from allaprima.models.load import fingerprint
@@ -65,27 +58,20 @@ class AestheticGuidance:
         return self.inner.unguided(x_t, t, cond)
 
 
-@dataclass(frozen=True)
-class RefinerModel(FamilyBase):
+@dataclass(frozen=True, kw_only=True)
+class RefinerModel(UNetFamily):
     """A `Family` whose network reads `prompt_embeds (B, L, D)` and `pooled (B, P)`, both of the second text encoder.
 
     In a cascade the student makes the condition, with what a refiner reads beside its own (`telling`): `refiner_embeds` and
     `refiner_pooled`. These are read where there are any.
     """
 
-    unet: Any
-    vae: Any
     text_encoder_2: Any
     tokenizer_2: Any
-    schedule: DiscreteVP
-    prediction: str
-    text: TextSettings
     zeros_for_empty: bool
     """As of `SDXLModel`; a refiner's own folder says no."""
-    fingerprints: Mapping[str, str]
-    """Hash of each component, shared ones included."""
 
-    component = "unet"
+    text_pipeline = ("stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img", "StableDiffusionXLImg2ImgPipeline")
     refines_only = True
     """Painting from pure noise is beyond it (`cascade.painter.RefinesOnly`)."""
 
@@ -113,46 +99,19 @@ class RefinerModel(FamilyBase):
         ids = torch.cat([size.expand(len(x_t), -1), score.cpu().float()[:, None]], dim=1).to(x_t.device)
         return run_unet(network, x_t, t, embeds, cond.get("guidance_scale"), {"text_embeds": pooled, "time_ids": ids})
 
-    @staticmethod
-    def bottleneck(network: Any) -> Bottleneck:
-        """The mid block."""
-        return Bottleneck("mid_block", int(network.config.block_out_channels[-1]))
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Shape of one latent for a picture of this size. Raises `SettingError` for one that no latent has."""
-        factor = downsampling(self.vae.config)
-        refuse_size(height, width, factor)
-        return self.unet.config.in_channels, height // factor, width // factor
-
-    def token_count(self, prompt: str) -> int:
-        """Tokens of a prompt, begin and end included."""
-        return len(self.tokenizer_2(prompt).input_ids)
-
-    def check_prompt(self, prompt: str) -> None:
-        """Raise `PromptError` for an empty or an over-long prompt: nothing is cut in silence."""
-        refuse_unreadable(prompt, [(self.token_count(prompt), int(self.tokenizer_2.model_max_length))])
+    def _tokens(self, prompt: str) -> list[tuple[int, int]]:
+        """Its tokens, and how many are read."""
+        return [(len(self.tokenizer_2(prompt).input_ids), int(self.tokenizer_2.model_max_length))]
 
     @cached_property
     def _pipeline(self) -> Any:
-        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
-            StableDiffusionXLImg2ImgPipeline,
-        )
-
-        nothing: Any = None
-        return StableDiffusionXLImg2ImgPipeline(
-            nothing, nothing, self.text_encoder_2, nothing, self.tokenizer_2, nothing, nothing,
-            requires_aesthetics_score=True, add_watermarker=False,
-        )  # fmt: skip
+        return text_side(self.text_pipeline, self, requires_aesthetics_score=True, add_watermarker=False)
 
     @torch.inference_mode()
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Prompts -> `prompt_embeds` and `pooled`, a row each."""
         device = next(self.text_encoder_2.parameters()).device
         return words_of(self._pipeline, prompts, self.zeros_for_empty, device)
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> hidden states `(B, L, D)`."""
-        return self.condition(prompts).tensors["prompt_embeds"]
 
 
 @dataclass(frozen=True)
