@@ -90,7 +90,7 @@ def steps_of(
         raise ModelError("the teacher has LoRA adapters on it: call fuse_lora() and unload_lora_weights() first.")
     draft = as_model(student, text, getattr(painter.fingerprints, "cache", None))
     check_alike(draft, painter)
-    made = CascadeSettings(**settings_of(student, teacher, draft, painter)) if settings is None else settings
+    made = CascadeSettings(**settings_of(student, teacher, draft, painter, changes)) if settings is None else settings
     scorer = load_oracle(oracle[0], Path(oracle[1]), draft.encode) if isinstance(oracle, tuple) else oracle
     return Made(draft, painter, scorer, made.changed(**changes), (student, teacher))
 

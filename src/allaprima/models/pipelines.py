@@ -12,15 +12,17 @@ import torch
 
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.diffusion.schedule import DiscreteVP, Flow
+from allaprima.diffusion.solvers.tcd import ETA
 from allaprima.models.card import TextSettings
 from allaprima.models.content import ContentPrints
-from allaprima.models.families.family import Family, reads_guidance
+from allaprima.models.families.family import Family, reads_guidance, refuse_blind
 from allaprima.models.families.flux import FluxModel, read_shift
 from allaprima.models.families.registry import FAMILIES
 from allaprima.models.families.sd import SDModel
 from allaprima.models.families.sd3 import SD3Model, read_flow
 from allaprima.models.families.sdxl import SDXLModel
 from allaprima.models.latents import downsampling
+from allaprima.models.schedulers import solver_of
 
 PIPELINES: Mapping[str, tuple[str, str]] = {
     "StableDiffusionPipeline": ("sd", "UNet2DConditionModel"),
@@ -35,18 +37,6 @@ PIPELINES: Mapping[str, tuple[str, str]] = {
     "FluxImg2ImgPipeline": ("flux", "FluxTransformer2DModel"),
 }
 """Class of a pipeline -> family, and the class its network must have."""
-SOLVERS: Mapping[str, str] = {
-    "DDIMScheduler": "ddim",
-    "DPMSolverMultistepScheduler": "dpm_solver",
-    "UniPCMultistepScheduler": "unipc",
-    "EulerDiscreteScheduler": "euler",
-    "FlowMatchEulerDiscreteScheduler": "euler",
-    "HeunDiscreteScheduler": "heun",
-    "LCMScheduler": "consistency",
-    "FlowMatchLCMScheduler": "consistency",
-    "TCDScheduler": "consistency",
-}
-"""Class of a scheduler -> the solver of ours that stands for it."""
 WHERE = Path("the pipeline")
 
 
@@ -94,10 +84,12 @@ def as_model(pipe: Any, text: TextSettings | None = None, cache: dict[int, tuple
     prints = ContentPrints({**parts, "scheduler": pipe.scheduler}, known, cache)
     common["fingerprints"] = prints
     if family in ("sd", "sdxl"):
-        if config.get("rescale_betas_zero_snr") or "sigma_data" in config or "beta_start" not in config:
+        if "sigma_data" in config or "beta_start" not in config:
             raise ModelError(f"{type(pipe.scheduler).__name__} of this config has a schedule that isn't known here.")
+        schedule = DiscreteVP.from_config(config)
+        refuse_blind(WHERE, schedule, kind)
         cls: Any = SDModel if family == "sd" else SDXLModel
-        return cls(schedule=DiscreteVP.from_config(config), prediction=kind, **common)
+        return cls(schedule=schedule, prediction=kind, **common)
     if family == "sd3":
         train = int(config.get("num_train_timesteps", 1000))
         schedule = read_flow(WHERE, config)
@@ -162,23 +154,31 @@ def usual(pipe: Any, name: str, default: Any) -> Any:
     return default if found is None or found.default in (None, inspect.Parameter.empty) else found.default
 
 
-def settings_of(student_pipe: Any, teacher_pipe: Any, student: Family, teacher: Family) -> dict[str, Any]:
+def settings_of(
+    student_pipe: Any, teacher_pipe: Any, student: Family, teacher: Family, said: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Settings that the pipelines suggest: schedulers as solvers, steps and scales as their calls have them, the size.
 
-    A student takes 4 steps, without guidance unless its network reads it.
+    A student takes 4 steps, without guidance unless its network reads it. `said`: what the caller gives instead; a scheduler
+    isn't read where its solver is said. Raises what `models.schedulers.solver_of` does.
     """
     height, width = size_of(teacher)
-    flow = "euler" if isinstance(teacher.schedule, Flow) else "dpm_solver"
-    return {
+    found: dict[str, Any] = {
         "student_steps": 4,
-        "student_solver": SOLVERS.get(type(student_pipe.scheduler).__name__, "consistency"),
         "student_guidance": float(usual(student_pipe, "guidance_scale", 1.0)) if reads_guidance(student.network) else 1.0,
         "teacher_steps": int(usual(teacher_pipe, "num_inference_steps", 50)),
-        "teacher_solver": SOLVERS.get(type(teacher_pipe.scheduler).__name__, flow),
         "teacher_guidance": _scale(teacher_pipe, teacher),
         "height": height,
         "width": width,
-    }
+    } | dict(said or {})
+    flow = "euler" if isinstance(teacher.schedule, Flow) else "dpm_solver"
+    for side, pipe, model, otherwise in (
+        ("student", student_pipe, student, "consistency"), ("teacher", teacher_pipe, teacher, flow),
+    ):  # fmt: skip
+        if f"{side}_solver" not in found:
+            eta, steps = float(usual(pipe, "eta", ETA)), int(found[f"{side}_steps"])
+            found[f"{side}_solver"] = solver_of(pipe.scheduler, model.schedule, steps, otherwise, eta)
+    return found
 
 
 def _scale(pipe: Any, model: Family) -> float:
