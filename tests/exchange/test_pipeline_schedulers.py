@@ -1,4 +1,4 @@
-"""A pipeline's scheduler as a solver's name: what diffusers' call paints with it, ours does, without a solver being named."""
+"""A pipeline's scheduler as a solver's name: what diffusers' call paints with it, ours does, no solver being named."""
 
 import diffusers
 import numpy as np

@@ -14,12 +14,15 @@ import httpx2
 import pytest
 import yaml
 from huggingface_hub import constants, errors
+from safetensors.torch import load_file
 from tiny_folders import SIZE, VP, card, model, unet
 
 from allaprima.core.errors import ModelError, UnsafeWeights
+from allaprima.core.folder import fingerprint
 from allaprima.models.card import load_card
-from allaprima.models.hub import REACH, HubSource, command, fetched, within
+from allaprima.models.hub import REACH, HubSource, command, complete, fetched, lacking, within
 from allaprima.models.pair import load_pair
+from allaprima.pipeline import AdaptivePipeline
 
 
 @pytest.fixture
@@ -92,7 +95,43 @@ def test_a_cached_pair_is_loaded_and_nobody_is_asked(tmp_path, cache):
 def test_a_folder_beside_the_card_comes_first(tmp_path, cache):
     card("sd", tmp_path / "made")
     shutil.move(tmp_path / "made" / "teacher", tmp_path / "acme" / "tiny")
-    load_pair(of_hub(tmp_path))
+    # Another model of that name in the cache, which fits as well.
+    placed(cache, "acme/tiny", model("sd", tmp_path / "other", seed=7))
+    read = of_hub(tmp_path)
+    assert read.path("acme/tiny") == tmp_path / "acme" / "tiny"
+    pair = load_pair(read)
+    prints = [fingerprint(f / "unet") for f in (tmp_path / "acme" / "tiny", tmp_path / "other")]
+    assert prints[0] != prints[1]
+    assert pair.teacher.fingerprints["unet"] == pair.student.fingerprints["unet"] == prints[0]
+    stored = load_file(tmp_path / "acme" / "tiny" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert pair.teacher.unet.conv_in.weight.equal(stored["conv_in.weight"])
+
+
+@pytest.mark.parametrize("named", ["acme/whole", "acme/whole@v1", "acme/whole:inside"])
+def test_a_whole_pipeline_in_the_cache_asks_nobody(tmp_path, cache, monkeypatch, named):
+    """Of `family: any`: by its id, a revision, a folder inside; and what is lacking of it is seen."""
+    model("sdxl", tmp_path / "made")
+    there = placed(cache, "acme/whole", tmp_path / "made")
+    (there.parents[1] / "refs" / "v1").write_text("c0ffee")
+    if ":" in named:
+        for part in list(there.iterdir()):
+            (there / "inside").mkdir(exist_ok=True)
+            shutil.move(part, there / "inside" / part.name)
+        there = there / "inside"
+    side = {"source": named, "guidance_scale": 1.0, "license": "mine"}
+    raw = {
+        "name": "whole", "family": "any", "description": "tiny", "height": SIZE, "width": SIZE,
+        "student": {**side, "steps": 1}, "teacher": {**side, "steps": 2}, "oracle": {"kind": "none", "license": "none"},
+    }  # fmt: skip
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(raw))
+    asked = []
+    monkeypatch.setattr(httpx2.Client, "send", lambda *a, **k: asked.append(a) or (_ for _ in ()).throw(OSError("no")))
+    pipe = AdaptivePipeline.from_card(tmp_path)
+    assert type(pipe.student.text).__name__ == "StableDiffusionXLPipeline"
+    assert not asked
+    (there / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    assert lacking(there, None) == ["unet/*.safetensors"]
+    assert complete(HubSource.parse(named)) is None
 
 
 def test_an_absent_one_fails_fast_with_the_command_and_the_place(tmp_path, cache, monkeypatch):

@@ -191,7 +191,12 @@ def _few(model: Model, family: str) -> tuple[str, int, float, str]:
     if network.get("time_cond_proj_dim"):
         return "lcm", 4, 8.0, "time_cond_proj_dim: it reads its guidance scale, as latent consistency models do"
     if kind == "SCMScheduler":
-        return "consistency", 2, 4.5, "its scheduler is SCM's: SANA-Sprint, in the steps and at the scale of its pipeline's call"
+        return (
+            "consistency",
+            2,
+            4.5,
+            "its scheduler is SCM's: SANA-Sprint, in the steps and at the scale of its pipeline's call",
+        )
     if family not in ("sd", "sdxl"):
         embeds = bool(network.get("guidance_embeds"))
         return (

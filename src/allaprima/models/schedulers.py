@@ -34,10 +34,10 @@ SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use
 def solver_of(scheduler: Any, schedule: Schedule, steps: int, usual: str, eta: float = ETA) -> str:
     """The solver that paints as a scheduler does, by name with its spacing; `usual` where the class isn't known.
 
-    `steps`: how many there will be: only times that have no name, of LCM's with another `original_inference_steps`, depend on
-    it, and are said one by one. `eta`: what the pipeline's call gives a TCDScheduler.
-    Departures: "leading" times have an offset of 1 here, whatever `steps_offset` says, and the last move but `tcd`'s is to the
-    clean end, whatever `set_alpha_to_one` says. Raises `ModelError` for noise levels in place of times.
+    `steps`: how many there will be; only times that have no name, LCM's of another `original_inference_steps`, depend on it,
+    and are said one by one. `eta`: what the pipeline's call gives a TCDScheduler.
+    Departures: "leading" times have an offset of 1 here, whatever `steps_offset` says, and the last move but `tcd`'s is to
+    the clean end, whatever `set_alpha_to_one` says. Raises `ModelError` for noise levels in place of times.
     """
     kind, config = type(scheduler).__name__, scheduler.config
     name = SOLVERS.get(kind)

@@ -154,7 +154,7 @@ def read_folder(
     prints = {"scheduler": fingerprint(folder / "scheduler")}
     if network is None:
         network, prints["unet"] = load_unet(folder / "unet"), fingerprint(folder / "unet")
-    refiner = _is_refiner(network.config)
+    refiner = is_refiner(network.config)
     names = ("vae", *(n for n in SHARED[:-1] if not refiner or n.endswith("_2")))
     parts, more = load_parts(folder, names, share, shared)
     _check_added(folder, network.config, parts["text_encoder_2"].config, REFINER_IDS if refiner else TIME_IDS)
@@ -168,7 +168,7 @@ def read_folder(
     return refiner, {"unet": network, **parts, **told, "fingerprints": {**prints, **more}}
 
 
-def _is_refiner(unet: Any) -> bool:
+def is_refiner(unet: Any) -> bool:
     """Whether a UNet reads hidden states and pooled text of one size, those of the second encoder alone, and five ids."""
     due, each = (getattr(unet, n, None) or 0 for n in ("projection_class_embeddings_input_dim", "addition_time_embed_dim"))
     return bool(each) and due - each * REFINER_IDS == getattr(unet, "cross_attention_dim", None)
