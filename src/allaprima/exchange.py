@@ -25,6 +25,7 @@ from allaprima.core.folder import fingerprint
 from allaprima.diffusion.rollback import Strength, Variance
 from allaprima.models.card import Card, ModelSource, TextSettings, load_card
 from allaprima.models.families.registry import FAMILIES
+from allaprima.models.hub import complete
 from allaprima.models.pair import load_pair, predicting
 from allaprima.models.pipelines import as_model, check_alike, family_of, settings_of, usual
 from allaprima.models.place import Placer
@@ -90,7 +91,7 @@ def steps_of(
         raise ModelError("the teacher has LoRA adapters on it: call fuse_lora() and unload_lora_weights() first.")
     draft = as_model(student, text, getattr(painter.fingerprints, "cache", None))
     check_alike(draft, painter)
-    made = CascadeSettings(**settings_of(student, teacher, draft, painter)) if settings is None else settings
+    made = CascadeSettings(**settings_of(student, teacher, draft, painter, changes)) if settings is None else settings
     scorer = load_oracle(oracle[0], Path(oracle[1]), draft.encode) if isinstance(oracle, tuple) else oracle
     return Made(draft, painter, scorer, made.changed(**changes), (student, teacher))
 
@@ -167,8 +168,8 @@ def _painter(card: Card, source: ModelSource) -> Any:
         )
     if card.family == ANY:
         hub = card.hub(source.source)
-        # Of a whole repository diffusers itself knows best what to fetch.
-        whole = hub is not None and str(hub) == hub.id
+        # Of a whole repository diffusers itself knows best what to fetch; but it would ask the hub for what is here, too.
+        whole = hub is not None and str(hub) == hub.id and complete(hub) is None
         return DiffusersPainter.from_pretrained(source.source if whole else card.path(source.source))
     if card.family not in FAMILIES:
         raise ModelError(

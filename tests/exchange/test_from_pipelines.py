@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_folders import SIZE, VP, model, unet
+from tiny_pipes import diffusers_pipe
 
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import ModelError, SettingError
@@ -18,24 +19,6 @@ from allaprima.pipeline import AdaptivePipeline
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
 PROMPTS, SEEDS = ["red fox", "a blue owl"], [11, 12]
 TEXT = TextSettings(max_length=12, max_sequence_length=16)
-
-
-def diffusers_pipe(family, folder):
-    """What a user has in hand."""
-    import diffusers
-    from diffusers import DDIMScheduler
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    if family == "sd":
-        return diffusers.StableDiffusionPipeline(
-            diffusers.AutoencoderKL.from_pretrained(folder / "vae"), CLIPTextModel.from_pretrained(folder / "text_encoder"),
-            CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-            diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"), DDIMScheduler(**VP), None, None,
-            requires_safety_checker=False,
-        )  # fmt: skip
-    names = {"sdxl": "StableDiffusionXLPipeline", "sd3": "StableDiffusion3Pipeline", "flux": "FluxPipeline"}
-    more = {"text_encoder_3": None, "tokenizer_3": None} if family == "sd3" else {}
-    return getattr(diffusers, names[family]).from_pretrained(folder, torch_dtype=torch.float32, **more)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +112,7 @@ def own_student(pipes, folder, seed=5):
 def test_a_student_of_its_own_shares_the_rest(pipes, tmp_path):
     student = own_student(pipes, tmp_path)
     first = AdaptivePipeline.from_pipelines(student, pipes["sd"], batch_size=2, teacher_steps=3)
-    assert first.settings.student_solver == "consistency"
+    assert first.settings.student_solver == "lcm"
     first.save_pretrained(tmp_path / "mine")
     assert sorted(p.name for p in (tmp_path / "mine" / "student").iterdir()) == ["scheduler", "unet"]
     again = AdaptivePipeline.from_pretrained(tmp_path / "mine")

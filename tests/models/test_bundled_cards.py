@@ -4,13 +4,18 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+import yaml
+from tiny_folders import SIZE, card, refiner
+from tiny_language import SIDE, sana
 
+from allaprima.core.errors import SettingError
 from allaprima.models.card import bundled_cards, is_bundled, load_card
 from allaprima.models.configs import bundled_config, repositories
 from allaprima.models.families.registry import FAMILIES
+from allaprima.models.families.sdxl_refiner import RefinerModel
 from allaprima.models.hub import HubSource
 from allaprima.models.licences import GATED, LICENCES
-from allaprima.pipeline import card_settings
+from allaprima.pipeline import AdaptivePipeline, card_settings
 
 CARDS = Path(str(resources.files("allaprima"))) / "cards"
 
@@ -58,10 +63,49 @@ def test_every_bundled_config_says_where_it_was_verified():
     files = sorted((CARDS / "configs").glob("*.json"))
     import json
 
-    used = {name for parts in repositories().values() for name in parts.values()}
+    used = {name for parts in repositories().values() for name in parts.values() if name is not None}
     for f in files:
-        if f.stem != "repositories":
+        if f.stem not in ("repositories", "sizes"):
             assert json.loads(f.read_text())["verified"], f.name
             assert f.stem in used or any(f'"like": "{f.stem}"' in other.read_text() for other in files)
     for name in used:
         assert bundled_config(name)
+
+
+def painted(tmp_path, name, teacher, student, size, **more):
+    """What a bundled card paints with tiny models in place of its own, every draft refined."""
+    raw = {
+        "extends": name, "name": "tiny", "height": size, "width": size, "teacher": {"source": teacher}, **more,
+        "student": {"source": student, "steps": load_card(name).student.steps},
+        "oracle": {"kind": "none", "source": "none", "license": "none"},
+    }  # fmt: skip
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(raw))
+    pipe = AdaptivePipeline.from_card(tmp_path)
+    (result,) = pipe("red fox", seed=1, mode="refine-all", batch_size=1).results
+    return pipe, result
+
+
+def test_turbo_and_the_refiner_go_together(tmp_path):
+    """By that card's share, solvers, steps and strength; parity of each is test_published_formats' and test_refiner's."""
+    card("sdxl", tmp_path)
+    refiner(tmp_path / "refiner", tmp_path / "teacher")
+    pipe, result = painted(tmp_path, "sdxl-turbo-refiner", "refiner", "teacher", SIZE)
+    assert isinstance(pipe.teacher, RefinerModel)
+    assert pipe.student.vae is pipe.teacher.vae
+    assert pipe.student.text_encoder_2 is pipe.teacher.text_encoder_2
+    assert result.cost.evaluations == {"student": 2, "teacher": 2 * 4}
+    assert pipe.settings.strategy == "refine"
+    assert bool(result.image.isfinite().all())
+    with pytest.raises(SettingError, match="can't paint"):
+        pipe("red fox", seed=1, mode="teacher-only")
+
+
+def test_sana_and_sprint_go_together(tmp_path):
+    """By that card's share, solvers, steps and scales; parity of each is test_sana's."""
+    sana(tmp_path / "teacher")
+    sana(tmp_path / "student", seed=1, sprint=True)
+    pipe, result = painted(tmp_path, "sana-sprint", "teacher", "student", SIDE, text={"max_sequence_length": 16})
+    assert pipe.student.text_encoder is pipe.teacher.text_encoder
+    # Sprint reads its scale: one evaluation a step.
+    assert result.cost.evaluations == {"student": 2, "teacher": 2 * 20}
+    assert bool(result.image.isfinite().all())

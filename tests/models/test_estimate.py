@@ -6,13 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_folders import card, model
+from tiny_folders import card, model, refiner
+from tiny_language import SIDE, sana
+from tiny_language import card as sana_card
 
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.models.card import load_card
 from allaprima.models.configs import bundled_config
-from allaprima.models.estimate import estimate, meta, parts_of, peak
+from allaprima.models.estimate import estimate, peak
+from allaprima.models.meta import meta
 from allaprima.models.pair import load_pair
+from allaprima.models.sizes import parts_of
+from allaprima.models.sources import sources_of
 
 
 @pytest.mark.parametrize(
@@ -21,6 +26,8 @@ from allaprima.models.pair import load_pair
         # What papers and announcements say: SD1's UNet (860M) and SDXL's (2.6B; both arXiv 2307.01952, table 1), SD3.5 Large
         # (8.1B), FLUX.1 (12B), the encoder of T5 v1.1 XXL (4.7B).
         ("sd-unet", 860e6), ("sdxl-unet", 2.6e9), ("sd3.5-large", 8.1e9), ("flux-dev", 12e9), ("t5-xxl", 4.7e9),
+        # And what the hub lists: bytes of the files, 4 or 2 a number (9.04 GB, 1.25 GB, 5.23 GB), and SANA's page (1.6B).
+        ("sdxl-refiner-unet", 9.04e9 / 4), ("dc-ae-f32c32", 1.25e9 / 4), ("gemma-2-2b", 5.23e9 / 2), ("sana1.5-1.6b", 1.6e9),
     ],
 )  # fmt: skip
 def test_published_sizes(name, published):
@@ -50,6 +57,41 @@ def test_a_loaded_pair_has_what_was_estimated(family, tmp_path):
     assert not found.unknown
     assert found.weights == real
     assert estimate(c, "bfloat16").weights * 2 == real
+
+
+@pytest.mark.parametrize("teacher", [{"source": "refiner"}, {"refiner": "refiner"}])
+def test_a_refiner_counts(teacher, tmp_path):
+    """Alone it has no first text encoder; after its base it is one network more."""
+    path = card("sdxl", tmp_path)
+    refiner(tmp_path / "refiner", tmp_path / "teacher")
+    raw = yaml.safe_load(path.read_text())
+    raw["teacher"] |= teacher
+    raw["student"]["share"] = ["text_encoder_2", "tokenizer_2", "vae"] if "source" in teacher else raw["student"]["share"]
+    path.write_text(yaml.safe_dump(raw))
+    c = load_card(path)
+    pair, found = load_pair(c), estimate(c, activations=True)
+    more = [pair.teacher.refiner.network] if "refiner" in teacher else []
+    shared = (pair.student.text_encoder, pair.student.text_encoder_2, pair.student.vae)
+    nets = [pair.student.network, pair.teacher.network, *shared, *more]
+    assert not found.unknown
+    assert found.weights == sum(t.numel() * t.element_size() for m in nets for t in m.state_dict().values())
+    assert found.network > 0
+    assert [s.text for s in sources_of(c) if s.whose == "refiner of the teacher"] == list(teacher.values())[: len(more)]
+
+
+def test_sana_and_sprint_are_estimated(tmp_path):
+    sana(tmp_path / "teacher")
+    sana(tmp_path / "student", seed=1, sprint=True)
+    found = []
+    for factor in (1, 2):
+        size = {"height": factor * SIDE, "width": factor * SIDE}
+        c = load_card(sana_card(tmp_path, "sana", {}, {}, **size))
+        found.append(estimate(c, activations=True))
+    pair = load_pair(c)
+    nets = (pair.student.network, pair.teacher.network, pair.teacher.text_encoder, pair.teacher.vae)
+    assert found[0].weights == sum(t.numel() * t.element_size() for m in nets for t in m.state_dict().values())
+    assert found[1].decoder == pytest.approx(4 * found[0].decoder, rel=0.1)
+    assert found[1].network > 1.5 * found[0].network
 
 
 def _encoders(c):

@@ -14,12 +14,15 @@ import httpx2
 import pytest
 import yaml
 from huggingface_hub import constants, errors
+from safetensors.torch import load_file
 from tiny_folders import SIZE, VP, card, model, unet
 
 from allaprima.core.errors import ModelError, UnsafeWeights
+from allaprima.core.folder import fingerprint
 from allaprima.models.card import load_card
-from allaprima.models.hub import REACH, HubSource, command, fetched, within
+from allaprima.models.hub import REACH, HubSource, command, complete, fetched, here, lacking, within
 from allaprima.models.pair import load_pair
+from allaprima.pipeline import AdaptivePipeline
 
 
 @pytest.fixture
@@ -92,7 +95,43 @@ def test_a_cached_pair_is_loaded_and_nobody_is_asked(tmp_path, cache):
 def test_a_folder_beside_the_card_comes_first(tmp_path, cache):
     card("sd", tmp_path / "made")
     shutil.move(tmp_path / "made" / "teacher", tmp_path / "acme" / "tiny")
-    load_pair(of_hub(tmp_path))
+    # Another model of that name in the cache, which fits as well.
+    placed(cache, "acme/tiny", model("sd", tmp_path / "other", seed=7))
+    read = of_hub(tmp_path)
+    assert read.path("acme/tiny") == tmp_path / "acme" / "tiny"
+    pair = load_pair(read)
+    prints = [fingerprint(f / "unet") for f in (tmp_path / "acme" / "tiny", tmp_path / "other")]
+    assert prints[0] != prints[1]
+    assert pair.teacher.fingerprints["unet"] == pair.student.fingerprints["unet"] == prints[0]
+    stored = load_file(tmp_path / "acme" / "tiny" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert pair.teacher.unet.conv_in.weight.equal(stored["conv_in.weight"])
+
+
+@pytest.mark.parametrize("named", ["acme/whole", "acme/whole@v1", "acme/whole:inside"])
+def test_a_whole_pipeline_in_the_cache_asks_nobody(tmp_path, cache, monkeypatch, named):
+    """Of `family: any`: by its id, a revision, a folder inside; and what is lacking of it is seen."""
+    model("sdxl", tmp_path / "made")
+    there = placed(cache, "acme/whole", tmp_path / "made")
+    (there.parents[1] / "refs" / "v1").write_text("c0ffee")
+    if ":" in named:
+        for part in list(there.iterdir()):
+            (there / "inside").mkdir(exist_ok=True)
+            shutil.move(part, there / "inside" / part.name)
+        there = there / "inside"
+    side = {"source": named, "guidance_scale": 1.0, "license": "mine"}
+    raw = {
+        "name": "whole", "family": "any", "description": "tiny", "height": SIZE, "width": SIZE,
+        "student": {**side, "steps": 1}, "teacher": {**side, "steps": 2}, "oracle": {"kind": "none", "license": "none"},
+    }  # fmt: skip
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(raw))
+    asked = []
+    monkeypatch.setattr(httpx2.Client, "send", lambda *a, **k: asked.append(a) or (_ for _ in ()).throw(OSError("no")))
+    pipe = AdaptivePipeline.from_card(tmp_path)
+    assert type(pipe.student.text).__name__ == "StableDiffusionXLPipeline"
+    assert not asked
+    (there / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    assert lacking(there, None) == ["unet/*.safetensors"]
+    assert complete(HubSource.parse(named)) is None
 
 
 def test_an_absent_one_fails_fast_with_the_command_and_the_place(tmp_path, cache, monkeypatch):
@@ -167,6 +206,58 @@ def test_a_licence_that_must_be_accepted_is_said(tmp_path, cache, monkeypatch):
     hub(monkeypatch, [], gated)
     with pytest.raises(ModelError, match=r"behind a licence .* https://huggingface.co/acme/tiny, then `hf auth login`"):
         fetched(HubSource("acme/tiny"), ("unet",))
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (errors.RevisionNotFoundError, r"acme/tiny has no revision 'v9': mend the card's source"),
+        (errors.RepositoryNotFoundError, r"neither a folder beside the card nor a repository of the hub .*hf auth login"),
+    ],
+)
+def test_a_mistaken_id_is_told_from_a_missing_network(cache, monkeypatch, error, says):
+    def refused(*args, **kwargs):
+        raise error("no", response=httpx2.Response(404, request=httpx2.Request("GET", "https://hub")))
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refused)
+    with pytest.raises(ModelError, match=says) as e:
+        fetched(HubSource("acme/tiny", "v9"), ("unet",))
+    assert "not on this machine" not in str(e.value)
+
+
+def test_a_folder_that_a_repository_lacks_is_named(cache, monkeypatch):
+    def download(*args, **kwargs):
+        (cache / "models--acme--tiny" / "snapshots" / "main").mkdir(parents=True)
+
+    hub(monkeypatch, ["x.safetensors"], download)
+    with pytest.raises(ModelError, match="acme/tiny holds no 'nowhere': mend the card's source"):
+        fetched(HubSource("acme/tiny", None, "nowhere"))
+
+
+def test_a_revision_is_its_own(tmp_path, cache):
+    """Another branch in the cache doesn't stand for the one that is asked for; a commit is its own name."""
+    there = placed(cache, "acme/tiny", unet_alone(tmp_path / "net"))
+    assert here(HubSource("acme/tiny")) == there
+    assert here(HubSource("acme/tiny", "v1")) is None
+    assert here(HubSource("acme/tiny", "c0ffee")) == there
+    other = there.parent / "decaf"
+    shutil.copytree(there, other)
+    (there.parents[1] / "refs" / "v1").write_text("decaf")
+    assert here(HubSource("acme/tiny", "v1")) == other
+
+
+def test_of_a_sharded_network_alone_every_shard_is_due(tmp_path, cache):
+    there = placed(cache, "acme/net", unet_alone(tmp_path / "net"))
+    assert complete(HubSource("acme/net")) == there
+    (there / "diffusion_pytorch_model.safetensors").rename(there / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (there / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    assert lacking(there, None) == ["model-00002-of-00002.safetensors"]
+
+
+def unet_alone(folder):
+    unet(folder, cross_attention_dim=8)
+    return folder
 
 
 def test_pickles_alone_are_refused_before_anything_is_fetched(cache, monkeypatch):

@@ -7,10 +7,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from allaprima.models.card import Card, ModelSource, bundled_cards, load_card
-from allaprima.models.estimate import Estimate, estimate
-from allaprima.models.families.registry import FAMILIES
+from allaprima.models.families.parts import PARTS
 from allaprima.models.hub import lacking
 from allaprima.models.licences import GATED, licence
+from allaprima.models.sizes import Estimate, weights_of
 from allaprima.models.sources import Source, sources_of
 
 GIB = 2**30
@@ -30,7 +30,7 @@ def cards_command(dtype: str) -> None:
         column.overflow = "fold"
     for name in bundled_cards():
         card = load_card(name)
-        found, size = sources_of(card), estimate(card, dtype)
+        found, size = sources_of(card), weights_of(card, dtype)
         licences = dict.fromkeys((card.student.license, card.teacher.license, card.oracle.license))
         table.add_row(
             name, card.family, _side(card.student), _side(card.teacher), "\n".join(map(_licence, licences)),
@@ -38,8 +38,8 @@ def cards_command(dtype: str) -> None:
         )  # fmt: skip
     console.print(table)
     console.print(
-        "* asks for acceptance before it can be fetched; nc: no commercial use; ?: its page names no licence. Weights are"
-        " of all networks, shared ones once; allaprima card show NAME has the rest."
+        "* asks for acceptance before it can be fetched; nc: no commercial use; ?: not known to allow it. Weights"
+        " are of all networks, shared ones once; allaprima card show NAME has the rest."
     )
 
 
@@ -86,9 +86,15 @@ def show_card_command(name: str, dtype: str, activations: bool) -> None:
         known = licence(name)
         console.print(f"  {escape(name)}: {escape(known.name)}; {escape(known.says)}")
     _print_missing(console, found)
-    if card.family not in FAMILIES or card.student.remote is not None or card.teacher.remote is not None:
+    if card.family not in PARTS or card.student.remote is not None or card.teacher.remote is not None:
         console.print("[dim]Memory isn't estimated for models that are called whole, or are a server's.[/]")
         return
+    if not activations:
+        _print_memory(console, weights_of(card, dtype), dtype)
+        return
+    # Torch and diffusers, which only activations need.
+    from allaprima.models.estimate import estimate
+
     _print_memory(console, estimate(card, dtype, activations), dtype)
 
 

@@ -9,8 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-OWN = "own"
-"""Name of the solver that a painter brings itself: nobody else chooses it."""
+from allaprima.core.own import OWN as OWN
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from allaprima.core.asks import OWN
 from allaprima.core.errors import ModelError, UnsafeWeights
 from allaprima.core.folder import PICKLES
+from allaprima.core.own import OWN
 from allaprima.models.hub import HubSource, fetched
 
 

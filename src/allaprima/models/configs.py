@@ -30,9 +30,21 @@ def bundled_config(name: str) -> Mapping[str, Any]:
 
 
 @cache
-def repositories() -> Mapping[str, Mapping[str, str]]:
-    """Repository id -> component -> name of its bundled config; the component of one that is a network alone is ''."""
+def repositories() -> Mapping[str, Mapping[str, str | None]]:
+    """Repository id -> component -> name of its bundled config, None for one it does without; of a network alone: ''."""
     return json.loads((_folder() / "repositories.json").read_text(encoding="utf-8"))
+
+
+@cache
+def counts() -> Mapping[str, tuple[int, int]]:
+    """Parameters and saved numbers of the configs that come with the package, by their hash (`models.sizes.digest`)."""
+    raw = json.loads((_folder() / "sizes.json").read_text(encoding="utf-8"))
+    return {key: (int(found[0]), int(found[1])) for key, found in raw.items()}
+
+
+def published(card: Card, source: str, component: str = "") -> Mapping[str, Any] | None:
+    """The bundled config of a component of a hub id, as `config_of`, whether it is here or not."""
+    return _bundled(card.hub(source), component)
 
 
 def config_of(card: Card, source: str, component: str = "") -> Mapping[str, Any] | None:
@@ -54,5 +66,8 @@ def config_of(card: Card, source: str, component: str = "") -> Mapping[str, Any]
 def _bundled(hub: HubSource | None, component: str) -> Mapping[str, Any] | None:
     if hub is None or hub.inside is not None:
         return None
-    name = repositories().get(hub.id, {}).get(component)
-    return None if name is None else bundled_config(name)
+    known = repositories().get(hub.id, {})
+    if component not in known:
+        return None
+    name = known[component]
+    return {} if name is None else bundled_config(name)

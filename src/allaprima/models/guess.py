@@ -17,6 +17,7 @@ from allaprima.diffusion import solvers
 from allaprima.models.families.registry import FAMILIES
 from allaprima.models.hub import HubSource, fetched, fetched_configs
 from allaprima.models.licences import licence
+from allaprima.models.schedulers import SOLVERS
 
 PIPELINES: Mapping[str, str] = {
     "StableDiffusionPipeline": "sd", "LatentConsistencyModelPipeline": "sd", "StableDiffusionXLPipeline": "sdxl",
@@ -189,6 +190,13 @@ def _few(model: Model, family: str) -> tuple[str, int, float, str]:
     kind, spacing = str(scheduler.get("_class_name", "")), scheduler.get("timestep_spacing")
     if network.get("time_cond_proj_dim"):
         return "lcm", 4, 8.0, "time_cond_proj_dim: it reads its guidance scale, as latent consistency models do"
+    if kind == "SCMScheduler":
+        return (
+            "consistency",
+            2,
+            4.5,
+            "its scheduler is SCM's: SANA-Sprint, in the steps and at the scale of its pipeline's call",
+        )
     if family not in ("sd", "sdxl"):
         embeds = bool(network.get("guidance_embeds"))
         return (
@@ -197,10 +205,10 @@ def _few(model: Model, family: str) -> tuple[str, int, float, str]:
             3.5 if embeds else 1.0,
             "few steps of a flow" + ("; guidance_embeds" if embeds else ", no guidance"),
         )
-    if kind == "LCMScheduler":
-        return "lcm", 4, 1.0, "its scheduler is LCM's, and guidance stays outside"
+    if kind in ("LCMScheduler", "TCDScheduler"):
+        return SOLVERS[kind], 4, 1.0, f"its scheduler is {kind}, and guidance stays outside"
     if spacing == "trailing":
-        base = "ddim" if kind == "DDIMScheduler" else "euler"
+        base = SOLVERS[kind] if kind in ("DDIMScheduler", "EulerAncestralDiscreteScheduler") else "euler"
         return _spaced(base), 4, 1.0, f"its scheduler is {kind} with trailing times, as adversarial students have"
     what = "a file doesn't say how it is sampled" if model.kind in ("lora", "weights") else "nothing says how it is sampled"
     return "lcm", 4, 1.0, f"{what}: LCM's way is the commonest; its page knows (Lightning: {_spaced('euler')})"

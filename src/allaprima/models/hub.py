@@ -98,10 +98,12 @@ def lacking(folder: Path, components: Sequence[str] | None) -> list[str]:
     """Which files of a cached folder aren't there yet. What only comes as a pickle is not lacking: reading it says so."""
     if folder.is_file():
         return []
+    index = _index(folder)
+    if components is None and index is not None:
+        return [what for c in index if _named(index, c) for what in _lacks(folder / c)]
     if components is None:
         held = any(p.suffix in (".safetensors", *PICKLES) for p in folder.iterdir())
         return [name for name in shards_of(folder) if not (folder / name).exists()] or ([] if held else ["*.safetensors"])
-    index = _index(folder)
     return [what for c in components if c in OWN or index is None or _named(index, c) for what in _lacks(folder / c)]
 
 
@@ -124,13 +126,19 @@ def _lacks(folder: Path) -> list[str]:
         return [f"{name}/"]
     if name == "scheduler":
         return [] if (folder / "scheduler_config.json").exists() else [f"{name}/scheduler_config.json"]
-    if name.startswith("tokenizer"):
+    if name.startswith("tokenizer") or name.endswith(("extractor", "processor")):
         return [] if any(folder.iterdir()) else [f"{name}/"]
     if not (folder / "config.json").exists():
         return [f"{name}/config.json"]
     missing = [f"{name}/{shard}" for shard in shards_of(folder) if not (folder / shard).exists()]
     held = any(p.suffix in (".safetensors", *PICKLES) for p in folder.iterdir())
     return missing if missing or held else [f"{name}/*.safetensors"]
+
+
+def complete(source: HubSource, components: Sequence[str] | None = None) -> Path | None:
+    """The source in the cache with all that is needed of it; None where something isn't there. Never asks the network."""
+    found = here(source)
+    return None if found is None or lacking(found, components) else found
 
 
 def fetched(source: HubSource, components: Sequence[str] | None = None) -> Path:

@@ -37,6 +37,11 @@ LICENCES: Mapping[str, Licence] = {
         "non-commercial use of the model only; accept it on the model's page first",
         commercial=False,
     ),
+    "nscl-v2-custom": Licence(
+        "NVIDIA License (NSCL v2-custom, SANA's)",
+        "read it, and the Gemma Terms of Use for the text encoder, before any use but research",
+        commercial=None,
+    ),
     "unstated": Licence("no licence named by its page", "ask its authors before you use it", commercial=None),
 }
 """By the id that cards give."""

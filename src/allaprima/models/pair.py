@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ import torch
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.models.card import Card, TextSettings
 from allaprima.models.compatible import check_pair
+from allaprima.models.configs import config_of
 from allaprima.models.content import ContentPrints, content_fingerprint, scheduler_fingerprint, with_lora
 from allaprima.models.draft_vae import with_draft_vae
 from allaprima.models.families.family import Family
 from allaprima.models.families.registry import FAMILIES as FAMILIES
 from allaprima.models.families.registry import FamilyEntry
+from allaprima.models.families.sdxl import is_refiner
 from allaprima.models.families.sdxl_refiner import experts, telling
 from allaprima.models.load import check_weights, fingerprint, load_weights, read_json, weight_files
 from allaprima.models.lora import adapted, check_lora, fuse_lora, fused_fingerprint, read_lora
@@ -62,7 +65,8 @@ def load_pair(card: Card, placer: Placer | None = None) -> Pair:
         raise ModelError(f"card {card.name!r} gives its student a refiner: that is for the teacher. Move it there.")
     placer = None if placer is None or placer.placement.plain else placer
     if placer is not None:
-        placer.check(card.family)
+        # Before anything is fetched.
+        placer.check(card.family, _refines(card))
     base = card.path(card.teacher.source, family.needed())
     teacher: Any = predicting(_read(placer, family, base, card.text), card.teacher.prediction)
     if card.teacher.refiner is not None:
@@ -74,7 +78,7 @@ def load_pair(card: Card, placer: Placer | None = None) -> Pair:
             " noise. Say refine, or give the base as teacher.source and the refiner as teacher.refiner."
         )
     if placer is not None:
-        placer.check(card.family, card.teacher.refiner is not None or getattr(teacher, "refines_only", False))
+        placer.check(card.family, getattr(teacher, "refines_only", False))
         if card.fingerprints == "content":
             raise SettingError(
                 f"card {card.name!r} says fingerprints: content, which reads every tensor, and networks that are put"
@@ -86,6 +90,15 @@ def load_pair(card: Card, placer: Placer | None = None) -> Pair:
     check_pair(card, made, teacher)
     made = with_draft_vae(card, made)
     return Pair(made, teacher) if placer is None else Pair(*placer.pair(made, teacher))
+
+
+def _refines(card: Card) -> bool:
+    """Whether a refiner is its teacher, or part of it, as far as configs say that are here or come with the package."""
+    if card.teacher.refiner is not None:
+        return True
+    component, source = FAMILIES[card.family].component, card.teacher.source or ""
+    known = config_of(card, source, component) if card.family == "sdxl" else None
+    return bool(known) and is_refiner(SimpleNamespace(**dict(known or {})))
 
 
 def _read(

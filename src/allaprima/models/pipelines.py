@@ -11,6 +11,7 @@ import torch
 
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.diffusion.schedule import Flow
+from allaprima.diffusion.solvers.tcd import ETA
 from allaprima.models.card import TextSettings
 from allaprima.models.content import ContentPrints
 from allaprima.models.families.family import Family, reads_guidance
@@ -21,6 +22,7 @@ from allaprima.models.families.sd3 import SD3Model, read_schedule
 from allaprima.models.families.sdxl import SDXLModel
 from allaprima.models.families.transformer import shifted
 from allaprima.models.latents import downsampling
+from allaprima.models.schedulers import solver_of
 
 PIPELINES: Mapping[str, tuple[str, str]] = {
     "StableDiffusionPipeline": ("sd", "UNet2DConditionModel"),
@@ -35,18 +37,6 @@ PIPELINES: Mapping[str, tuple[str, str]] = {
     "FluxImg2ImgPipeline": ("flux", "FluxTransformer2DModel"),
 }
 """Class of a pipeline -> family, and the class its network must have."""
-SOLVERS: Mapping[str, str] = {
-    "DDIMScheduler": "ddim",
-    "DPMSolverMultistepScheduler": "dpm_solver",
-    "UniPCMultistepScheduler": "unipc",
-    "EulerDiscreteScheduler": "euler",
-    "FlowMatchEulerDiscreteScheduler": "euler",
-    "HeunDiscreteScheduler": "heun",
-    "LCMScheduler": "consistency",
-    "FlowMatchLCMScheduler": "consistency",
-    "TCDScheduler": "consistency",
-}
-"""Class of a scheduler -> the solver of ours that stands for it."""
 WHERE = Path("the pipeline")
 _MODELS: Mapping[str, tuple[Any, Callable[[Path, Mapping[str, Any]], dict[str, Any]]]] = {
     "sd": (SDModel, read_vp),
@@ -99,7 +89,7 @@ def as_model(pipe: Any, text: TextSettings | None = None, cache: dict[int, tuple
         known["empty_prompt"] = "zeros" if common["zeros_for_empty"] else "encoded"
     prints = ContentPrints({**parts, "scheduler": pipe.scheduler}, known, cache)
     common["fingerprints"] = prints
-    odd = config.get("rescale_betas_zero_snr") or "sigma_data" in config or "beta_start" not in config
+    odd = "sigma_data" in config or "beta_start" not in config
     if family in ("sd", "sdxl") and odd:
         raise ModelError(f"{type(pipe.scheduler).__name__} of this config has a schedule that isn't known here.")
     model, read = _MODELS[family]
@@ -161,23 +151,31 @@ def usual(pipe: Any, name: str, default: Any) -> Any:
     return default if found is None or found.default in (None, inspect.Parameter.empty) else found.default
 
 
-def settings_of(student_pipe: Any, teacher_pipe: Any, student: Family, teacher: Family) -> dict[str, Any]:
+def settings_of(
+    student_pipe: Any, teacher_pipe: Any, student: Family, teacher: Family, said: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Settings that the pipelines suggest: schedulers as solvers, steps and scales as their calls have them, the size.
 
-    A student takes 4 steps, without guidance unless its network reads it.
+    A student takes 4 steps, without guidance unless its network reads it. `said`: what the caller gives instead; a scheduler
+    isn't read where its solver is said. Raises what `models.schedulers.solver_of` does.
     """
     height, width = size_of(teacher)
-    flow = "euler" if isinstance(teacher.schedule, Flow) else "dpm_solver"
-    return {
+    found: dict[str, Any] = {
         "student_steps": 4,
-        "student_solver": SOLVERS.get(type(student_pipe.scheduler).__name__, "consistency"),
         "student_guidance": float(usual(student_pipe, "guidance_scale", 1.0)) if reads_guidance(student.network) else 1.0,
         "teacher_steps": int(usual(teacher_pipe, "num_inference_steps", 50)),
-        "teacher_solver": SOLVERS.get(type(teacher_pipe.scheduler).__name__, flow),
         "teacher_guidance": _scale(teacher_pipe, teacher),
         "height": height,
         "width": width,
-    }
+    } | dict(said or {})
+    flow = "euler" if isinstance(teacher.schedule, Flow) else "dpm_solver"
+    for side, pipe, model, otherwise in (
+        ("student", student_pipe, student, "consistency"), ("teacher", teacher_pipe, teacher, flow),
+    ):  # fmt: skip
+        if f"{side}_solver" not in found:
+            eta, steps = float(usual(pipe, "eta", ETA)), int(found[f"{side}_steps"])
+            found[f"{side}_solver"] = solver_of(pipe.scheduler, model.schedule, steps, otherwise, eta)
+    return found
 
 
 def _scale(pipe: Any, model: Family) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from allaprima.models.card import Card
-from allaprima.models.families.registry import FAMILIES
+from allaprima.models.families.parts import PARTS
 from allaprima.models.hub import HubSource, cache_of, command, here, lacking
 
 
@@ -40,7 +40,7 @@ class Source:
 
 def sources_of(card: Card) -> list[Source]:
     """The teacher first, then the student's own, then the oracle."""
-    family, student = FAMILIES.get(card.family), card.student
+    family, student = PARTS.get(card.family), card.student
     of_teacher = None if family is None else family.needed()
     of_student = None if family is None else family.needed(student.share)
     found = (
@@ -48,6 +48,8 @@ def sources_of(card: Card) -> list[Source]:
         if card.teacher.source is None
         else [_source(card, "teacher", card.teacher.source, card.teacher.license, of_teacher)]
     )
+    if card.teacher.refiner is not None:
+        found.append(_source(card, "refiner of the teacher", card.teacher.refiner, card.teacher.license, of_teacher))
     if student.source is not None:
         found.append(_source(card, "student", student.source, student.license, of_student))
     found += [_source(card, f"student {k}", f, student.license, of_student) for k, f in enumerate(student.students)]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from allaprima.models.families import flux, qwen_image, sana, sd, sd3, sdxl, sdxl_refiner, z_image
+from allaprima.models.families import flux, qwen_image, sana, sd, sd3, sdxl_refiner, z_image
 from allaprima.models.families.family import Load
+from allaprima.models.families.parts import PARTS, Parts
 from allaprima.models.load import load_component
 
 
@@ -17,24 +18,32 @@ class FamilyEntry:
     """How a family is read and written."""
 
     load: Load
-    component: str
-    """Folder of the trained network."""
     load_network: Callable[[Path], Any]
-    """Reads that folder."""
-    shared: tuple[str, ...]
-    """What a card's `share` may name."""
+    """Reads the trained network's folder."""
+    parts: Parts
+
+    @property
+    def component(self) -> str:
+        """Folder of the trained network."""
+        return self.parts.component
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """What a card's `share` may name."""
+        return self.parts.shared
 
     def needed(self, share: Sequence[str] = ()) -> tuple[str, ...]:
         """Folders of a model that are read; those of `share` come from another."""
-        return (self.component, "scheduler", *(name for name in self.shared if name not in share))
+        return self.parts.needed(share)
 
 
-FAMILIES: Mapping[str, FamilyEntry] = {
-    "sd": FamilyEntry(sd.load_sd, "unet", sd.load_unet, sd.SHARED),
-    "sdxl": FamilyEntry(sdxl_refiner.load_either, "unet", sd.load_unet, sdxl.SHARED),
-    "sd3": FamilyEntry(sd3.load_sd3, "transformer", load_component, sd3.SHARED),
-    "flux": FamilyEntry(flux.load_flux, "transformer", load_component, flux.SHARED),
-    "sana": FamilyEntry(sana.load_sana, "transformer", load_component, sana.SHARED),
-    "qwen-image": FamilyEntry(qwen_image.load_qwen_image, "transformer", load_component, qwen_image.SHARED),
-    "z-image": FamilyEntry(z_image.load_z_image, "transformer", load_component, z_image.SHARED),
+_LOAD: Mapping[str, tuple[Load, Callable[[Path], Any]]] = {
+    "sd": (sd.load_sd, sd.load_unet),
+    "sdxl": (sdxl_refiner.load_either, sd.load_unet),
+    "sd3": (sd3.load_sd3, load_component),
+    "flux": (flux.load_flux, load_component),
+    "sana": (sana.load_sana, load_component),
+    "qwen-image": (qwen_image.load_qwen_image, load_component),
+    "z-image": (z_image.load_z_image, load_component),
 }
+FAMILIES: Mapping[str, FamilyEntry] = {name: FamilyEntry(*load, PARTS[name]) for name, load in _LOAD.items()}

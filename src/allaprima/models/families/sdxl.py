@@ -109,7 +109,7 @@ def read_folder(
     """Whether a folder is a refiner's, and its model's fields."""
     refuse_text_settings(text, "sdxl")
     config, network, prints = load_own(folder, "unet", network, load_unet)
-    refiner = _is_refiner(network.config)
+    refiner = is_refiner(network.config)
     names = [n for n in SHARED if not refiner or n.endswith("_2") or n == "vae"]
     parts, more = load_parts(folder, names, share, shared)
     _check_added(folder, network.config, parts["text_encoder_2"].config, REFINER_IDS if refiner else TIME_IDS)
@@ -121,7 +121,7 @@ def read_folder(
     return refiner, {"unet": network, **parts, **told, "fingerprints": {**prints, **more}}
 
 
-def _is_refiner(unet: Any) -> bool:
+def is_refiner(unet: Any) -> bool:
     """Whether a UNet reads hidden states and pooled text of one size, those of the second encoder alone, and five ids."""
     due, each = (getattr(unet, n, None) or 0 for n in ("projection_class_embeddings_input_dim", "addition_time_embed_dim"))
     return bool(each) and due - each * REFINER_IDS == getattr(unet, "cross_attention_dim", None)
