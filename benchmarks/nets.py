@@ -67,7 +67,7 @@ NET = (*LOOP, "loop.learning_rate=1e-3", "loop.max_train_steps=800")
 MANY = ("options.snr_floor=1", *NET)
 FULL = (*LOOP, "loop.learning_rate=3e-4", "loop.max_train_steps=800", "options.kind=full")
 LONG = "loop.max_train_steps=1600"
-"""In place of 800: holes leave much open, and instructions say nothing that the base knows."""
+"""In place of 800, for holes leave much open."""
 TRAININGS = (
     Training("edges", "controlnet", ("options.map=canny", *MANY), "ControlNet, edges"),
     Training(
@@ -84,7 +84,16 @@ TRAININGS = (
     Training("larger-codi-full", "conditional", ("options.map=low-resolution", *FULL), "CoDi, full"),
     Training("holes-codi-full", "conditional", ("options.map=hole", *FULL, LONG), "CoDi, full"),
     Training(
-        "instructed", "conditional", ("options.map=given", "data={out}/instructed.safetensors", *FULL, LONG), "instructed"
+        "instructed",
+        "conditional",
+        (
+            "options.map=given",
+            "data={out}/instructed.safetensors",
+            "start={out}/larger-codi/controlnet",
+            *NET,
+            "loop.max_train_steps=1200",
+        ),
+        "instructed",
     ),
 )
 
