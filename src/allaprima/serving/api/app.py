@@ -141,9 +141,10 @@ def _models(app: FastAPI, service: Service) -> None:
 def _states(app: FastAPI, service: Service) -> None:
     Client = Annotated[str, Depends(service.client)]
 
-    @app.get("/health", response_model=State, tags=["state"])
+    @app.get("/health", response_model=State, tags=["state"], responses=answers(503))
     async def health() -> State:
-        """Whether the server is alive; it is while it goes down, too."""
+        """Whether the server is alive; it is while it goes down, too, but not without its engine."""
+        service.check_alive()
         return State(status="draining" if service.draining else "ok")
 
     @app.get("/ready", response_model=State, tags=["state"], responses=answers(503))

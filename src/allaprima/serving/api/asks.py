@@ -55,16 +55,27 @@ class OrderBook:
     """Makes orders for one pipeline. Thread-safe: words are looked up one at a time."""
 
     def __init__(
-        self, pipe: AdaptivePipeline, limits: Limits, name: str, clock: Callable[[], float] = time.monotonic
+        self,
+        pipe: AdaptivePipeline,
+        limits: Limits,
+        name: str,
+        clock: Callable[[], float] = time.monotonic,
+        budget: float | None = None,
     ) -> None:
-        """`clock`: the engine's, which deadlines are told in."""
-        self.pipe, self.limits, self.name, self._clock = pipe, limits, name, clock
+        """`clock`: the engine's, which deadlines are told in. `budget`: where a request doesn't say how it is decided."""
+        self.pipe, self.limits, self.name, self._clock, self._budget = pipe, limits, name, clock, budget
+        self._mark: float | None = None
+        """The usual threshold, for settings that it wasn't calibrated for."""
+        if pipe.calibration is not None or budget is not None:
+            self._mark = pipe.policy(pipe.settings, None, budget).threshold
         self._words = threading.Lock()
         card = pipe.card
         known = [] if card is None else card.known_concepts()
-        self._vocabulary = None
-        if known and card is not None:
-            self._vocabulary = Vocabulary(known, card.styles, pipe.student.encode, card.known_keywords())  # type: ignore[union-attr]
+        self._vocabulary: Vocabulary | None = None
+        # What a backend compiled may not be called by two threads: there, words are painted as they are asked for.
+        if known and card is not None and pipe.placement.plain:
+            encode: Any = pipe.student
+            self._vocabulary = Vocabulary(known, card.styles, encode.encode, card.known_keywords())
 
     def warm(self) -> None:
         """Read the card's concepts once, so that the first unknown word doesn't wait for it."""
@@ -172,14 +183,14 @@ class OrderBook:
         try:
             if budget is not None and edits:
                 raise SettingError("a budget was calibrated for pictures from a prompt alone, not for edits: give a threshold.")
+            left = threshold is None and budget is None and mode == "adaptive"
             try:
-                policy = self.pipe.policy(settings, threshold, budget, mode)
+                policy = self.pipe.policy(settings, threshold, self._budget if left else budget, mode)
                 return policy, threshold is None and mode == "adaptive" and not edits
             except CalibrationError:
-                own = self.pipe.calibration
-                if own is None or budget is not None:
+                if self._mark is None or not left:
                     raise
-                return self.pipe.policy(settings, own.threshold), False
+                return self.pipe.policy(settings, self._mark), False
         except AllaprimaError as e:
             raise ApiError(400, "invalid_value", f"adaptive: {e}", "adaptive") from e
 

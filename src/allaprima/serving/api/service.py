@@ -35,13 +35,18 @@ class Service:
         keys: Keys | None = None,
         anyone: bool = False,
         traces: Traces | None = None,
+        budget: float | None = None,
     ) -> None:
-        """`anyone`: without keys, answer whoever can reach this machine, under whatever name."""
+        """`anyone`: without keys, answer whoever can reach this machine, under whatever name.
+
+        `budget`: of requests that don't say how they are decided; None is the calibration's. Raises `SettingError` or
+        `CalibrationError` for one that can't be kept.
+        """
         self.engine, self.pipe, self.anyone = engine, pipe, anyone
         self.limits = limits or Limits.of(pipe.settings)
         self.keys, self.traces = keys or Keys(), traces or Traces()
         self.name = "allaprima" if pipe.card is None else pipe.card.name
-        self.book = OrderBook(pipe, self.limits, self.name, engine.clock)
+        self.book = OrderBook(pipe, self.limits, self.name, engine.clock, budget)
         self.held = Held(self.limits.held_bytes)
         self.metrics = Metrics(engine, pipe.calibration)
         self.draining = False
@@ -57,6 +62,12 @@ class Service:
         """Raise a 503 `ApiError` when nothing new is taken."""
         if self.draining:
             raise ApiError(503, "draining", "this server goes down and takes nothing new: ask another.", retry_after=5)
+        self.check_alive()
+
+    def check_alive(self) -> None:
+        """Raise a 503 `ApiError` when the engine's thread has died: only a new server helps."""
+        if not self.draining and not self.engine.snapshot().running:
+            raise ApiError(503, "stopped", "this server's engine has stopped: restart it, or ask another.", retry_after=30)
 
     def take_room(self, client: str, n: int) -> None:
         """Room for `n` more pictures of a client's, until `give_room`. Raises a 429 `ApiError`."""
