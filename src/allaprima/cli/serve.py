@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,9 +101,10 @@ def serve_command(o: ServeOptions) -> None:
         on_oracle_failure=o.oracle_failure, oracle_timeout=o.oracle_timeout,
     )  # fmt: skip
     service = Service(engine, pipe, limits, keys, o.allow_anyone, traces, o.budget)
-    service.book.warm()
     app = create_app(service)
     engine.start()
+    # Reading every concept takes seconds that nobody needs to wait for: known words don't.
+    threading.Thread(target=service.book.warm, name="words", daemon=True).start()
     if not keys.named:
         who = "whoever reaches it" if o.allow_anyone else "this machine alone"
         console.print(f"[yellow]note:[/] no keys: it answers {who} (--keys FILE gives every client its own)")

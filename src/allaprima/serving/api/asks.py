@@ -80,7 +80,8 @@ class OrderBook:
     def warm(self) -> None:
         """Read the card's concepts once, so that the first unknown word doesn't wait for it."""
         if self._vocabulary is not None:
-            self._vocabulary.word("something that no card knows")
+            with self._words:
+                self._vocabulary.word("something that no card knows")
 
     def size_of(self, body: Asked) -> tuple[int, int]:
         """Width and height, within their caps. Raises `ApiError`."""
@@ -201,6 +202,9 @@ class OrderBook:
         try:
             if check is not None:
                 check(prompt)
+            known = self._vocabulary.known(prompt)
+            if known is not None:
+                return known
             with self._words:
                 return self._vocabulary.word(prompt)
         except (PromptError, SettingError) as e:
