@@ -8,7 +8,6 @@ import time
 
 import torch
 import uvicorn
-from tests.toys import SETTINGS, Grey, Toy
 
 from allaprima.core.errors import PromptError
 from allaprima.diffusion.rollback import Variance
@@ -18,6 +17,7 @@ from allaprima.serving.api.limits import Limits
 from allaprima.serving.api.server import bound
 from allaprima.serving.api.service import Service
 from allaprima.serving.engine import Engine
+from tests.toys import SETTINGS, Grey, Toy
 
 TINY = dataclasses.replace(SETTINGS, height=8, width=8, sigma=Variance(0.5))
 LOCAL = "http://127.0.0.1"

@@ -115,7 +115,12 @@ def painting(engine, **more):
 def test_who_says_how_it_is_decided_gets_just_that(engine):
     painting(engine)
     api = TestClient(create_app(service(pipe=calibrated(), engine=engine)), base_url=LOCAL)
-    for adaptive, adjustable in (({}, True), ({"budget": 4}, False), ({"threshold": 0.2}, False), ({"max_latency": 9}, True)):
+    for adaptive, adjustable in (
+        ({}, True),
+        ({"budget": 4}, False),
+        ({"threshold": 0.2}, False),
+        ({"max_latency": 9}, True),
+    ):
         body = {"prompt": "an owl", "adaptive": adaptive}
         assert api.post("/v1/images/generations", json=body).status_code == 200
         assert engine.tickets[-1].ask.adjustable is adjustable

@@ -38,8 +38,9 @@ def api():
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/v1/images/generations"), ("POST", "/v1/images/edits"), ("GET", "/v1/models"), ("GET", "/metrics")]
-)  # fmt: skip
+    ("method", "path"),
+    [("POST", "/v1/images/generations"), ("POST", "/v1/images/edits"), ("GET", "/v1/models"), ("GET", "/metrics")],
+)
 def test_no_key_no_answer(api, headers, method, path):
     answer = api.request(method, path, headers=headers)
     assert answer.status_code == 401

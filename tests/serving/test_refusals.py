@@ -116,7 +116,9 @@ def test_types_of_bodies(api):
         refused(api.post("/v1/images/generations", content=b"{}", headers={"Content-Type": kind}), 415)
         if kind != "multipart/form-data":
             refused(api.post("/v1/images/edits", content=b"{}", headers={"Content-Type": kind}), 415)
-    refused(api.post("/v1/images/edits", content=b"{}", headers={"Content-Type": "multipart/form-data"}), 400, "invalid_form")
+    refused(
+        api.post("/v1/images/edits", content=b"{}", headers={"Content-Type": "multipart/form-data"}), 400, "invalid_form"
+    )
 
 
 def test_bytes_are_counted_not_believed(api, engine):
@@ -131,7 +133,9 @@ def test_bytes_are_counted_not_believed(api, engine):
     answer = api.post("/v1/images/generations", content=endless(), headers={"Content-Type": "application/json"})
     refused(answer, 413, "body_too_large")
     said = api.post(
-        "/v1/images/generations", content=b"{}", headers={"Content-Type": "application/json", "Content-Length": "1" + "0" * 30}
+        "/v1/images/generations",
+        content=b"{}",
+        headers={"Content-Type": "application/json", "Content-Length": "1" + "0" * 30},
     )
     refused(said, 413, "body_too_large")
     files = {"image": ("x.png", b"0" * (limits.upload_bytes + 1), "image/png")}

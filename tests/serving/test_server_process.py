@@ -131,7 +131,7 @@ def test_the_command_is_ready_soon_and_ends_well(tmp_path):
         assert health(root, "health") == 200
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0, said
-        assert any("stopped: 1 pictures painted" in line for line in said)
+        assert any("stopped: 1 painted" in line for line in said)
 
 
 HOSTILE = [
@@ -169,7 +169,9 @@ def test_memory_stays_where_it_was_whatever_is_asked():
 
 def upload(picture):
     line = "a-line-between"
-    head = f'--{line}\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n--{line}\r\nContent-Disposition: form-data;'
+    head = (
+        f'--{line}\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n--{line}\r\nContent-Disposition: form-data;'
+    )
     head += ' name="image"; filename="x.png"\r\nContent-Type: image/png\r\n\r\n'
     return f"multipart/form-data; boundary={line}", head.encode() + picture + f"\r\n--{line}--\r\n".encode()
 

@@ -115,4 +115,4 @@ def serve_command(o: ServeOptions) -> None:
 
     Running(service, app, listening, o.drain_seconds).run(ready)
     done = engine.snapshot()
-    console.print(f"stopped: {done.finished} pictures painted, {done.failed} failed or handed back, {done.cancelled} cancelled")
+    console.print(f"stopped: {done.finished} painted, {done.failed} failed or handed back, {done.cancelled} cancelled")

@@ -100,11 +100,11 @@ class OrderBook:
         limits = self.limits
         if body.model is not None and body.model not in (self.name, "allaprima"):
             raise ApiError(
-                404, "model_not_found", f"model {body.model[:80]!r} is not served here: {self.name!r} is. Leave it out.", "model"
+                404, "model_not_found", f"model {body.model[:80]!r} is not served here: {self.name!r} is.", "model"
             )  # fmt: skip
         if body.response_format == "url":
             raise ApiError(
-                400, "unsupported_value", "response_format='url': this server keeps no pictures to link to. Ask for b64_json.",
+                400, "unsupported_value", "response_format='url': this server keeps no pictures. Ask for b64_json.",
                 "response_format",
             )  # fmt: skip
         if body.partial_images and not body.stream:
@@ -183,7 +183,9 @@ class OrderBook:
         mode, budget, threshold = adaptive.mode or "adaptive", adaptive.budget, adaptive.threshold
         try:
             if budget is not None and edits:
-                raise SettingError("a budget was calibrated for pictures from a prompt alone, not for edits: give a threshold.")
+                raise SettingError(
+                    "budgets were calibrated for pictures from a prompt alone, not for edits: give a threshold."
+                )
             left = threshold is None and budget is None and mode == "adaptive"
             try:
                 policy = self.pipe.policy(settings, threshold, self._budget if left else budget, mode)

@@ -178,4 +178,3 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__} of {len(value)}"
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-

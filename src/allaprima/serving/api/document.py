@@ -27,12 +27,15 @@ WHY = {
     504: "Not painted within adaptive.max_latency.",
 }
 RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "string", "pattern": "^[0-9]+$"}, "required": True}}
-GENERATION: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": REF.format(model="GenerationBody")}}}}
-}
-FORM: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": {"$ref": REF.format(model="EditForm")}}}}
-}
+
+
+def _body(kind: str, model: str) -> dict[str, Any]:
+    schema = {"$ref": REF.format(model=model)}
+    return {"requestBody": {"required": True, "content": {kind: {"schema": schema}}}}
+
+
+GENERATION = _body("application/json", "GenerationBody")
+FORM = _body("multipart/form-data", "EditForm")
 METRICS = {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text."}
 
 

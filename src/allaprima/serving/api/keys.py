@@ -94,7 +94,7 @@ def check_local(host: str | None, origin: str | None, own: tuple[str, ...] = LOO
             f" {(host or '')[:80]!r}. Start it with --keys, or with --allow-anyone.",
         )  # fmt: skip
     if origin is not None and origin.partition("://")[2] != host:
-        raise ApiError(403, "forbidden", f"a page of {origin[:80]!r} asks, and this server has no keys: start it with --keys.")
+        raise ApiError(403, "forbidden", f"a page of {origin[:80]!r} asks, and this server has no keys: give it --keys.")
 
 
 def _name(host: str | None) -> str:

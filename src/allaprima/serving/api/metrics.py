@@ -1,4 +1,4 @@
-"""What Prometheus reads: the queue, where seconds go, how many drafts pass, what a picture costs, and whether that drifts."""
+"""What Prometheus reads: the queue, where seconds go, how many drafts pass, what a picture costs, whether that drifts."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Adaptive(BaseModel):
     """How the cascade decides for this request."""
 
     model_config = Strict
-    budget: float | None = Field(default=None, gt=0, le=100_000, description="Mean steps a picture (the calibration's unit).")
+    budget: float | None = Field(default=None, gt=0, le=100_000, description="Mean steps a picture, the calibration's unit")
     threshold: float | None = Field(default=None, description="Drafts that score at least this are accepted.")
     strategy: Literal["refine", "regenerate"] | None = Field(default=None, description="What becomes of other drafts.")
     mode: Literal["adaptive", "student-only", "teacher-only", "refine-all"] | None = None

@@ -23,6 +23,9 @@ from allaprima.serving.api.traces import Traces
 from allaprima.serving.api.watch import Watch
 from allaprima.serving.engine import Engine
 
+SHOWN = ("n", "pixels", "steps", "cost", "prompt_chars", "upload_pixels")
+"""Limits that `/v1/models` tells."""
+
 
 class Service:
     """One pipeline behind one engine, for many clients."""
@@ -116,7 +119,7 @@ class Service:
             "calibration": None
             if own is None
             else {"budget": own.budget, "unit": own.prices.unit, "threshold": own.threshold, "percentile": own.percentile},
-            "limits": {k: getattr(self.limits, k) for k in ("n", "pixels", "steps", "cost", "prompt_chars", "upload_pixels")},
+            "limits": {k: getattr(self.limits, k) for k in SHOWN},
             "styles": [] if card is None else list(card.styles),
             "fingerprints": self.pipe.fingerprints(),
         }

@@ -39,7 +39,9 @@ class Traces:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as e:
-            raise SettingError(f"traces are asked for, and OpenTelemetry isn't here ({e}): pip install allaprima[telemetry]") from e
+            raise SettingError(
+                f"traces are asked for, and OpenTelemetry isn't here ({e}): pip install allaprima[telemetry]"
+            ) from e
         provider = TracerProvider(resource=Resource.create({"service.name": "allaprima"}))
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
         return cls(provider.get_tracer("allaprima.serving"), provider)
@@ -56,7 +58,8 @@ class Traces:
         from opentelemetry import propagate, trace
 
         parent = propagate.extract(dict(headers))
-        names = {"allaprima.seed": order.asks[k].request.seed, "allaprima.size": order.size, "allaprima.client": order.asks[k].client}
+        ask = order.asks[k]
+        names = {"allaprima.seed": ask.request.seed, "allaprima.size": order.size, "allaprima.client": ask.client}
         root = self._tracer.start_span("picture", context=parent, start_time=_ns(seen.admitted), attributes=names)
         inside = trace.set_span_in_context(root)
         for name, begun, ended in parts(seen):

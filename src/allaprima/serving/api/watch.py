@@ -1,4 +1,4 @@
-"""Tickets seen from the event loop: their events come from the compute thread and wait here for the coroutine that answers."""
+"""Tickets seen from the event loop: events come from the compute thread and wait here for the coroutine that answers."""
 
 from __future__ import annotations
 
