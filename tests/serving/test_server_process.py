@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 from served import until
 
 HERE = Path(__file__).parent
@@ -141,7 +142,7 @@ HOSTILE = [
 
 
 def test_memory_stays_where_it_was_whatever_is_asked():
-    from test_refusals import png_header
+    from test_refusals import image_bytes, png_header
 
     with process(str(HERE / "toy_server.py"), "0.0", "5") as (server, address, _), ThreadPoolExecutor(8) as pool:
         assert ask(address, TEACHER)[0] == 200
@@ -160,19 +161,26 @@ def test_memory_stays_where_it_was_whatever_is_asked():
         bomb = upload(png_header(16_000, 16_000))
         answers += list(pool.map(lambda _: post(address, *bomb), range(40)))
         answers += list(pool.map(lambda _: flood(address, 200 * 2**20), range(4)))
+        # A picture within the cap, which takes a hundred times the room of its file.
+        large = upload(image_bytes("PNG", Image.new("RGB", (4000, 4000), (1, 2, 3))))
+        mild = max(peaks)
+        taken = list(pool.map(lambda _: post(address, *large), range(8)))
         done.set()
         watching.join()
+        assert set(taken) == {(200,)}
         assert all(400 <= status < 500 for status, *_ in answers), {a for a in answers if not 400 <= a[0] < 500}
-        assert max(peaks) - before < 64 * 2**20
+        assert mild - before < 64 * 2**20
+        assert max(peaks) - before < 400 * 2**20
         assert ask(address, TEACHER)[0] == 200
 
 
 def upload(picture):
+    """Content type and body of an edit."""
     line = "a-line-between"
-    head = (
-        f'--{line}\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n--{line}\r\nContent-Disposition: form-data;'
-    )
-    head += ' name="image"; filename="x.png"\r\nContent-Type: image/png\r\n\r\n'
+    fields = {"prompt": "0.5", "adaptive[threshold]": "0"}
+    parts = [f'--{line}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items()]
+    parts.append(f'--{line}\r\nContent-Disposition: form-data; name="image"; filename="x.png"\r\n')
+    head = "".join([*parts, "Content-Type: image/png\r\n\r\n"])
     return f"multipart/form-data; boundary={line}", head.encode() + picture + f"\r\n--{line}--\r\n".encode()
 
 
@@ -196,7 +204,7 @@ def flood(address, size):
         kind, first = upload(b"")
         sock.sendall(f"{head}Content-Type: {kind}\r\n\r\n".encode())
         try:
-            data = first[:150]
+            data = first[:200]
             for _ in range(size // 2**16):
                 sock.sendall(f"{len(data):x}\r\n".encode() + data + b"\r\n")
                 data = b"\0" * 2**16

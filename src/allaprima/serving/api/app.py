@@ -7,6 +7,7 @@ its cost, the pictures in it, the queue. Each may refuse before the next one all
 # No postponed annotations here: FastAPI could not see the names inside functions that they speak of.
 
 import time
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
@@ -75,7 +76,7 @@ def _images(app: FastAPI, service: Service) -> None:
         service.check_open()
         async with read_form(request, EditBody, service.limits, service.held) as (body, files):
             service.book.check(body)
-            given = await run_in_threadpool(_given, service, body, files)
+            given = await service.decoded(partial(_given, service, body, files))
         return await _paint(service, request, body, client, "image_edit", given)
 
 

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,7 +51,7 @@ class ApiError(Exception):
         """`Retry-After` in whole seconds, at least 1, where there is something to wait for."""
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
-        return {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after + 0.5)))}
+        return {} if self.retry_after is None else {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
 
     def response(self) -> JSONResponse:
         """The answer."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import anyio.to_thread
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
@@ -23,6 +24,8 @@ from allaprima.serving.api.traces import Traces
 from allaprima.serving.api.watch import Watch
 from allaprima.serving.engine import Engine
 
+DECODERS = 2
+"""Uploads decoded at the same time."""
 SHOWN = ("n", "pixels", "steps", "cost", "prompt_chars", "upload_pixels")
 """Limits that `/v1/models` tells."""
 
@@ -51,6 +54,7 @@ class Service:
         self.name = "allaprima" if pipe.card is None else pipe.card.name
         self.book = OrderBook(pipe, self.limits, self.name, engine.clock, budget)
         self.held = Held(self.limits.held_bytes)
+        self._decoders = anyio.CapacityLimiter(DECODERS)
         self.metrics = Metrics(engine, pipe.calibration)
         self.draining = False
         self._pictures: Counter[str] = Counter()
@@ -71,6 +75,10 @@ class Service:
         """Raise a 503 `ApiError` when the engine's thread has died: only a new server helps."""
         if not self.draining and not self.engine.snapshot().running:
             raise ApiError(503, "stopped", "this server's engine has stopped: restart it, or ask another.", retry_after=30)
+
+    async def decoded(self, read: Callable[[], Given]) -> Given:
+        """What `read` reads, off the event loop; a few at a time, for pixels take a hundred times the room of their file."""
+        return await anyio.to_thread.run_sync(read, limiter=self._decoders)
 
     def take_room(self, client: str, n: int) -> None:
         """Room for `n` more pictures of a client's, until `give_room`. Raises a 429 `ApiError`."""
