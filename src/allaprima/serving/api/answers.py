@@ -38,8 +38,9 @@ def steps_of(result: Result) -> int:
     student = settings.student_steps * result.attempts if result.cost.evaluations.get("student") else 0
     if not result.cost.evaluations.get("teacher"):
         return student
-    part = edit is not None and result.decision is Decision.REGENERATE
-    return student + (share_of(settings.teacher_steps, edit.strength) if part else settings.teacher_steps)
+    if edit is not None and result.decision is Decision.REGENERATE:
+        return student + share_of(settings.teacher_steps, edit.strength)
+    return student + settings.teacher_steps
 
 
 def number(value: float | None) -> float | None:
@@ -138,7 +139,7 @@ def partial_event(order: Order, kind: str, k: int, draft: Draft) -> dict[str, An
     data = base64.b64encode(encoded(draft.image, order.kind, order.compression)).decode()
     adaptive = {
         "index": k, "seed": order.asks[k].request.seed, "score": number(draft.score), "threshold": number(draft.threshold),
-        "decision": None if draft.decision is None else str(draft.decision),
+        "decision": str(draft.decision),
     }  # fmt: skip
     return _event(order, kind, "partial_image", data, {"partial_image_index": 0, "adaptive": adaptive})
 

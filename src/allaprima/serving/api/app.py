@@ -8,7 +8,7 @@ its cost, the pictures in it, the queue. Each may refuse before the next one all
 
 import time
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -32,7 +32,7 @@ from allaprima.serving.api.watch import unless_left
 
 GONE = 499
 """Nginx's word for a client that left; nobody reads it but logs and metrics."""
-QUIET = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+QUIET: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 """FastAPI's own telemetry stays off: `traces` has ours, and only when it is configured."""
 
 
@@ -55,13 +55,11 @@ def create_app(service: Service, pages: ASGIApp | None = None) -> FastAPI:
 
 
 def _images(app: FastAPI, service: Service) -> None:
-    Client = Annotated[str, Depends(service.client)]
-
     @app.post(
         "/v1/images/generations", openapi_extra=GENERATION, response_model=ImagesReply, tags=["images"],
         responses=answers(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504, stream=True),
     )  # fmt: skip
-    async def generations(request: Request, client: Client) -> Response:
+    async def generations(request: Request, client: Annotated[str, Depends(service.client)]) -> Response:
         """Paint a prompt."""
         service.check_open()
         body = await read_json(request, GenerationBody, service.limits, service.held)
@@ -71,7 +69,7 @@ def _images(app: FastAPI, service: Service) -> None:
         "/v1/images/edits", openapi_extra=FORM, response_model=ImagesReply, tags=["images"],
         responses=answers(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504, stream=True),
     )  # fmt: skip
-    async def edits(request: Request, client: Client) -> Response:
+    async def edits(request: Request, client: Annotated[str, Depends(service.client)]) -> Response:
         """Paint over a picture, or over the part of it that a mask leaves open."""
         service.check_open()
         async with read_form(request, EditBody, service.limits, service.held) as (body, files):
@@ -120,19 +118,18 @@ async def _paint(
 
 
 def _models(app: FastAPI, service: Service) -> None:
-    Client = Annotated[str, Depends(service.client)]
     since = int(time.time())
 
     def model() -> Model:
         return Model(id=service.name, created=since, owned_by="allaprima", adaptive=service.about())
 
     @app.get("/v1/models", response_model=ModelList, tags=["models"], responses=answers(401, 403))
-    async def models(client: Client) -> ModelList:
+    async def models(client: Annotated[str, Depends(service.client)]) -> ModelList:
         """The card that is served, its settings, limits and calibration."""
         return ModelList(data=[model()])
 
     @app.get("/v1/models/{name}", response_model=Model, tags=["models"], responses=answers(401, 403, 404))
-    async def one_model(name: str, client: Client) -> Model:
+    async def one_model(name: str, client: Annotated[str, Depends(service.client)]) -> Model:
         """One card."""
         if name != service.name:
             raise ApiError(404, "model_not_found", f"model {name[:80]!r} is not served here: {service.name!r} is.", "model")
@@ -140,8 +137,6 @@ def _models(app: FastAPI, service: Service) -> None:
 
 
 def _states(app: FastAPI, service: Service) -> None:
-    Client = Annotated[str, Depends(service.client)]
-
     @app.get("/health", response_model=State, tags=["state"], responses=answers(503))
     async def health() -> State:
         """Whether the server is alive; it is while it goes down, too, but not without its engine."""
@@ -155,7 +150,7 @@ def _states(app: FastAPI, service: Service) -> None:
         return State(status="ready")
 
     @app.get("/metrics", tags=["state"], response_class=Response, responses={**answers(401, 403), 200: METRICS})
-    async def metrics(client: Client) -> Response:
+    async def metrics(client: Annotated[str, Depends(service.client)]) -> Response:
         """Prometheus' text."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

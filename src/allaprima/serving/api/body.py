@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, Never, TypeVar
 
@@ -34,7 +34,7 @@ class Held:
         self.most, self.bytes = most, 0
 
     @asynccontextmanager
-    async def counted(self, request: Request, cap: int, seconds: float) -> AsyncIterator[Request]:
+    async def counted(self, request: Request, cap: int, seconds: float) -> AsyncGenerator[Request, None]:
         """The request, refused as soon as its body exceeds `cap` (413), all bodies together exceed `most` (429), or
         `seconds` are over (408)."""
         said = request.headers.get("content-length", "0")
@@ -94,7 +94,7 @@ async def read_json(request: Request, kind: type[M], limits: Limits, held: Held)
 @asynccontextmanager
 async def read_form(
     request: Request, kind: type[M], limits: Limits, held: Held
-) -> AsyncIterator[tuple[M, dict[str, UploadFile]]]:
+) -> AsyncGenerator[tuple[M, dict[str, UploadFile]], None]:
     """A multipart body as a model and its files; they are closed in the end. Raises `ApiError`."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "multipart/form-data":
