@@ -59,7 +59,7 @@ class Service:
         self.draining = False
         self._pictures: Counter[str] = Counter()
 
-    def client(self, request: Request) -> str:
+    async def client(self, request: Request) -> str:
         """Who asks. Raises a 401 or 403 `ApiError`; looks at headers only."""
         if not self.keys.named and not self.anyone:
             check_local(request.headers.get("host"), request.headers.get("origin"))
