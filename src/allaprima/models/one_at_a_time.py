@@ -1,8 +1,8 @@
 """Tokenizers that several threads may call: their calls wait for each other.
 
-A fast tokenizer of transformers' keeps padding and truncation as a state of its Rust half and sets it anew in every call that
-wants another. Two threads, one that counts a prompt's tokens and one that pads prompts for the networks, get each other's
-setting: some 5 in 1,000 calls came back with another length, in silence (docs/log.md, 2026-11-28). A server does just that.
+A fast tokenizer of transformers' keeps padding and truncation as a state of its Rust half and sets it anew in every call
+that wants another. Two threads, one that counts a prompt's tokens and one that pads prompts for the networks, get each
+other's setting: some 5 in 1,000 calls came back with another length, in silence. A server does just that.
 """
 
 from __future__ import annotations

@@ -46,9 +46,7 @@ class EngineLimits:
             if getattr(self, name) < 1:
                 raise SettingError(f"{name}={getattr(self, name)!r} must be at least 1: nothing would ever be painted.")
         if self.patience < 0 or not self.ageing > 0:
-            raise SettingError(
-                f"patience={self.patience!r}, ageing={self.ageing!r}: 0 or more, and above 0, are due."
-            )
+            raise SettingError(f"patience={self.patience!r}, ageing={self.ageing!r}: 0 or more, and above 0, are due.")
 
 
 def given_bytes(request: Request, settings: CascadeSettings) -> int:

@@ -303,7 +303,7 @@ class Engine:
             for slot in batch:
                 slot.ticket.tell(Started())
         begun = time.perf_counter()
-        wrong: dict[Slot, Exception] = act(bench, stage, batch)
+        wrong, again = act(bench, stage, batch)
         seconds = time.perf_counter() - begun
         for slot, before in zip(batch, counted, strict=True):
             if stage in (Stage.STUDENT, Stage.TEACHER):
@@ -313,7 +313,7 @@ class Engine:
                 wrong[slot] = ArithmeticError(words)
         with self._changed:
             self._meter.batch(stage, len(batch), bench.size, seconds)
-            self._meter.counts["retried"] += len(batch) if len(batch) > 1 and wrong else 0
+            self._meter.counts["retried"] += again
             bench.took(stage, seconds)
             told = [(slot, event) for slot in batch for event in self._events(slot, stage, wrong.get(slot))]
         self._tell(told)

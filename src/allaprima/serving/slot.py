@@ -36,8 +36,8 @@ class Slot:
     """Network steps so far, by painter."""
 
 
-def act(bench: Bench, stage: Stage, slots: Sequence[Slot]) -> dict[Slot, Exception]:
-    """Take jobs a step further; the exceptions of those that fail.
+def act(bench: Bench, stage: Stage, slots: Sequence[Slot]) -> tuple[dict[Slot, Exception], int]:
+    """Take jobs a step further; the exceptions of those that fail, and how many were taken again, alone.
 
     After an exception in a batch its jobs go back to where they were and are taken one by one: only those fail that fail
     alone. (A batch of one has the same shape, so the others' pictures are what they would have been.)
@@ -47,12 +47,12 @@ def act(bench: Bench, stage: Stage, slots: Sequence[Slot]) -> dict[Slot, Excepti
         bench.machine.act(stage, [slot.job for slot in slots])
     except Exception as e:
         if len(slots) == 1:
-            return {slots[0]: e}
+            return {slots[0]: e}, 0
     else:
-        return {}
+        return {}, 0
     for job, saved in before:
         vars(job).update(vars(saved))
-    return {slot: e for one in slots for slot, e in act(bench, stage, [one]).items()}
+    return {slot: e for one in slots for slot, e in act(bench, stage, [one])[0].items()}, len(slots)
 
 
 def _copy(job: Job) -> Job:
