@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allaprima.cascade.job import Request
+from allaprima.cascade.job import Job, Request, Stage
 from allaprima.cascade.machine import Machine
 from allaprima.cascade.policy import (
     AlwaysPolicy,
@@ -221,3 +221,33 @@ def test_an_unknown_kind_is_named():
 def test_a_lead_below_nothing_is_refused():
     with pytest.raises(SettingError, match=r"lead=-0.1 is below 0"):
         Recheck(ThresholdPolicy(0.5), -0.1)
+
+
+def test_jobs_of_one_batch_may_bring_policies_of_their_own():
+    policies = [ThresholdPolicy(0.5), AlwaysPolicy(Decision.ACCEPT), AlwaysPolicy(Decision.REGENERATE), None]
+    machine = Machine(Toy(), Toy(0.3), Grey(), AlwaysPolicy(Decision.REFINE), SETTINGS)
+    jobs = [Job(Request("0.2", 7), policy) for policy in policies]
+    while active := [j for j in jobs if j.stage is not Stage.DONE]:
+        stage = min((j.stage for j in active), key=list(Stage).index)
+        machine.act(stage, [j for j in active if j.stage is stage])
+    assert [str(j.decision) for j in jobs] == ["refine", "accept", "regenerate", "refine"]
+    assert [j.threshold for j in jobs] == [0.5, None, None, None]
+    for job, policy in zip(jobs, policies, strict=True):
+        alone = Machine(Toy(), Toy(0.3), Grey(), policy or AlwaysPolicy(Decision.REFINE), SETTINGS)
+        (result,) = run(alone, [Request("0.2", 7)])
+        assert torch.equal(job.image, result.image)
+
+
+def test_a_requests_own_policy_is_what_it_is_checked_by():
+    machine = Machine(Toy(), Toy(0.3), None, AlwaysPolicy(Decision.ACCEPT), SETTINGS)
+    machine.check(Request("0.2", 7))
+    with pytest.raises(SettingError, match="needs an oracle"):
+        machine.check(Request("0.2", 7), ThresholdPolicy(0.5))
+
+
+def test_the_margin_of_a_second_look_is_the_jobs_own():
+    machine = Machine(Toy(), Toy(-0.1), Grey(), AlwaysPolicy(Decision.ACCEPT), SETTINGS)
+    jobs = [Job(Request("0.6", 7), Recheck(AlwaysPolicy(Decision.REFINE), lead)) for lead in (0.0, 5.0)]
+    while active := [j for j in jobs if j.stage is not Stage.DONE]:
+        machine.act(active[0].stage, active)
+    assert [j.kept for j in jobs] == ["draft", "final"]

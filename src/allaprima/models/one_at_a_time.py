@@ -37,6 +37,6 @@ def _waiting(kind: type) -> type:
 
 
 def _again(kind: type, state: dict[str, Any]) -> Any:
-    tokenizer = kind.__new__(kind)
+    tokenizer: Any = object.__new__(kind)
     vars(tokenizer).update(state)
     return one_at_a_time(tokenizer)
