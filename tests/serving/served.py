@@ -79,11 +79,11 @@ def listening(app):
         yield f"{LOCAL}:{sock.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
 
-def until(true, seconds=10.0):
+def until(true, seconds=60.0):
     """Wait for something that another thread does; fails after `seconds`."""
     end = time.monotonic() + seconds
     while not true():

@@ -26,7 +26,7 @@ def engine():
 def call(address, body):
     """A request on a socket of one's own, sent and not read."""
     host, port = address.removeprefix("http://").split(":")
-    sock = socket.create_connection((host, int(port)), timeout=10)
+    sock = socket.create_connection((host, int(port)), timeout=60)
     data = json.dumps(body).encode()
     head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     sock.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
@@ -72,7 +72,7 @@ def test_a_draft_is_sent_when_it_is_there(engine):
 
 
 def test_a_client_has_its_share_of_the_queue(engine):
-    made = service(engine=engine, limits=Limits(client_pictures=3, pixels=1024))
+    made = service(engine=engine, limits=Limits(client_pictures=3, n=3, pixels=1024))
     with listening(create_app(made)) as address:
         sock = call(address, {**ASK, "n": 2})
         until(lambda: len(engine.tickets) == 2)

@@ -18,7 +18,7 @@ ACCEPT, REFUSE = {"threshold": 0.0}, {"threshold": 2.0}
 def client():
     with (
         listening(create_app(service())) as address,
-        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=30) as made,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120) as made,
     ):
         yield made
 

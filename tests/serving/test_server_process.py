@@ -38,7 +38,7 @@ def process(*command):
     finally:
         if made.poll() is None:
             made.kill()
-        made.wait(20)
+        made.wait(60)
         made.stdout.close()
         made.stderr.close()
 
@@ -48,7 +48,7 @@ def ask(address, body):
     data = json.dumps(body).encode()
     request = urllib.request.Request(f"{address}/v1/images/generations", data, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return answer.status, len(json.load(answer)["data"]), None
     except urllib.error.HTTPError as e:
         with e:
@@ -57,7 +57,7 @@ def ask(address, body):
 
 def health(address, place="ready"):
     try:
-        with urllib.request.urlopen(f"{address}/{place}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{address}/{place}", timeout=60) as answer:
             return answer.status
     except urllib.error.HTTPError as e:
         e.close()
@@ -68,15 +68,15 @@ def busy(address, pictures):
     """Wait until so many are accepted."""
 
     def there():
-        with urllib.request.urlopen(f"{address}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"{address}/metrics", timeout=60) as answer:
             text = answer.read().decode()
         return f"\nallaprima_engine_accepted {float(pictures)}\n" in text
 
-    until(there, 30)
+    until(there)
 
 
 def test_accepted_requests_are_finished():
-    with process(str(HERE / "toy_server.py"), "0.1", "60") as (server, address, said), ThreadPoolExecutor(8) as pool:
+    with process(str(HERE / "toy_server.py"), "0.2", "60") as (server, address, said), ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(ask, address, {**TEACHER, "n": 3}) for _ in range(6)]
         busy(address, 18)
         server.send_signal(signal.SIGTERM)
@@ -86,7 +86,7 @@ def test_accepted_requests_are_finished():
         assert int(wait) >= 1
         assert server.poll() is None
         assert [a.result()[:2] for a in asked] == [(200, 3)] * 6
-        assert server.wait(20) == 0, said
+        assert server.wait(60) == 0, said
         assert server.stdout.read() == "ended\n"
 
 
@@ -100,7 +100,7 @@ def test_what_is_not_finished_in_time_is_handed_back():
         back = [int(wait) for s, _, wait in answers if s == 503]
         assert back
         assert min(back) >= 1
-        assert server.wait(20) == 0, said
+        assert server.wait(60) == 0, said
 
 
 def test_a_second_signal_hurries():
@@ -111,7 +111,7 @@ def test_a_second_signal_hurries():
         until(lambda: health(address) == 503)
         server.send_signal(signal.SIGINT)
         assert asked.result()[0] == 503
-        assert server.wait(20) == 0, said
+        assert server.wait(60) == 0, said
 
 
 def test_the_command_is_ready_soon_and_ends_well(tmp_path):
@@ -126,12 +126,12 @@ def test_the_command_is_ready_soon_and_ends_well(tmp_path):
         body = {"prompt": "red apple, noto", "seed": 5, "adaptive": {"mode": "student-only"}}
         data = json.dumps(body).encode()
         request = urllib.request.Request(f"{address}/images/generations", data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             (picture,) = json.load(answer)["data"]
         assert picture["adaptive"]["steps"] == AdaptivePipeline.from_card("emoji").settings.student_steps
         assert health(root, "health") == 200
         server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 0, said
+        assert server.wait(60) == 0, said
         assert any("stopped: 1 painted" in line for line in said)
 
 
@@ -187,7 +187,7 @@ def upload(picture):
 def post(address, kind, data):
     request = urllib.request.Request(f"{address}/v1/images/edits", data, {"Content-Type": kind})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return (answer.status,)
     except urllib.error.HTTPError as e:
         with e:

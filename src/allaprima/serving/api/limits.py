@@ -43,6 +43,8 @@ class Limits:
         for f in fields(self):
             if not getattr(self, f.name) > 0:
                 raise SettingError(f"limits: {f.name}={getattr(self, f.name)!r} must be above 0.")
+        if self.client_pictures < self.n:
+            raise SettingError(f"limits: client_pictures={self.client_pictures} is below n={self.n}: raise it, or lower n.")
         if self.steps > MAX_STEPS:
             raise SettingError(f"limits: steps={self.steps!r} is out of range: 1..{MAX_STEPS}.")
 
