@@ -9,6 +9,8 @@ import time
 import torch
 import uvicorn
 
+from allaprima.calibration.artifact import Calibration
+from allaprima.calibration.budget import Prices
 from allaprima.core.errors import PromptError
 from allaprima.diffusion.rollback import Variance
 from allaprima.pipeline import AdaptivePipeline
@@ -58,6 +60,17 @@ def toy_pipe():
     return AdaptivePipeline(Reader(), Reader(0.2), Looker(), TINY)
 
 
+def calibrated():
+    """The same with scores from 0 to .99 behind its threshold: 4 mean steps."""
+    pipe = toy_pipe()
+    s = pipe.settings
+    pipe.calibration = Calibration.make(
+        [k / 100 for k in range(100)], 4.0, Prices.from_steps(s.student_steps, s.teacher_steps),
+        pipe.student_settings(s), pipe.action_settings(s), pipe.fingerprints(), "0" * 64,
+    )  # fmt: skip
+    return pipe
+
+
 def service(pipe=None, limits=None, engine=None, **more):
     """With a running engine unless one is given. Requests say `adaptive.threshold`, for the toy isn't calibrated."""
     pipe = pipe or toy_pipe()
@@ -91,4 +104,4 @@ def until(true, seconds=60.0):
         time.sleep(0.005)
 
 
-__all__ = ["LOCAL", "TINY", "Reader", "create_app", "grey", "listening", "service", "toy_pipe", "until"]
+__all__ = ["LOCAL", "TINY", "Reader", "calibrated", "create_app", "grey", "listening", "service", "toy_pipe", "until"]

@@ -6,10 +6,9 @@ import threading
 
 import pytest
 from scripted import EMPTY, ScriptedEngine
-from served import LOCAL, create_app, listening, service, toy_pipe, until
+from served import LOCAL, calibrated, create_app, listening, service, until
 from starlette.testclient import TestClient
 
-from allaprima.calibration.budget import Prices
 from allaprima.calibration.threshold import threshold_for
 from allaprima.cascade.policy import Decision
 from allaprima.serving.api.limits import Limits
@@ -127,18 +126,6 @@ def test_who_says_how_it_is_decided_gets_just_that(engine):
     left = engine.tickets[-1].ask.deadline - engine.clock()
     assert 0 < left <= 9
     assert engine.tickets[0].ask.deadline is None
-
-
-def calibrated():
-    from allaprima.calibration.artifact import Calibration
-
-    pipe = toy_pipe()
-    s = pipe.settings
-    pipe.calibration = Calibration.make(
-        [k / 100 for k in range(100)], 4.0, Prices.from_steps(s.student_steps, s.teacher_steps),
-        pipe.student_settings(s), pipe.action_settings(s), pipe.fingerprints(), "0" * 64,
-    )  # fmt: skip
-    return pipe
 
 
 def test_budgets_are_the_calibrations(engine):

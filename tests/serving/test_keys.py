@@ -1,13 +1,17 @@
 """Who is answered: keys, names of this machine, pages of others."""
 
 import hmac
+import socket
+import urllib.error
+import urllib.request
 
 import pytest
 from scripted import ScriptedEngine
-from served import LOCAL, create_app, service
+from served import LOCAL, create_app, listening, service
 from starlette.testclient import TestClient
 
 from allaprima.core.errors import SettingError
+from allaprima.serving.api import edge
 from allaprima.serving.api import keys as module
 from allaprima.serving.api.keys import Keys
 from allaprima.serving.api.server import check_bind
@@ -49,14 +53,24 @@ def test_no_key_no_answer(api, headers, method, path):
     assert ALICE not in answer.text
 
 
-def test_the_key_is_looked_at_before_the_body(api):
-    def endless():
-        while True:
-            yield b"x"
-            raise AssertionError("the body was read")
+def test_the_key_is_looked_at_before_the_body(api, monkeypatch):
+    monkeypatch.setattr(edge, "LINGER_SECONDS", 0.2)
+    head = "POST /v1/images/edits HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n"
+    with listening(api.app) as address:
+        host, port = address.removeprefix("http://").split(":")
+        # Of the body nothing ever comes.
+        with socket.create_connection((host, int(port)), timeout=30) as sock:
+            sock.sendall(f"{head}Authorization: Bearer wrong-0123456789abcdef\r\n\r\n".encode())
+            assert sock.recv(12) == b"HTTP/1.1 401"
 
-    answer = api.post("/v1/images/generations", content=endless(), headers=bearer("wrong-0123456789abcdef"))
-    assert answer.status_code == 401
+
+def test_a_refusal_reaches_who_is_still_sending(api):
+    with listening(api.app) as address:
+        request = urllib.request.Request(f"{address}/v1/images/edits", b"x" * 8 * 2**20, method="POST")
+        with pytest.raises(urllib.error.HTTPError) as e:
+            urllib.request.urlopen(request, timeout=60)
+        with e.value:
+            assert e.value.code == 401
 
 
 def test_a_key_has_its_clients_name():

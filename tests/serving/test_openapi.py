@@ -13,7 +13,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from served import LOCAL, create_app, service
+from served import LOCAL, calibrated, create_app, service
 
 from allaprima.serving.api.limits import Limits
 
@@ -26,7 +26,8 @@ CONFIG = schemathesis.Config.from_dict({"base-url": LOCAL})
 
 def api():
     """Tiny pictures, so that a case costs milliseconds; the same checks of every field."""
-    return create_app(service(limits=Limits(n=3, pixels=256, steps=8, cost=10 * 256 * 10, prompt_chars=300)))
+    limits = Limits(n=3, pixels=256, steps=8, cost=10 * 256 * 10, prompt_chars=300)
+    return create_app(service(calibrated(), limits))
 
 
 def run(cases):

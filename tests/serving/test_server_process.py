@@ -9,7 +9,7 @@ import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -153,7 +153,8 @@ def test_memory_stays_where_it_was_whatever_is_asked():
 
         def watch():
             while not done.wait(0.002):
-                peaks.append(one.memory_info().rss)
+                with suppress(psutil.NoSuchProcess):
+                    peaks.append(one.memory_info().rss)
 
         watching = threading.Thread(target=watch)
         watching.start()

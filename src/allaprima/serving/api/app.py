@@ -16,13 +16,14 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from allaprima._version import __version__
 from allaprima.serving.api.answers import reply
 from allaprima.serving.api.asks import Given
 from allaprima.serving.api.body import read_form, read_json
 from allaprima.serving.api.document import FORM, GENERATION, METRICS, answers, document
+from allaprima.serving.api.edge import Edge
 from allaprima.serving.api.errors import ApiError, unknown_route
 from allaprima.serving.api.events import EventStream, events
 from allaprima.serving.api.pictures import opened, read_image, read_mask
@@ -49,7 +50,7 @@ def create_app(service: Service, pages: ASGIApp | None = None) -> FastAPI:
     if pages is not None:
         app.mount("/", pages)
     _errors(app)
-    app.add_middleware(_Counted, service=service)
+    app.add_middleware(Edge, answers=service.metrics.answers)
     document(app, service)
     return app
 
@@ -175,24 +176,3 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
         return ApiError(500, "internal_error", "something broke in this server; its log says what.").response()
-
-
-class _Counted:
-    """Counts answers by route and status."""
-
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app, self._service = app, service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                # The route's own path: others are one, or every guess of a stranger would be a metric of its own.
-                route = getattr(scope.get("route"), "path", "other")
-                self._service.metrics.answers.labels(route, str(message["status"])).inc()
-            await send(message)
-
-        await self._app(scope, receive, counted)

@@ -17,7 +17,7 @@ from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import AllaprimaError, CalibrationError, PromptError, SettingError
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.serving.api.errors import ApiError
-from allaprima.serving.api.limits import MAX_SEED, MAX_SIDE, Limits
+from allaprima.serving.api.limits import ALIAS, MAX_SEED, MAX_SIDE, Limits
 from allaprima.serving.api.schemas import Adaptive, Asked
 from allaprima.serving.ticket import Ask
 from allaprima.tasks.edit import DEFAULT_STRENGTH, Edit, Picture
@@ -98,7 +98,7 @@ class OrderBook:
     def check(self, body: Asked) -> CascadeSettings:
         """The settings of a request whose every number is within its cap. Raises `ApiError`; allocates nothing."""
         limits = self.limits
-        if body.model is not None and body.model not in (self.name, "allaprima"):
+        if body.model is not None and body.model not in (self.name, ALIAS):
             raise ApiError(
                 404, "model_not_found", f"model {body.model[:80]!r} is not served here: {self.name!r} is.", "model"
             )  # fmt: skip

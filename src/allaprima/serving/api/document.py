@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from allaprima.serving.api.limits import Limits
+from allaprima.serving.api.limits import ALIAS, Limits
 from allaprima.serving.api.schemas import EditBody, ErrorBody, GenerationBody
 from allaprima.serving.api.service import Service
 
@@ -36,6 +36,12 @@ def _body(kind: str, model: str) -> dict[str, Any]:
 
 GENERATION = _body("application/json", "GenerationBody")
 FORM = _body("multipart/form-data", "EditForm")
+EVENT = {
+    "type": "object",
+    "description": "image_generation.partial_image, image_generation.completed, image_edit.* or error; the data is JSON.",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "contentMediaType": "application/json"}},
+    "required": ["event", "data"],
+}
 METRICS = {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text."}
 
 
@@ -49,7 +55,7 @@ def answers(*statuses: int, stream: bool = False) -> dict[int | str, dict[str, A
     if stream:
         found[200] = {
             "description": "Pictures; with stream=true as events.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"itemSchema": EVENT}},
         }
     return found
 
@@ -67,7 +73,7 @@ def document(app: FastAPI, service: Service) -> None:
             schemas |= bodies["$defs"]
             schemas["EditForm"] = _form(schemas.pop("EditBody"))
             for name in ("GenerationBody", "EditForm"):
-                _limited(schemas[name], service.limits)
+                _limited(schemas[name], service.limits, service.name)
             if service.keys.named:
                 made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
                 for path, methods in made["paths"].items():
@@ -89,16 +95,18 @@ def _form(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "title": "EditForm", "properties": properties, "required": ["image", *body["required"]]}
 
 
-def _limited(body: dict[str, Any], limits: Limits) -> None:
-    """This server's caps."""
-    caps = {
+def _limited(body: dict[str, Any], limits: Limits, name: str) -> None:
+    """This server's caps, and what it has alone."""
+    caps: dict[str, dict[str, Any]] = {
+        "model": {"enum": [name, ALIAS] if name != ALIAS else [name]},
+        "response_format": {"enum": ["b64_json"]},
         "prompt": {"maxLength": limits.prompt_chars},
         "negative_prompt": {"maxLength": limits.prompt_chars},
         "n": {"maximum": limits.n},
         "num_inference_steps": {"maximum": limits.steps},
     }
-    for name, cap in caps.items():
-        entry = body["properties"][name]
+    for field, cap in caps.items():
+        entry = body["properties"][field]
         for variant in entry.get("anyOf", [entry]):
             if variant.get("type") != "null":
                 variant |= cap

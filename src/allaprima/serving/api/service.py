@@ -17,7 +17,7 @@ from allaprima.serving.api.asks import Given, Order, OrderBook
 from allaprima.serving.api.body import Held
 from allaprima.serving.api.errors import ApiError
 from allaprima.serving.api.keys import Keys, check_local
-from allaprima.serving.api.limits import Limits
+from allaprima.serving.api.limits import ALIAS, Limits
 from allaprima.serving.api.metrics import Metrics
 from allaprima.serving.api.schemas import Asked
 from allaprima.serving.api.traces import Traces
@@ -51,7 +51,7 @@ class Service:
         self.engine, self.pipe, self.anyone = engine, pipe, anyone
         self.limits = limits or Limits.of(pipe.settings)
         self.keys, self.traces = keys or Keys(), traces or Traces()
-        self.name = "allaprima" if pipe.card is None else pipe.card.name
+        self.name = ALIAS if pipe.card is None else pipe.card.name
         self.book = OrderBook(pipe, self.limits, self.name, engine.clock, budget)
         self.held = Held(self.limits.held_bytes)
         self._decoders = anyio.CapacityLimiter(DECODERS)
