@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench reproduce docs clean
+.PHONY: demo serve-demo test check bench reproduce docs clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -14,6 +14,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## prompts to pictures through the cascade, offline, on the bundled models
 	rm -rf out/demo
 	$(BIN)/allaprima generate --demo --out out/demo
+
+serve-demo: $(READY)  ## the bundled models behind OpenAI's images API at http://127.0.0.1:8000/v1 until Ctrl+C
+	$(BIN)/allaprima serve
 
 test: $(READY)  ## two processes of one thread each: small tests lose more by sharing threads than they gain
 	ALLAPRIMA_TEST_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -22,8 +22,8 @@ from allaprima.models.families.sd3 import SD3Model, read_schedule
 from allaprima.models.families.sdxl import SDXLModel
 from allaprima.models.families.transformer import shifted
 from allaprima.models.latents import downsampling
-from allaprima.models.schedulers import solver_of
 from allaprima.models.one_at_a_time import one_at_a_time
+from allaprima.models.schedulers import solver_of
 
 PIPELINES: Mapping[str, tuple[str, str]] = {
     "StableDiffusionPipeline": ("sd", "UNet2DConditionModel"),

@@ -1,0 +1,72 @@
+"""The OpenAPI document against the server: schemathesis asks what it allows and what it doesn't."""
+
+from collections import Counter
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from served import LOCAL, calibrated, create_app, service
+
+from allaprima.serving.api.limits import Limits
+
+CHECKS = [
+    not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance,
+    response_headers_conformance,
+]  # fmt: skip
+CONFIG = schemathesis.Config.from_dict({"base-url": LOCAL})
+
+
+def api():
+    """Tiny pictures, so that a case costs milliseconds; the same checks of every field."""
+    limits = Limits(n=3, pixels=256, steps=8, cost=10 * 256 * 10, prompt_chars=300)
+    return create_app(service(calibrated(), limits))
+
+
+def run(cases):
+    """Up to so many cases for each operation of the document (fewer where there are no more); statuses by operation."""
+    schema = schemathesis.openapi.from_asgi("/openapi.json", api(), config=CONFIG)
+    patient = settings(
+        max_examples=cases, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck),
+        phases=[Phase.explicit, Phase.generate],
+    )  # fmt: skip
+    asked = {}
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        name = f"{operation.method.upper()} {operation.path}"
+        # Half of the cases obey the document, half break it somewhere.
+        ways = [operation.as_strategy(generation_mode=way) for way in GenerationMode]
+        patient(given(case=ways[0] | ways[1])(checking(asked.setdefault(name, Counter()))))()
+    return asked
+
+
+def checking(statuses):
+    def one(case):
+        answer = case.call()
+        statuses[answer.status_code] += 1
+        case.validate_response(answer, checks=CHECKS)
+
+    return one
+
+
+def test_a_hundred_cases():
+    asked = run(35)
+    assert sum(s.total() for s in asked.values()) >= 80
+    assert set(asked) == {
+        "POST /v1/images/generations", "POST /v1/images/edits", "GET /v1/models", "GET /v1/models/{name}", "GET /health",
+        "GET /ready", "GET /metrics",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_thousand_cases():
+    asked = run(1000)
+    print(asked)
+    assert sum(s.total() for s in asked.values()) >= 2000
