@@ -14,6 +14,7 @@ from allaprima.core.folder import fingerprint as fingerprint
 from allaprima.core.folder import read_json as read_json
 from allaprima.core.folder import refuse_unreadable
 from allaprima.core.folder import weight_files as weight_files
+from allaprima.models.one_at_a_time import one_at_a_time
 
 # Where a class named in a folder's config lives: only these are ever imported.
 CLASSES: Mapping[str, str] = {
@@ -113,13 +114,13 @@ def _quiet() -> None:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """A tokenizer from its folder."""
+    """A tokenizer from its folder, safe to call from several threads."""
     from transformers import AutoTokenizer
 
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder: a tokenizer is due. Check the card's sources.")
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return one_at_a_time(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     except (OSError, ValueError) as e:
         raise ModelError(f"{folder} cannot be loaded as a tokenizer: {e}. Copy or download the model again.") from e
 

@@ -21,6 +21,7 @@ from allaprima.models.families.sd import SDModel
 from allaprima.models.families.sd3 import SD3Model, read_flow
 from allaprima.models.families.sdxl import SDXLModel
 from allaprima.models.latents import downsampling
+from allaprima.models.one_at_a_time import one_at_a_time
 
 PIPELINES: Mapping[str, tuple[str, str]] = {
     "StableDiffusionPipeline": ("sd", "UNet2DConditionModel"),
@@ -84,6 +85,9 @@ def as_model(pipe: Any, text: TextSettings | None = None, cache: dict[int, tuple
     entry = FAMILIES[family]
     parts = {name: getattr(pipe, name, None) for name in (entry.component, *entry.shared)}
     _check(parts, entry.component)
+    for name, part in parts.items():
+        if name.startswith("tokenizer") and part is not None:
+            one_at_a_time(part)
     config: dict[str, Any] = dict(pipe.scheduler.config)
     known: dict[str, str] = {}
     common: dict[str, Any] = {**parts, "text": text or _text(pipe, family)}

@@ -130,11 +130,20 @@ class Vocabulary:
         """The prompt in known words; unchanged when the card doesn't say what it knows."""
         if not self.concepts or not prompt.strip():
             return Wording(prompt, prompt)
+        found = self.known(prompt)
+        if found is not None:
+            return found
         asked, style = self.split(prompt)
+        concept, similarity = self._nearest(_plain(asked) or asked)
+        return Wording(prompt, self._styled(concept, style), similarity)
+
+    def known(self, prompt: str) -> Wording | None:
+        """The prompt in known words if it is a concept itself, however spelt; no network is asked."""
+        asked, style = self.split(prompt)
+        concept = self._known.get(_plain(asked))
+        return None if concept is None else Wording(prompt, self._styled(concept, style))
+
+    def _styled(self, concept: str, style: str | None) -> str:
+        """With its style, else the first."""
         style = style or (self.styles[0] if self.styles else None)
-        text = _plain(asked)
-        if text in self._known:
-            concept, similarity = self._known[text], 1.0
-        else:
-            concept, similarity = self._nearest(text or asked)
-        return Wording(prompt, concept if style is None else f"{concept}, {style}", similarity)
+        return concept if style is None else f"{concept}, {style}"

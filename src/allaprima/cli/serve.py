@@ -1,0 +1,118 @@
+"""`allaprima serve`: one card behind OpenAI's images endpoints."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from allaprima.calibration.artifact import Calibration
+from allaprima.calibration.threshold import threshold_for
+from allaprima.core.errors import SettingError
+from allaprima.models.placement import Placement
+from allaprima.pipeline import AdaptivePipeline
+from allaprima.serving.admission import EngineLimits
+from allaprima.serving.controller import Controller, Objective
+from allaprima.serving.engine import Engine
+from allaprima.serving.oracle_guard import OracleFailure
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Options of the command, as given."""
+
+    card: str
+    calibration: Path | None
+    host: str
+    port: int
+    keys: Path | None
+    allow_anyone: bool
+    batch_size: int
+    max_queue: int
+    budget: float | None
+    latency_objective: float | None
+    lowest_threshold: float | None
+    oracle_failure: OracleFailure
+    oracle_timeout: float | None
+    max_pictures: int | None
+    max_pixels: int | None
+    max_steps: int | None
+    max_per_client: int | None
+    drain_seconds: float
+    traces: str | None
+    placement: Placement = field(default_factory=Placement, kw_only=True)
+
+    def check(self) -> None:
+        """Raise `SettingError` before anything is loaded."""
+        if not 0 <= self.port <= 65535:
+            raise SettingError(f"port={self.port!r} is out of range: 0 (any that is free) to 65535.")
+        if not 0 <= self.drain_seconds <= 86_400:
+            raise SettingError(f"drain_seconds={self.drain_seconds!r} is out of range: 0..86400.")
+        if self.latency_objective is None and self.lowest_threshold is not None:
+            raise SettingError("--lowest-threshold is for --latency-objective: give both, or neither.")
+
+
+def controller_of(o: ServeOptions, pipe: AdaptivePipeline) -> Controller | None:
+    """What lowers thresholds under load, if that is asked for.
+
+    Without `--lowest-threshold` it goes down to where half as many drafts fall short as calibrated. Raises `SettingError`.
+    """
+    if o.latency_objective is None:
+        return None
+    own: Calibration | None = pipe.calibration
+    if own is None:
+        raise SettingError("--latency-objective lowers a calibrated threshold, and this card has none: allaprima calibrate.")
+    high = pipe.policy(pipe.settings, None, o.budget).threshold
+    if high is None:
+        raise SettingError("--latency-objective lowers a threshold, and this calibration's policy has none.")
+    short = sum(s < high for s in own.scores) / len(own.scores)
+    low = threshold_for(own.scores, short / 2) if o.lowest_threshold is None else o.lowest_threshold
+    return Controller(Objective(o.latency_objective, low, high))
+
+
+def serve_command(o: ServeOptions) -> None:
+    """Load, listen, serve until a signal, finish what was accepted."""
+    try:
+        from allaprima.serving.api.app import create_app
+        from allaprima.serving.api.keys import Keys
+        from allaprima.serving.api.limits import Limits
+        from allaprima.serving.api.server import Running, bound, check_bind
+        from allaprima.serving.api.service import Service
+        from allaprima.serving.api.traces import Traces
+    except ImportError as e:
+        raise SettingError(f"serving needs more than is installed ({e}): pip install 'allaprima[serve]'") from e
+    begun = time.monotonic()
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    o.check()
+    keys, traces = Keys.load(o.keys), Traces.configured(o.traces)
+    check_bind(o.host, bool(keys.named), o.allow_anyone)
+    listening = bound(o.host, o.port)
+    with console.status("loading models"):
+        pipe = AdaptivePipeline.from_card(o.card, o.calibration, placement=o.placement)
+    pipe.settings = pipe.settings.changed(batch_size=o.batch_size)
+    limits = Limits.of(
+        pipe.settings, n=o.max_pictures, pixels=o.max_pixels, steps=o.max_steps, client_pictures=o.max_per_client
+    )  # fmt: skip
+    engine = Engine(
+        pipe, EngineLimits(queue=o.max_queue, in_flight=3 * o.batch_size), controller=controller_of(o, pipe),
+        on_oracle_failure=o.oracle_failure, oracle_timeout=o.oracle_timeout,
+    )  # fmt: skip
+    service = Service(engine, pipe, limits, keys, o.allow_anyone, traces, o.budget)
+    app = create_app(service)
+    engine.start()
+    # Reading every concept takes seconds that nobody needs to wait for: known words don't.
+    threading.Thread(target=service.book.warm, name="words", daemon=True).start()
+    if not keys.named:
+        who = "whoever reaches it" if o.allow_anyone else "this machine alone"
+        console.print(f"[yellow]note:[/] no keys: it answers {who} (--keys FILE gives every client its own)")
+
+    def ready(where: str) -> None:
+        console.print(f"ready after {time.monotonic() - begun:.1f} s; stop with Ctrl+C or SIGTERM")
+        print(f"{where}/v1", flush=True)
+
+    Running(service, app, listening, o.drain_seconds).run(ready)
+    done = engine.snapshot()
+    console.print(f"stopped: {done.finished} pictures painted, {done.failed} failed or handed back, {done.cancelled} cancelled")
