@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
+
+from allaprima.serving.api.service import Service
+from allaprima.serving.pages.settings import demo_settings
 
 POLICY = "; ".join(
     (
@@ -43,6 +46,16 @@ FILES = {
     "icon.svg": "image/svg+xml",
     **dict.fromkeys(("app.js", "gallery.js", "paint.js", "stage.js", "theme.js", "words.js"), SCRIPT),
 }
+
+
+def add_demo(app: FastAPI, service: Service) -> None:
+    """The page of a service, at its application's `/`."""
+
+    def settings() -> Mapping[str, Any]:
+        keys, chars = bool(service.keys.named), service.limits.prompt_chars
+        return demo_settings(service.pipe, service.name, keys, chars, service.engine.snapshot(), service.budget)
+
+    app.include_router(demo_router(settings))
 
 
 def demo_router(settings: Callable[[], Mapping[str, Any]]) -> APIRouter:

@@ -78,8 +78,12 @@ def demo_settings(
     key_needed: bool = False,
     prompt_chars: int | None = None,
     measured: Measured | None = None,
+    budget: float | None = None,
 ) -> dict[str, Any]:
-    """JSON-ready. `prompt_chars`: the longest prompt that is taken. `measured`: an engine's snapshot, for the seconds."""
+    """JSON-ready. `prompt_chars`: the longest prompt that is taken. `measured`: an engine's snapshot, for the seconds.
+
+    `budget`: where the slider begins; None is the calibration's.
+    """
     s, own = pipe.settings, pipe.calibration
     seconds = Seconds(None, None) if measured is None else seconds_of(measured, s.student_steps, s.teacher_steps)
     return {
@@ -92,12 +96,12 @@ def demo_settings(
         "examples": examples(pipe),
         "key_needed": key_needed,
         "prompt_chars": prompt_chars,
-        "budget": None if own is None else _budget(pipe, own, seconds),
+        "budget": None if own is None else _budget(pipe, own, seconds, own.budget if budget is None else budget),
         "scores": None if own is None else histogram(own),
     }
 
 
-def _budget(pipe: AdaptivePipeline, own: Calibration, seconds: Seconds) -> dict[str, Any] | None:
+def _budget(pipe: AdaptivePipeline, own: Calibration, seconds: Seconds, default: float) -> dict[str, Any] | None:
     if own.policy is not None:
         return None
     action = pipe.action_settings(pipe.settings)
@@ -114,9 +118,9 @@ def _budget(pipe: AdaptivePipeline, own: Calibration, seconds: Seconds) -> dict[
             "threshold": own.threshold_for_budget(budget, action),
             "seconds": seconds.mean(prices.share_for(budget)),
         }
-        for budget in places(prices, own.budget)
+        for budget in places(prices, default)
     ]
-    return {"unit": prices.unit, "default": own.budget, "table": rows}
+    return {"unit": prices.unit, "default": default, "table": rows}
 
 
 def places(prices: Prices, default: float) -> list[float]:
