@@ -29,7 +29,7 @@ def opened(made, url, **context):
     """A page that fails the test when a script throws, or the page's policy is broken."""
     with contextlib.closing(made.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})) as own:
         page = own.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)  # a busy machine's browser is slow
         faults = []
         page.on("pageerror", lambda e: faults.append(str(e)))
         page.on("console", lambda m: faults.append(m.text) if "Security Policy" in m.text or "Trusted" in m.text else None)
@@ -38,7 +38,7 @@ def opened(made, url, **context):
         assert not faults, faults
 
 
-def until(page, expression, seconds=15):
+def until(page, expression, seconds=60):
     """Wait for an expression to be true. Playwright's own waiting evaluates strings, which the page's policy forbids."""
     deadline = time.monotonic() + seconds
     while not page.evaluate(expression):
