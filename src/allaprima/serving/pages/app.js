@@ -185,6 +185,8 @@ function intoSight() {
 
 function drafted(picture, event, begun) {
   take(picture, event);
+  // A policy may ask for several drafts: the last one told is the best so far.
+  if (picture.draftUrl !== null) URL.revokeObjectURL(picture.draftUrl);
   picture.draftUrl = urlOf(event.b64_json);
   picture.draftSeconds = (performance.now() - begun) / 1000;
   stage.draft(picture);

@@ -4,8 +4,9 @@ const DECISIONS = {
   accept: "Good enough: kept.",
   refine: "Sent to the teacher: refined.",
   regenerate: "Sent to the teacher: painted anew.",
+  redraft: "Not good enough yet: the student tries again.",
 };
-const AT_WORK = { refine: "The teacher refines it…", regenerate: "The teacher paints it anew…" };
+const AT_WORK = { refine: "The teacher refines it…", regenerate: "The teacher paints it anew…", redraft: "The student tries again…" };
 
 export const number = (x, digits = 2) => (x === null || x === undefined ? "?" : x.toFixed(digits));
 
