@@ -77,6 +77,7 @@ def serve_command(o: ServeOptions) -> None:
     """Load, listen, serve until a signal, finish what was accepted."""
     try:
         from allaprima.serving.api.app import create_app
+        from allaprima.serving.api.demo import add_demo
         from allaprima.serving.api.keys import Keys
         from allaprima.serving.api.limits import Limits
         from allaprima.serving.api.server import Running, bound, check_bind
@@ -102,6 +103,7 @@ def serve_command(o: ServeOptions) -> None:
     )  # fmt: skip
     service = Service(engine, pipe, limits, keys, o.allow_anyone, traces, o.budget)
     app = create_app(service)
+    add_demo(app, service)
     engine.start()
     # Reading every concept takes seconds that nobody needs to wait for: known words don't.
     threading.Thread(target=service.book.warm, name="words", daemon=True).start()

@@ -48,7 +48,7 @@ class Service:
         `budget`: of requests that don't say how they are decided; None is the calibration's. Raises `SettingError` or
         `CalibrationError` for one that can't be kept.
         """
-        self.engine, self.pipe, self.anyone = engine, pipe, anyone
+        self.engine, self.pipe, self.anyone, self.budget = engine, pipe, anyone, budget
         self.limits = limits or Limits.of(pipe.settings)
         self.keys, self.traces = keys or Keys(), traces or Traces()
         self.name = ALIAS if pipe.card is None else pipe.card.name
