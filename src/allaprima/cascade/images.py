@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from allaprima.cascade.job import Job, Request, Stage
-from allaprima.cascade.look import charge, count_draft, decide, look, recheck
+from allaprima.cascade.look import charge, check_oracle, count_draft, decide, look, recheck, route_one
 from allaprima.cascade.painter import Scorer
 from allaprima.cascade.policy import AlwaysPolicy, BandPolicy, Context, Decision, Policy, PreRoute, ThresholdPolicy
 from allaprima.cascade.settings import CascadeSettings
@@ -47,11 +47,14 @@ class ImageMachine:
     ) -> None:
         self.settings, self.policy, self.oracle = settings, policy, oracle
         self._student, self._teacher = student, teacher
-        if oracle is None and policy.threshold is not None:
-            raise SettingError("a threshold needs an oracle: give one, or use student only, teacher only or refine all.")
         self.strength = settings.sigma.value if isinstance(settings.sigma, Strength) else None
+        self._ways = self._ways_of(policy)
+
+    def _ways_of(self, policy: Policy) -> set[Decision]:
+        """How the teacher may be asked under a policy. Raises `SettingError` for what these painters can't do."""
+        check_oracle(self.oracle, policy)
         inner: Any = policy
-        ways = {Decision(settings.strategy)}
+        ways = {Decision(self.settings.strategy)}
         while inner is not None:
             if isinstance(inner, AlwaysPolicy):
                 ways = {inner.decision}
@@ -62,21 +65,21 @@ class ImageMachine:
             if isinstance(inner, PreRoute) or hasattr(inner, "model"):
                 raise SettingError(f"{type(inner).__name__} reads prompts' hidden states, which whole painters don't show.")
             inner = getattr(inner, "inner", None)
-        self._ways = ways & {Decision.REFINE, Decision.REGENERATE}
-        if Decision.REFINE in ways and not teacher.paints_over:
+        if Decision.REFINE in ways and not self._teacher.paints_over:
             raise SettingError("this teacher can't paint over a picture: choose strategy='regenerate'.")
         if Decision.REFINE in ways and self.strength is None:
             raise SettingError(
-                f"sigma={settings.sigma!r}: how much of a draft is painted over is a share of the schedule here,"
+                f"sigma={self.settings.sigma!r}: how much of a draft is painted over is a share of the schedule here,"
                 " Strength(0.5) or --sigma 0.5 --sigma-is strength, for the schedule itself isn't known."
             )
+        return ways & {Decision.REFINE, Decision.REGENERATE}
 
-    def check(self, request: Request) -> None:
-        """Raise `PromptError` or `SettingError` for a request that can't be painted."""
+    def check(self, request: Request, policy: Policy | None = None) -> None:
+        """Raise `PromptError` or `SettingError` for a request that can't be painted; `policy`: the one that it brings."""
         if request.edit is not None or request.controls:
             raise SettingError("pictures to edit or to be led by need models of a known family: ask for text alone.")
         self._student.check(self._ask(request, True))
-        for way in sorted(self._ways):
+        for way in sorted(self._ways if policy is None else self._ways_of(policy)):
             # As it will be asked: some can only paint over a picture.
             blank = torch.zeros(3, self.settings.height, self.settings.width)
             over = {"image": blank, "strength": self.strength} if way is Decision.REFINE else {}
@@ -100,7 +103,8 @@ class ImageMachine:
 
     def start(self, jobs: Sequence[Job]) -> None:
         """Drafts begin, unless the policy wants the teacher at once."""
-        for job, decision in zip(jobs, self.policy.route(self._context(jobs)), strict=True):
+        for job in jobs:
+            decision = route_one(self.policy, job, self._context([job]))
             job.decision, job.stage = decision, Stage.STUDENT if decision is None else Stage.TEACHER
 
     @staticmethod
@@ -170,7 +174,8 @@ class ImageMachine:
             asks.append(self._ask(job.request, False, **more))
         for job, found in zip(jobs, self._painted(jobs, asks, self._teacher, "teacher"), strict=True):
             if isinstance(found, Painted):
-                again = self.policy.rechecks and job.draft is not None and self.oracle is not None
+                rechecks = (job.policy or self.policy).rechecks
+                again = rechecks and job.draft is not None and self.oracle is not None
                 job.image, job.stage = found.image, Stage.RECHECK if again else Stage.DONE
             elif job.draft is not None:
                 job.image, job.warning, job.stage = job.draft, _said("teacher", found, "the draft"), Stage.DONE

@@ -8,7 +8,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from allaprima.cascade.policy import Decision
+from allaprima.cascade.policy import Decision, Policy
 from allaprima.core.cost import Cost
 from allaprima.core.types import Condition
 from allaprima.tasks.edit import Edit, Picture
@@ -53,6 +53,8 @@ class Job:
     """
 
     request: Request
+    policy: Policy | None = None
+    """Its own; None: the machine's."""
     stage: Stage = Stage.NEW
     position: int = 0
     x: Tensor = field(default_factory=lambda: torch.empty(0))

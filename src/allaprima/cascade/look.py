@@ -10,7 +10,8 @@ from torch import Tensor
 
 from allaprima.cascade.job import Job, Stage
 from allaprima.cascade.painter import Scorer, ScoresGiven
-from allaprima.cascade.policy import Context, Policy
+from allaprima.cascade.policy import Context, Decision, Policy
+from allaprima.core.errors import SettingError
 
 
 def pad(x: Tensor, rows: int) -> Tensor:
@@ -52,8 +53,15 @@ def count_draft(job: Job, draft: Tensor, score: float | None) -> None:
         job.draft, job.score, job.best_x = draft.clone(), score, job.x
 
 
+def route_one(policy: Policy, job: Job, context: Context) -> Decision | None:
+    """Before there is a draft, by the job's policy, or by `policy` where it brings none."""
+    (decision,) = (job.policy or policy).route(context)
+    return decision
+
+
 def decide(policy: Policy, job: Job, context: Context) -> None:
     """One by one and in order: a steered threshold moves with every decision, and each is kept with its own."""
+    policy = job.policy or policy
     job.threshold = policy.threshold
     score = float("nan") if job.score is None else job.score
     (job.decision,) = policy.decide([score], context)
@@ -64,8 +72,14 @@ def recheck(oracle: Scorer | None, policy: Policy, jobs: Sequence[Job], rows: in
     images = torch.stack([j.image for j in jobs if j.image is not None])
     for job, score in zip(jobs, look(oracle, jobs, images, rows), strict=True):
         job.final_score, job.kept, job.stage = score, "final", Stage.DONE
-        if beats(job.score, score, policy.margin):
+        if beats(job.score, score, (job.policy or policy).margin):
             job.image, job.kept = job.draft, "draft"
+
+
+def check_oracle(oracle: Scorer | None, policy: Policy) -> None:
+    """Raise `SettingError` for a policy that compares scores when there are none."""
+    if oracle is None and policy.threshold is not None:
+        raise SettingError("a threshold needs an oracle: give one, or use student only, teacher only or refine all.")
 
 
 def beats(score: float | None, best: float | None, margin: float = 0.0) -> bool:

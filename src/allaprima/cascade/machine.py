@@ -26,7 +26,7 @@ from allaprima.cascade.given import (
     teacher_plan,
 )
 from allaprima.cascade.job import Job, Request, Stage
-from allaprima.cascade.look import charge, count_draft, decide, look, pad, padded, recheck
+from allaprima.cascade.look import charge, check_oracle, count_draft, decide, look, pad, padded, recheck, route_one
 from allaprima.cascade.painter import Controlled, Drafts, Negates, Painter, Reads, RefinesOnly, Routed, Scorer, Sized
 from allaprima.cascade.policy import Context, Decision, Policy
 from allaprima.cascade.settings import MAX_STEPS, CascadeSettings
@@ -69,8 +69,7 @@ class Machine:
         self, student: Painter, teacher: Painter, oracle: Scorer | None, policy: Policy, settings: CascadeSettings
     ) -> None:
         self.settings, self.policy, self.oracle = settings, policy, oracle
-        if oracle is None and policy.threshold is not None:
-            raise SettingError("a threshold needs an oracle: give one, or use student only, teacher only or refine all.")
+        check_oracle(oracle, policy)
         if _controls(student) != _controls(teacher):
             raise SettingError(
                 f"the student's ControlNets read pictures of {_controls(student)} channels, the teacher's of"
@@ -112,15 +111,17 @@ class Machine:
         made = make_solver(solver, self._schedule(painter), **({} if last_time is None else {"last_time": last_time}))
         return _Hand(name, painter, painter.denoiser, made, made.plan(steps, start), guidance, interval)
 
-    def check(self, request: Request) -> None:
-        """Raise `PromptError` or `SettingError` for a request that can't be painted."""
+    def check(self, request: Request, policy: Policy | None = None) -> None:
+        """Raise `PromptError` or `SettingError` for a request that can't be painted; `policy`: the one that it brings."""
+        policy = policy or self.policy
+        check_oracle(self.oracle, policy)
         painter = self._student.painter
         painter.check_prompt(request.prompt)
         if request.negative_prompt:
             painter.check_prompt(request.negative_prompt)
-        always = getattr(self.policy, "decision", None)
+        always = getattr(policy, "decision", None)
         if Decision.REGENERATE in (
-            (self.settings.strategy, getattr(self.policy, "otherwise", None)) if always is None else (always,)
+            (self.settings.strategy, getattr(policy, "otherwise", None)) if always is None else (always,)
         ):
             self._refuse_noise(request)
         check_given(request, isinstance(painter, Reads), _controls(painter), self.settings.height, self.settings.width)
@@ -156,7 +157,8 @@ class Machine:
             for job, route in zip(jobs, self._routed.route(embeds).tolist(), strict=True):
                 job.route = route
         self._charge(jobs, "text", 0, begun)
-        for job, decision, first in zip(jobs, self.policy.route(self._context(jobs)), firsts, strict=True):
+        for job, first in zip(jobs, firsts, strict=True):
+            decision = route_one(self.policy, job, self._context([job]))
             if decision is None:
                 self._enter_from(job, Stage.STUDENT, first)
             else:
@@ -318,7 +320,8 @@ class Machine:
         for hand in (self._student, self._refine):
             mine = [j for j in jobs if (j.decision is Decision.ACCEPT) == (hand is self._student)]
             for job, image in zip(mine, self._decode(hand.painter.decode, mine) if mine else (), strict=True):
-                again = self.policy.rechecks and job.draft is not None and self.oracle is not None and hand is self._refine
+                rechecks = (job.policy or self.policy).rechecks
+                again = rechecks and job.draft is not None and self.oracle is not None and hand is self._refine
                 job.image, job.stage = image.clone(), Stage.RECHECK if again else Stage.DONE
         self._charge(jobs, "decode", 0, begun)
 

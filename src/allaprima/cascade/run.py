@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from allaprima.cascade.job import Job, Request, Stage
+from allaprima.cascade.policy import Policy
 from allaprima.cascade.result import Result
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import AllaprimaError
@@ -24,8 +25,8 @@ class Runs(Protocol):
         """How many students share the drafts."""
         ...
 
-    def check(self, request: Request) -> None:
-        """Raise `PromptError` or `SettingError` for a request that can't be painted."""
+    def check(self, request: Request, policy: Policy | None = None) -> None:
+        """Raise `PromptError` or `SettingError` for a request that can't be painted; `policy`: the one that it brings."""
         ...
 
     def act(self, stage: Stage, jobs: Sequence[Job]) -> None:
@@ -66,13 +67,13 @@ def run(machine: Runs, requests: Iterable[Request]) -> Iterator[Result]:
                 yield refusal
         if fresh:
             _advance(machine, fresh, until=(Stage.TEACHER, Stage.DONE))
-            yield from (_result(machine, j) for j in fresh if j.stage is Stage.DONE)
+            yield from (result_of(machine.settings, j) for j in fresh if j.stage is Stage.DONE)
             waiting += [j for j in fresh if j.stage is not Stage.DONE]
 
 
 def _finish(machine: Runs, jobs: list[Job]) -> Iterator[Result]:
     _advance(machine, jobs, until=(Stage.DONE,))
-    yield from (_result(machine, j) for j in jobs)
+    yield from (result_of(machine.settings, j) for j in jobs)
 
 
 def _advance(machine: Runs, jobs: list[Job], until: tuple[Stage, ...]) -> None:
@@ -100,11 +101,12 @@ def _refusal(machine: Runs, request: Request) -> Result | None:
     try:
         machine.check(request)
     except AllaprimaError as e:
-        return _result(machine, Job(request), str(e))
+        return result_of(machine.settings, Job(request), str(e))
     return None
 
 
-def _result(machine: Runs, job: Job, error: str | None = None) -> Result:
+def result_of(settings: CascadeSettings, job: Job, error: str | None = None) -> Result:
+    """What a job has come to; `error`: why it went no further, if that isn't the job's own."""
     return Result(
         job.request,
         job.image,
@@ -113,7 +115,7 @@ def _result(machine: Runs, job: Job, error: str | None = None) -> Result:
         job.threshold,
         job.decision,
         job.cost,
-        machine.settings,
+        settings,
         error or job.error,
         job.attempts,
         job.final_score,

@@ -8,7 +8,14 @@ AllaprimaError
  |- CalibrationError    an artifact that does not belong to these models and settings                (exit code 2)
  |- RunFolderError      an output folder of another run, or one that cannot be written               (exit code 2)
  |- PaintingError       pictures that failed while others were painted; it holds them all             (exit code 2)
- '- TrainingError       a training that went wrong (NaN, resume of another recipe)                   (exit code 2)
+ |- TrainingError       a training that went wrong (NaN, resume of another recipe)                   (exit code 2)
+ '- ServingError        a request that a server takes no more, or gave up                             (exit code 2)
+     |- QueueFull         no room now; `retry_after` says when it is worth another try
+     |- Draining          it finishes what it has and takes nothing new
+     |- DeadlinePassed    the picture would come, or came, too late
+     |- RequestCancelled  whoever asked took it back
+     |- EngineStopped     the server ended before the picture was finished
+     '- PictureFailed     this picture can't be painted; others are not touched
 
 Each message names the value, the rule, and the next step.
 """
@@ -57,3 +64,35 @@ class PaintingError(AllaprimaError):
 
 class TrainingError(AllaprimaError):
     """A training cannot go on, and must not do so in silence."""
+
+
+class ServingError(AllaprimaError):
+    """A request that a server doesn't take, or doesn't finish."""
+
+
+class QueueFull(ServingError):
+    """There is no room for a request now; `retry_after`: seconds after which there probably is."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Draining(ServingError):
+    """The server finishes what it has accepted and takes nothing new."""
+
+
+class DeadlinePassed(ServingError):
+    """A request's deadline passed, or can't be met any more."""
+
+
+class RequestCancelled(ServingError):
+    """Whoever asked for the picture took it back."""
+
+
+class EngineStopped(ServingError):
+    """The server was stopped before the picture was finished."""
+
+
+class PictureFailed(ServingError):
+    """One picture can't be painted, for a reason of its own; its `__cause__` is what was raised, if anything was."""

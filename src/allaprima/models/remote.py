@@ -67,6 +67,9 @@ class RemotePainter:
     Raises `ModelError` for an address that isn't http, or a key that isn't in the environment.
     """
 
+    waits = True
+    """It waits for another machine, so that this one can do other things meanwhile (`serving.machines`)."""
+
     def __init__(self, source: RemoteSource, sleep: Callable[[float], None] = time.sleep) -> None:
         self.source, self._sleep = source, sleep
         if urlsplit(source.url).scheme not in ("http", "https") or not urlsplit(source.url).netloc:

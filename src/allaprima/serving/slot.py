@@ -1,0 +1,82 @@
+"""An accepted request on its way through an engine, and what is done to its job around a call of the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from allaprima.cascade.job import Job, Stage
+from allaprima.core.cost import Cost
+from allaprima.serving.admission import Place
+from allaprima.serving.machines import Bench
+from allaprima.serving.ticket import Draft, Ticket
+
+
+@dataclass(eq=False)
+class Slot:
+    """A ticket, its place, and its job once it is begun. The engine's lock guards all but the job of a busy one."""
+
+    ticket: Ticket
+    bench: Bench
+    place: Place
+    job: Job
+    bytes: int
+    """Held while it is in flight."""
+    busy: bool = False
+    """In a batch now: only the thread that took it touches it."""
+    cancelled: bool = False
+    closed: bool = False
+    """Its end is decided; whoever set this tells it."""
+    steps: Counter[str] = field(default_factory=Counter[str])
+    """Network steps so far, by painter."""
+
+
+def act(bench: Bench, stage: Stage, slots: Sequence[Slot]) -> dict[Slot, Exception]:
+    """Take jobs a step further; the exceptions of those that fail.
+
+    After an exception in a batch its jobs go back to where they were and are taken one by one: only those fail that fail
+    alone. (A batch of one has the same shape, so the others' pictures are what they would have been.)
+    """
+    before = [(slot.job, _copy(slot.job)) for slot in slots]
+    try:
+        bench.machine.act(stage, [slot.job for slot in slots])
+    except Exception as e:
+        if len(slots) == 1:
+            return {slots[0]: e}
+    else:
+        return {}
+    for job, saved in before:
+        vars(job).update(vars(saved))
+    return {slot: e for one in slots for slot, e in act(bench, stage, [one]).items()}
+
+
+def _copy(job: Job) -> Job:
+    """Machines put new tensors in place of old ones and never write into them: what must be copied is what adds up."""
+    cost = Cost(dict(job.cost.evaluations), dict(job.cost.seconds))
+    return dataclasses.replace(job, cost=cost, state=dict(job.state))
+
+
+def unsound(job: Job, stage: Stage) -> str | None:
+    """What is wrong with what a painter made, in words; None if all of it are numbers."""
+    made = job.image if job.stage is Stage.DONE and job.image is not None else job.x
+    if stage in (Stage.STUDENT, Stage.TEACHER, Stage.DECODE) and not bool(torch.isfinite(made).all()):
+        return f"the {stage} stage made numbers that aren't finite at step {job.position}"
+    return None
+
+
+def unscored(job: Job, stage: Stage, looked: bool) -> bool:
+    """Whether the oracle was asked in this stage and gave no number; `looked`: whether there is an oracle."""
+    score = job.score if stage is Stage.SCORE else job.final_score
+    return looked and stage in (Stage.SCORE, Stage.RECHECK) and (score is None or math.isnan(score))
+
+
+def draft_of(job: Job) -> Draft:
+    """The event of a draft that was decided about."""
+    assert job.draft is not None
+    assert job.decision is not None
+    return Draft(job.draft, job.score, job.threshold, job.decision)
