@@ -30,7 +30,7 @@ from scipy.sparse import csr_array
 
 from allaprima.core.errors import SettingError
 from allaprima.fleet.queueing import Pool, Work, pool, split
-from allaprima.fleet.simulator import Group, InTurn, Rule, Seen, simulate
+from allaprima.fleet.simulator import Group, EngineRule, Rule, Seen, simulate
 from allaprima.fleet.workload import STEPPED, Choice, Demand, Kind, Layout
 
 PROMISE = 0.95
@@ -142,7 +142,7 @@ class _Promise:
 class Planner:
     """Fleets for one demand on some kinds of machines."""
 
-    def __init__(self, demand: Demand, kinds: Sequence[Kind], rule: Callable[[], Rule] = InTurn) -> None:
+    def __init__(self, demand: Demand, kinds: Sequence[Kind], rule: Callable[[], Rule] = EngineRule) -> None:
         if not kinds or len({k.name for k in kinds}) < len(kinds):
             raise SettingError(f"hardware {[k.name for k in kinds]}: one kind or more with names of their own are due.")
         self.demand, self.kinds, self.rule = demand, tuple(kinds), rule
@@ -212,7 +212,7 @@ class Planner:
         most = 10**9 if kind.at_most is None else kind.at_most
         if share == 0 and layout.student and not {*layout.pools[name]} - {"teacher", "decode"}:
             return [_Column(name, kind, 0, weight, 0.0, self._pool(layout, share, name, kind, weight, 1))]
-        n = fewest = self._fewest(layout, share, name, kind, weight)
+        n = fewest = self.fewest(layout, share, name, kind, weight)
         enough = NEARLY * sum(
             self.demand.steps(s, layout.student) * kind.mean(s) for s in layout.pools[name] if s in promise.stages
         )
@@ -224,7 +224,7 @@ class Planner:
             n += max(1, n // FINE, (n - fewest) // COARSE)
         return found
 
-    def _fewest(self, layout: Layout, share: float, name: str, kind: Kind, weight: float) -> int:
+    def fewest(self, layout: Layout, share: float, name: str, kind: Kind, weight: float = 1.0) -> int:
         """The least count that keeps up, by doubling and halving."""
         high = 1
         while self._overloaded(layout, share, name, kind, weight, high):

@@ -18,7 +18,9 @@ import numpy as np
 import simpy
 
 from allaprima.core.errors import SettingError
-from allaprima.fleet.workload import STEPPED, Demand, Kind, Layout
+from allaprima.fleet.workload import IN_FLIGHT, Demand, Kind, Layout, doors
+from allaprima.serving.schedule import PATIENCE, choose, oldest_first, passed_after
+from allaprima.serving.schedule import Group as Together
 
 Draw = Callable[[], float]
 """Seconds of the next call of one stage."""
@@ -46,19 +48,25 @@ class Rule(Protocol):
         ...
 
 
-class InTurn:
-    """Every stage that has somebody makes one call a round; those who came first go first."""
+class EngineRule:
+    """The engine's own (`serving.schedule`), for one machine."""
 
-    def __init__(self) -> None:
-        self._last: str | None = None
+    def __init__(self, patience: int = PATIENCE) -> None:
+        self._patience = patience
+        self._passed: Mapping[str, int] = {}
 
     def __call__(self, ready: Mapping[str, Sequence[Picture]], batch: int, now: float) -> tuple[str, Sequence[Picture]]:
-        """The next stage after the last one."""
-        names = list(ready)
-        start = names.index(self._last) + 1 if self._last in names else 0
-        stage = next(s for s in names[start:] + names[:start] if ready[s])
-        self._last = stage
-        return stage, ready[stage][:batch]
+        """What `Engine` does at a step boundary, with pictures in place of jobs."""
+        groups = [
+            Together(stage, stage, len(there), batch, min(p.arrived for p in there), self._passed.get(stage, 0))
+            for stage, there in ready.items()
+            if there
+        ]
+        chosen = choose(groups, self._patience)
+        assert chosen is not None
+        self._passed = passed_after(groups, chosen)
+        there = ready[chosen]
+        return chosen, [there[i] for i in oldest_first([p.arrived for p in there], batch)]
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,15 @@ def _around(times: Sequence[float], start: int) -> Iterator[float]:
     while True:
         yield from times[start:]
         yield from times[:start]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Arrivals that happened, in place of random ones."""
+
+    times: Sequence[float]
+    """Seconds, rising."""
+    escalated: Sequence[bool]
 
 
 @dataclass(frozen=True)
@@ -152,18 +169,20 @@ class Simulation:
 
     def __init__(
         self, demand: Demand, layout: Layout, groups: Mapping[str, Sequence[Group]], share: float,
-        count: int = 20_000, warm_up: int = 2_000, seed: int = 0, rule: Callable[[], Rule] = InTurn,
+        count: int = 20_000, warm_up: int = 2_000, seed: int = 0, rule: Callable[[], Rule] = EngineRule,
+        trace: Trace | None = None,
     ) -> None:  # fmt: skip
         if set(groups) != set(layout.pools) or not all(groups.values()):
             raise SettingError(f"machines for the pools {sorted(groups)}, but layout {layout.name} has {list(layout.pools)}.")
         self.demand, self.layout, self.groups, self.share = demand, layout, groups, share
-        self.count, self.warm_up, self.rule = count, warm_up, rule
+        self.trace, self.rule = trace, rule
+        self.count, self.warm_up = (count, warm_up) if trace is None else (len(trace.times), 0)
         self.rng = np.random.default_rng(seed)
         self.env, self.sums = simpy.Environment(), _Count()
         shared = layout.shared_queue
         self.queues = {p: [[_Queue() for _ in range(1 if shared else g.machines)] for g in gs] for p, gs in groups.items()}
         self.measured: list[Picture] = []
-        self.to_finish = count
+        self.to_finish = self.count
         self.over = self.env.event()
 
     def run(self) -> Seen:
@@ -184,11 +203,14 @@ class Simulation:
             {p: sums.busy.get(p, 0.0) / time / n for p, n in machines.items()},
             {s: sums.taken[s] / n for s, n in sums.calls.items()},
             sums.area / time,
-            self.count / (self.measured[-1].arrived - sums.begun),
+            self.count / max(self.measured[-1].arrived - sums.begun, 1e-12),
         )
 
     def _gaps(self) -> Iterator[float]:
         """Times between arrivals: gamma, of the demand's mean and variation."""
+        if self.trace is not None:
+            yield from np.diff(self.trace.times, prepend=0.0)
+            return
         mean, cv2 = 1 / self.demand.rate, self.demand.burstiness
         while True:
             yield from np.full(1000, mean) if cv2 == 0 else self.rng.gamma(1 / cv2, mean * cv2, 1000)
@@ -209,7 +231,10 @@ class Simulation:
             self._send(picture)
 
     def _arrive(self, index: int) -> Picture:
-        escalated = not self.layout.student or bool(self.rng.random() < self.share)
+        if self.trace is not None:
+            escalated = bool(self.trace.escalated[index])
+        else:
+            escalated = not self.layout.student or bool(self.rng.random() < self.share)
         draft = ("student", "score") if self.layout.student else ()
         path = ("new", *draft, *(("teacher", "decode") if escalated else ()))
         return Picture(index, self.env.now, escalated, path)
@@ -226,12 +251,12 @@ class Simulation:
 
     def _machine(self, pool: str, queue: _Queue, group: Group) -> Generator[simpy.Event, Any, None]:
         stages = self.layout.pools[pool]
-        doors = _doors(stages)
+        counted, most = (doors(stages), 1) if self.layout.shared_queue else (stages, IN_FLIGHT)
         draws = {s: group.draw(s, self.rng) for s in stages}
         ready: dict[str, list[Picture]] = {s: [] for s in stages}
         rule = self.rule()
         while True:
-            places = group.kind.batch - sum(len(ready[s]) for s in doors)
+            places = most * group.kind.batch - sum(len(ready[s]) for s in counted)
             while queue.waiting and places > 0:
                 picture = queue.waiting.popleft()
                 ready[picture.path[0]].append(picture)
@@ -287,15 +312,10 @@ class Simulation:
                 self.over.succeed()
 
 
-def _doors(stages: Sequence[str]) -> tuple[str, ...]:
-    """Stages whose places decide whether a machine takes another picture: up to the first with several calls."""
-    stepped = next((s for s in stages if s in STEPPED), stages[-1])
-    return tuple(stages[: list(stages).index(stepped) + 1])
-
-
 def simulate(
     demand: Demand, layout: Layout, groups: Mapping[str, Sequence[Group]], share: float,
-    count: int = 20_000, warm_up: int = 2_000, seed: int = 0, rule: Callable[[], Rule] = InTurn,
+    count: int = 20_000, warm_up: int = 2_000, seed: int = 0, rule: Callable[[], Rule] = EngineRule,
+    trace: Trace | None = None,
 ) -> Seen:  # fmt: skip
-    """Run one fleet; `groups` by pool. The same seed gives the same run."""
-    return Simulation(demand, layout, groups, share, count, warm_up, seed, rule).run()
+    """Run one fleet; `groups` by pool. The same seed gives the same run; a `trace` has its own count and no warm-up."""
+    return Simulation(demand, layout, groups, share, count, warm_up, seed, rule, trace).run()

@@ -19,6 +19,8 @@ from allaprima.core.errors import SettingError
 STAGES = ("new", "student", "score", "teacher", "decode")
 STEPPED = ("student", "teacher")
 """Stages of several calls a picture."""
+IN_FLIGHT = 3
+"""Batches of pictures that a machine which does it all has begun at once: the engine's 48 of 16 (`serving.admission`)."""
 APART: Mapping[str, tuple[str, ...]] = {
     "student": ("new", "student"),
     "oracle": ("score",),
@@ -143,6 +145,12 @@ class Layout:
     def pool_of(self, stage: str) -> str:
         """Who does it."""
         return next(pool for pool, stages in self.pools.items() if stage in stages)
+
+
+def doors(stages: Sequence[str]) -> tuple[str, ...]:
+    """Stages of a pool whose places decide whether a machine takes one more: up to the first of several calls."""
+    stepped = next((s for s in stages if s in STEPPED), stages[-1])
+    return tuple(stages[: list(stages).index(stepped) + 1])
 
 
 LAYOUTS: Mapping[str, Layout] = {
