@@ -183,7 +183,9 @@ def engine_main(args: argparse.Namespace) -> None:
 
 
 KINDS = (
-    Kind("quick steps", 1.0, 8, {"new": (0.01,), "student": (0.05,), "score": (0.06,), "teacher": (0.08,), "decode": (0.05,)}),
+    Kind(
+        "quick steps", 1.0, 8, {"new": (0.01,), "student": (0.05,), "score": (0.06,), "teacher": (0.08,), "decode": (0.05,)}
+    ),
     Kind("slow steps", 1.0, 16, {"new": (0.02,), "student": (0.2,), "score": (0.15,), "teacher": (0.2,), "decode": (0.1,)}),
 )
 """Given, not measured."""

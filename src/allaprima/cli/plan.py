@@ -188,7 +188,9 @@ def _row(table: Table, p: Plan, before: str, bold: bool) -> None:
 
 
 def _print_pools(console: Console, p: Plan) -> None:
-    table = Table("pool", "kind", "machines", "of its pictures", "places taken", "busy", "busy, simulated", "slow pictures, s")
+    table = Table(
+        "pool", "kind", "machines", "of its pictures", "places taken", "busy", "busy, simulated", "slow pictures, s"
+    )
     for a in p.assigned:
         seen = "" if p.seen is None else f"{p.seen.busy[a.pool]:.0%}"
         table.add_row(

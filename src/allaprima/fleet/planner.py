@@ -162,7 +162,9 @@ class Planner:
                 found.append(self._planned(layout, choice, taken))
         return min(found, key=lambda p: p.cost) if found else refused[0]
 
-    def settle(self, layout: Layout, choice: Choice, count: int = 20_000, seed: int = 0, rounds: int = 4) -> Plan | Infeasible:
+    def settle(
+        self, layout: Layout, choice: Choice, count: int = 20_000, seed: int = 0, rounds: int = 4
+    ) -> Plan | Infeasible:
         """The cheapest of up to `rounds` plans that keep the promise in the simulation; the last one if none does.
 
         Each round plans for the objective times how far the simulation was from it in the round before.
@@ -389,9 +391,7 @@ def _above(seconds: float) -> str:
     return f"{math.ceil(seconds / digits * 1.001) * digits:.4g}"
 
 
-def _matrix(
-    rows: Sequence[tuple[Mapping[int, float], float, float]], size: int
-) -> tuple[csr_array, np.ndarray, np.ndarray]:
+def _matrix(rows: Sequence[tuple[Mapping[int, float], float, float]], size: int) -> tuple[csr_array, np.ndarray, np.ndarray]:
     """Coefficients and both ends of each row."""
     where = [(r, i, v) for r, (coefficients, _, _) in enumerate(rows) for i, v in coefficients.items()]
     r, i, v = (np.array(column) for column in zip(*where, strict=True))

@@ -173,7 +173,9 @@ class Simulation:
         trace: Trace | None = None,
     ) -> None:  # fmt: skip
         if set(groups) != set(layout.pools) or not all(groups.values()):
-            raise SettingError(f"machines for the pools {sorted(groups)}, but layout {layout.name} has {list(layout.pools)}.")
+            raise SettingError(
+                f"machines for the pools {sorted(groups)}, but layout {layout.name} has {list(layout.pools)}."
+            )
         self.demand, self.layout, self.groups, self.share = demand, layout, groups, share
         self.trace, self.rule = trace, rule
         self.count, self.warm_up = (count, warm_up) if trace is None else (len(trace.times), 0)
