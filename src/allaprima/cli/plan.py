@@ -216,6 +216,6 @@ def _print_verdict(console: Console, task: Task, found: Outcome) -> None:
     if not math.isnan(chosen.choice.quality) and not math.isnan(only.choice.quality):
         quality = f" Quality {chosen.choice.quality:.6g} against {only.choice.quality:.6g}."
     console.print(
-        f"The cascade costs {chosen.cost:,.2f} an hour with {chosen.machines} machines, the teacher alone {only.cost:,.2f} with"
-        f" {only.machines}: a saving of {saving:.0%}, {day:,.0f} a day.{quality}", soft_wrap=True,
+        f"The cascade costs {chosen.cost:,.2f} an hour with {chosen.machines} machines, the teacher alone {only.cost:,.2f}"
+        f" with {only.machines}: a saving of {saving:.0%}, {day:,.0f} a day.{quality}", soft_wrap=True,
     )  # fmt: skip

@@ -243,8 +243,8 @@ def _reported(given: Frontier, calibration: Calibration, path: Path, file: PlanF
         share = round((steps - file.student_steps) / file.teacher_steps, 4)
         if not -0.005 <= share <= 1.005:
             raise SettingError(
-                f"{path}: {steps:.4g} mean steps are no share of {file.student_steps} + {file.teacher_steps} steps: the report"
-                " is of other settings. Give student_steps and teacher_steps as the frontier had them."
+                f"{path}: {steps:.4g} mean steps are no share of {file.student_steps} + {file.teacher_steps} steps: the"
+                " report is of other settings. Give student_steps and teacher_steps as the frontier had them."
             )
         share = min(max(share, 0.0), 1.0)
         found[share] = replace(Choice(threshold_for(calibration.scores, share), share), quality=quality)

@@ -30,7 +30,7 @@ from scipy.sparse import csr_array
 
 from allaprima.core.errors import SettingError
 from allaprima.fleet.queueing import Pool, Work, pool, split
-from allaprima.fleet.simulator import Group, EngineRule, Rule, Seen, simulate
+from allaprima.fleet.simulator import EngineRule, Group, Rule, Seen, simulate
 from allaprima.fleet.workload import STEPPED, Choice, Demand, Kind, Layout
 
 PROMISE = 0.95
@@ -263,9 +263,7 @@ class Planner:
         cv2 = split(split(cv2, layout.visits(stages[0], share)), weight)
         return pool(n, kind.batch, works, cv2, _variation(kind, stages))
 
-    def _solve(
-        self, layout: Layout, columns: Sequence[_Column], p95: float | None, limited: bool = True
-    ) -> list[_Column] | None:
+    def _solve(self, layout: Layout, columns: Sequence[_Column], p95: float | None) -> list[_Column] | None:
         """The cheapest columns; with `p95=None` the quickest instead. None if there are none."""
         pools = list(layout.pools)
         if any(not any(c.pool == p for c in columns) for p in pools):
@@ -278,9 +276,11 @@ class Planner:
                 mine = [i for i, c in enumerate(columns) if c.pool == p and c.kind is k]
                 rows.append((dict.fromkeys(mine, 1.0), 0, 1))
                 rows.append(({n + pools.index(p): -1.0, **{i: columns[i].seconds for i in mine}}, -np.inf, 0))
-        for k in self.kinds if limited else ():
-            if k.at_most is not None:
-                rows.append(({i: float(c.machines) for i, c in enumerate(columns) if c.kind is k}, 0, k.at_most))
+        rows += [
+            ({i: float(c.machines) for i, c in enumerate(columns) if c.kind is k}, 0, k.at_most)
+            for k in self.kinds
+            if k.at_most is not None
+        ]
         if p95 is not None:
             rows.append(({n + j: 1.0 for j in range(len(pools))}, -np.inf, p95))
         costs = np.zeros(size)

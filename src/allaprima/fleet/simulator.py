@@ -218,8 +218,7 @@ class Simulation:
             yield from np.full(1000, mean) if cv2 == 0 else self.rng.gamma(1 / cv2, mean * cv2, 1000)
 
     def _arrivals(self) -> Generator[simpy.Event, Any, None]:
-        index = 0
-        for gap in self._gaps():
+        for index, gap in enumerate(self._gaps()):
             yield self.env.timeout(gap)
             picture = self._arrive(index)
             self.sums.change(self.env.now, 1)
@@ -229,7 +228,6 @@ class Simulation:
                 self.sums = _Count(begun=self.env.now, changed=self.env.now, present=kept)
             if self.warm_up <= index < self.warm_up + self.count:
                 self.measured.append(picture)
-            index += 1
             self._send(picture)
 
     def _arrive(self, index: int) -> Picture:
