@@ -1,11 +1,9 @@
 """Small fleets for tests."""
 
 from allaprima.fleet.simulator import Group
-from allaprima.fleet.workload import STAGES, Kind, Layout
+from allaprima.fleet.workload import STAGES, Kind
 
 ZERO = dict.fromkeys(STAGES, (0.0,))
-ONE_STAGE = Layout("one stage", {"q": STAGES})
-"""With a kind whose only time is the score's: a plain queue."""
 
 
 def kind(name="gpu", cost=2.0, batch=8, at_most=None, **seconds):
@@ -22,6 +20,12 @@ def exponential(mean):
     return draws
 
 
+def in_front_of(*groups):
+    """A plain queue: these are the oracle's pool of layout `apart`, and all before them takes no time."""
+    front = Group(Kind("front", 1.0, 1000, {**ZERO, "score": (1.0,)}), 1)
+    return {"student": [front], "oracle": list(groups), "teacher": [front]}
+
+
 def plain_queue(servers, mean):
     """c servers, one picture at a time, exponential times."""
-    return {"q": [Group(Kind("server", 1.0, 1, {**ZERO, "score": (mean,)}), servers, draws=exponential(mean))]}
+    return in_front_of(Group(Kind("server", 1.0, 1, {**ZERO, "score": (mean,)}), servers, draws=exponential(mean)))

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from fleets import ONE_STAGE, ZERO, exponential, kind, plain_queue
+from fleets import ZERO, exponential, in_front_of, kind, plain_queue
 from scipy import stats
 
 from allaprima.core.errors import SettingError
@@ -32,7 +32,7 @@ def interval(values, level=0.999):
 
 
 def queue(servers, rate, mean, seed, count=4000, **changes):
-    return simulate(plain(rate, **changes), ONE_STAGE, plain_queue(servers, mean), 0.0, count, 1000, seed)
+    return simulate(plain(rate, **changes), LAYOUTS["apart"], plain_queue(servers, mean), 0.0, count, 1000, seed)
 
 
 @pytest.mark.parametrize(("servers", "load"), [(1, 0.5), (1, 0.7), (3, 0.7), (8, 0.8)])
@@ -44,7 +44,7 @@ def test_mmc_in_closed_form(servers, load):
     low, high = interval([r.latencies.mean() for r in runs])
     assert low <= 1 + waits / (servers - rate) <= high
     assert high - low < 0.5 * (1 + waits / (servers - rate))
-    low, high = interval([r.busy["q"] for r in runs])
+    low, high = interval([r.busy["oracle"] for r in runs])
     assert low <= load <= high
     if servers == 1:
         low, high = interval([r.p95 for r in runs])
@@ -53,14 +53,14 @@ def test_mmc_in_closed_form(servers, load):
 
 def test_md1_waits_half_as_long_as_mm1():
     group = Group(Kind("server", 1.0, 1, {**ZERO, "score": (1.0,)}), 1)
-    means = [simulate(plain(0.7), ONE_STAGE, {"q": [group]}, 0.0, 4000, 1000, s).latencies.mean() for s in SEEDS]
+    means = [simulate(plain(0.7), LAYOUTS["apart"], in_front_of(group), 0.0, 4000, 1000, s).latencies.mean() for s in SEEDS]
     low, high = interval(means)
     assert low <= 1 + 0.7 / (2 * 0.3) <= high
 
 
 def test_arrivals_by_the_clock_don_t_wait():
     group = Group(Kind("server", 1.0, 1, {**ZERO, "score": (1.0,)}), 1)
-    seen = simulate(plain(0.9, burstiness=0.0), ONE_STAGE, {"q": [group]}, 0.0, 500, 50)
+    seen = simulate(plain(0.9, burstiness=0.0), LAYOUTS["apart"], in_front_of(group), 0.0, 500, 50)
     assert seen.latencies == pytest.approx(np.ones(500))
 
 
@@ -104,7 +104,7 @@ def test_recorded_times_are_replayed_in_their_order():
     times = (1.0, 2.0, 3.0)
     machine = Group(Kind("recorded", 1.0, 1, {**ZERO, "score": times}), 1)
     trace = Trace([10.0 * i for i in range(1, 7)], [False] * 6)
-    seen = simulate(demand(1.0), ONE_STAGE, {"q": [machine]}, 0.0, trace=trace)
+    seen = simulate(demand(1.0), LAYOUTS["apart"], in_front_of(machine), 0.0, trace=trace)
     first = times.index(seen.latencies[0])
     assert seen.latencies == pytest.approx([times[(first + i) % 3] for i in range(6)])
 
@@ -117,7 +117,7 @@ def test_the_same_seed_is_the_same_run():
 
 def test_weights_split_a_pool():
     kinds = [Group(Kind(n, 1.0, 1, {**ZERO, "score": (t,)}), 50, w) for n, t, w in (("a", 1.0, 0.25), ("b", 2.0, 0.75))]
-    seen = simulate(plain(5.0), ONE_STAGE, {"q": kinds}, 0.0, 4000, 200)
+    seen = simulate(plain(5.0), LAYOUTS["apart"], in_front_of(*kinds), 0.0, 4000, 200)
     assert np.isclose(seen.latencies, 1.0).mean() == pytest.approx(0.25, abs=0.03)
 
 

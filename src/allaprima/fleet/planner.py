@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -391,8 +392,8 @@ def _above(seconds: float) -> str:
     return f"{math.ceil(seconds / digits * 1.001) * digits:.4g}"
 
 
-def _matrix(rows: Sequence[tuple[Mapping[int, float], float, float]], size: int) -> tuple[csr_array, np.ndarray, np.ndarray]:
-    """Coefficients and both ends of each row."""
+def _matrix(rows: Sequence[tuple[Mapping[int, float], float, float]], size: int) -> tuple[csr_array, Any, Any]:
+    """Coefficients and both ends of each row: arrays, which scipy takes and its types call numbers."""
     where = [(r, i, v) for r, (coefficients, _, _) in enumerate(rows) for i, v in coefficients.items()]
     r, i, v = (np.array(column) for column in zip(*where, strict=True))
     matrix = csr_array((v, (r, i)), shape=(len(rows), size))
