@@ -511,5 +511,30 @@ def serve(
     serve_command(ServeOptions(**given, placement=Placement.of(backend=backend, device=device, dtype=dtype)))
 
 
+@app.command(epilog="Example: allaprima plan plan.yaml --p95 4 --plot plan.png")
+def plan(
+    file: Annotated[Path, typer.Argument(help="YAML of demand, hardware and frontier (docs/planning.md).")],
+    pictures_a_second: Annotated[float | None, typer.Option(help="Mean rate of arrivals.")] = None,
+    pictures_a_day: Annotated[float | None, typer.Option(help="Instead of a rate a second.")] = None,
+    burstiness: Annotated[
+        float | None, typer.Option(help="Squared variation of the times between arrivals; 1 is Poisson.")
+    ] = None,
+    p95: Annotated[float | None, typer.Option(help="Seconds that 95 of 100 pictures may take at most.")] = None,
+    quality: Annotated[float | None, typer.Option(help="The cheapest fleet at least so good.")] = None,
+    cost_at_most: Annotated[float | None, typer.Option(help="Instead: the best fleet for so much an hour.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="apart (pools of their own), together (every machine does all), or either.")
+    ] = None,
+    simulate: Annotated[int, typer.Option(help="Pictures to check the plan with; 0: formulas alone.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of the simulation.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="PNG: latency and cost against the threshold.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say how many machines a demand needs, which threshold, and what it costs against the teacher alone."""
+    from allaprima.cli.plan import PlanOptions, plan_command
+
+    plan_command(PlanOptions(**{k: v for k, v in locals().items() if k in PlanOptions.__dataclass_fields__}))
+
+
 app.command(epilog="Example: allaprima cards")(cards)
 app.add_typer(card_app, name="card")

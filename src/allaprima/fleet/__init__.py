@@ -1,0 +1,1 @@
+"""Many machines: how many of which, and what happens on them."""
