@@ -28,6 +28,11 @@ def fake():
 def page(chromium, fake):
     with opened(chromium, fake.url) as made:
         made.wait_for_selector("#examples button")
+        # The model's name comes last.
+        until(
+            made, "performance.getEntriesByType('resource').some((e) => e.name.endsWith('v1/models') && e.responseEnd > 0)"
+        )
+        made.wait_for_timeout(50)
         yield made
 
 

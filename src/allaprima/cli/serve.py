@@ -106,7 +106,8 @@ def serve_command(o: ServeOptions) -> None:
     add_demo(app, service)
     engine.start()
     # Reading every concept takes seconds that nobody needs to wait for: known words don't.
-    threading.Thread(target=service.book.warm, name="words", daemon=True).start()
+    words = threading.Thread(target=service.book.warm, name="words", daemon=True)
+    words.start()
     if not keys.named:
         who = "whoever reaches it" if o.allow_anyone else "this machine alone"
         console.print(f"[yellow]note:[/] no keys: it answers {who} (--keys FILE gives every client its own)")
@@ -116,5 +117,7 @@ def serve_command(o: ServeOptions) -> None:
         print(f"{where}/v1", flush=True)
 
     Running(service, app, listening, o.drain_seconds).run(ready)
+    # A thread that is inside a network when Python ends takes the process down with it (seen: exit code -6).
+    words.join()
     done = engine.snapshot()
     console.print(f"stopped: {done.finished} painted, {done.failed} failed or handed back, {done.cancelled} cancelled")
