@@ -68,7 +68,7 @@ NET = (*LOOP, "loop.learning_rate=1e-3", "loop.max_train_steps=800")
 MANY = ("options.snr_floor=1", *NET)
 FULL = (*LOOP, "loop.learning_rate=3e-4", "loop.max_train_steps=800", "options.kind=full")
 LONG = "loop.max_train_steps=1600"
-"""In place of 800, for holes leave much open."""
+"""In place of 800."""
 TRAININGS = (
     Training("edges", "controlnet", ("options.map=canny", *MANY), "ControlNet, edges"),
     Training(
@@ -79,9 +79,9 @@ TRAININGS = (
     ),
     Training("colours", "controlnet", ("options.map=colours", *MANY), "ControlNet, flat colours"),
     Training("larger", "controlnet", ("options.map=low-resolution", *MANY), "ControlNet"),
-    Training("holes", "controlnet", ("options.map=hole", *MANY, LONG), "ControlNet"),
+    Training("holes", "controlnet", ("options.map=hole", *MANY), "ControlNet"),
     Training("larger-codi", "conditional", ("options.map=low-resolution", *NET), "CoDi, adapter"),
-    Training("holes-codi", "conditional", ("options.map=hole", *NET, LONG), "CoDi, adapter"),
+    Training("holes-codi", "conditional", ("options.map=hole", *NET), "CoDi, adapter"),
     Training("larger-codi-full", "conditional", ("options.map=low-resolution", *FULL), "CoDi, full"),
     Training("holes-codi-full", "conditional", ("options.map=hole", *FULL, LONG), "CoDi, full"),
     Training(
