@@ -1,8 +1,8 @@
 """Who can use the demo page: by keyboard, on a phone, in the dark, with little contrast sense, with a screen reader."""
 
 import pytest
-from chromium import browser, opened
-from fake_demo_server import FakeDemo, held, refusal
+from chromium import opened
+from fake_demo_server import held, refusal
 
 CONTRASTS = """() => {
     const rgb = (text) => {
@@ -31,18 +31,6 @@ CONTRASTS = """() => {
     }
     return found;
 }"""
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as made:
-        yield made
-
-
-@pytest.fixture
-def fake():
-    with FakeDemo() as made:
-        yield made
 
 
 def paint(page):

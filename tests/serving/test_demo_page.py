@@ -7,21 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from chromium import browser, opened, until
+from chromium import opened, until
 from fake_demo_server import SETTINGS, FakeDemo, held, refusal
 from fastapi.responses import Response
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as made:
-        yield made
-
-
-@pytest.fixture
-def fake():
-    with FakeDemo() as made:
-        yield made
 
 
 @pytest.fixture
