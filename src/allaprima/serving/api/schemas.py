@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from allaprima.serving.api.limits import MAX_SEED
+from allaprima.serving.api.limits import LEAST_LATENCY, MAX_SEED
 
 Strict = ConfigDict(extra="forbid", allow_inf_nan=False)
 Format = Literal["png", "jpeg", "webp"]
@@ -26,7 +26,9 @@ class Adaptive(BaseModel):
     threshold: float | None = Field(default=None, description="Drafts that score at least this are accepted.")
     strategy: Literal["refine", "regenerate"] | None = Field(default=None, description="What becomes of other drafts.")
     mode: Literal["adaptive", "student-only", "teacher-only", "refine-all"] | None = None
-    max_latency: float | None = Field(default=None, gt=0, le=3600, description="Seconds; later than that it is a 504.")
+    max_latency: float | None = Field(
+        default=None, ge=LEAST_LATENCY, le=3600, description="Seconds; later than that it is a 504."
+    )
     nearest: bool = Field(default=True, description="Move unknown words to the nearest concept the card knows.")
 
 
