@@ -74,6 +74,9 @@ class Account(BaseModel):
     seed: int
     score: float | None = Field(description="The oracle's, of the draft; null without a draft or if it failed.")
     threshold: float | None = Field(description="What the score was compared with.")
+    usual_threshold: float | None = Field(
+        default=None, description="What it would have been compared with, where load lowered the threshold."
+    )
     decision: str | None = Field(description="accept, refine or regenerate.")
     steps: int | None = Field(description="Network steps of student and teacher.")
     seconds: float | None = Field(description="From admission to the finished picture.")
