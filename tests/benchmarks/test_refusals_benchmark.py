@@ -1,5 +1,7 @@
 """The benchmark of refusals: its server is full while it is asked, and every answer says so."""
 
+import time
+
 import pytest
 from toys import SETTINGS, Grey, Toy
 
@@ -8,8 +10,14 @@ from allaprima.pipeline import AdaptivePipeline
 from benchmarks import refusals
 
 
+class Looker(Grey):
+    """An oracle with a name."""
+
+    fingerprint = "grey"
+
+
 def test_a_full_server_refuses_with_the_time_to_come_again():
-    pipe = AdaptivePipeline(Words(), Words(0.3), Grey(), SETTINGS.changed(height=8, width=8))
+    pipe = AdaptivePipeline(Words(), Words(0.3), Looker(), SETTINGS.changed(height=8, width=8))
     with refusals.full(pipe) as port:
         seconds = refusals.refused(port, 10)
     assert len(seconds) == 10
@@ -24,8 +32,6 @@ class Words(Toy):
 
     @property
     def denoiser(self):
-        import time
-
         inner = super().denoiser
 
         def x0(x_t, t, cond):
@@ -38,7 +44,7 @@ class Words(Toy):
 
 
 def test_another_answer_is_an_error(monkeypatch):
-    pipe = AdaptivePipeline(Words(), Words(0.3), Grey(), SETTINGS.changed(height=8, width=8))
+    pipe = AdaptivePipeline(Words(), Words(0.3), Looker(), SETTINGS.changed(height=8, width=8))
     with refusals.full(pipe) as port:
         monkeypatch.setattr(refusals, "BODY", b"{}")
         with pytest.raises(ModelError, match="429 with Retry-After"):
