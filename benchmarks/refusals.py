@@ -15,7 +15,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import numpy as np
 import uvicorn
@@ -60,16 +60,15 @@ def full(pipe: AdaptivePipeline, steps: int = 1000) -> Iterator[int]:
 def refused(port: int, requests: int) -> list[float]:
     """Seconds to each refusal. Raises `ModelError` for an answer that is none."""
     seconds: list[float] = []
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    for _ in range(requests):
-        begun = time.perf_counter()
-        connection.request("POST", "/v1/images/generations", BODY, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        text = answer.read()
-        seconds.append(time.perf_counter() - begun)
-        if answer.status != 429 or int(answer.headers.get("Retry-After", "0")) < 1:
-            raise ModelError(f"{answer.status} {text[:200]!r}: a 429 with Retry-After was due.")
-    connection.close()
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        for _ in range(requests):
+            begun = time.perf_counter()
+            connection.request("POST", "/v1/images/generations", BODY, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            text = answer.read()
+            seconds.append(time.perf_counter() - begun)
+            if answer.status != 429 or int(answer.headers.get("Retry-After", "0")) < 1:
+                raise ModelError(f"{answer.status} {text[:200]!r}: a 429 with Retry-After was due.")
     return seconds
 
 
