@@ -14,7 +14,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 
 import numpy as np
@@ -35,7 +35,7 @@ BODY = json.dumps({"prompt": "red apple, noto", "adaptive": {"mode": "student-on
 
 
 @contextmanager
-def full(pipe: AdaptivePipeline, steps: int = 1000) -> Iterator[int]:
+def full(pipe: AdaptivePipeline, steps: int = 1000) -> Generator[int]:
     """The port of a server that paints one picture for long, with another in its only place. It ends with the block."""
     engine = Engine(pipe, EngineLimits(queue=1, in_flight=1))
     settings = pipe.settings.changed(batch_size=1, teacher_steps=steps, teacher_solver="ddim", teacher_last_time=None)
@@ -81,11 +81,11 @@ def main() -> None:
     with full(AdaptivePipeline.from_card("emoji")) as port:
         refused(port, 5)
         seconds = refused(port, args.requests)
-    found = {"requests": len(seconds), "ms": {q: 1e3 * float(np.quantile(seconds, q)) for q in (0.5, 0.95, 1.0)}}
+    ms = {q: 1e3 * float(np.quantile(seconds, q)) for q in (0.5, 0.95, 1.0)}
     if args.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps({"requests": len(seconds), "ms": ms}, indent=1))
     else:
-        print(", ".join(f"{q:.0%}: {ms:.1f} ms" for q, ms in found["ms"].items()), f"of {len(seconds)} refusals")
+        print(", ".join(f"{q:.0%}: {v:.1f} ms" for q, v in ms.items()), f"of {len(seconds)} refusals")
 
 
 if __name__ == "__main__":
