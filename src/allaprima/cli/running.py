@@ -17,10 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from allaprima.calibration.steering import SteeredThreshold
 from allaprima.cascade.job import Request
 from allaprima.cascade.policy import AlwaysPolicy, Decision, Policy, ThresholdPolicy, policy_to_dict
+from allaprima.cascade.record import chunks, record
 from allaprima.cascade.result import Result
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.cli.folder import RunFolder
-from allaprima.cli.record import chunks, record
 from allaprima.cli.watch import DriftWatch
 from allaprima.core.errors import AllaprimaError
 from allaprima.data.images import png_bytes, save_png, to_pil, write_bytes_atomically
@@ -128,6 +128,7 @@ def paint(plan: Plan, o: RunOptions, console: Console) -> None:
     for request in plan.requests:
         keep_sources(folder, request)
     watch = drift_watch(plan, o, console)
+    told = None if isinstance(plan.policy, SteeredThreshold) else plan.policy
     accounts: dict[int, dict[str, Any]] = {r.index: a for r in plan.requests if (a := folder.done(r.index)) is not None}
     todo = [r for r in plan.requests if r.index not in accounts]
     if o.resume and accounts:
@@ -150,7 +151,7 @@ def paint(plan: Plan, o: RunOptions, console: Console) -> None:
         seen = accepted = 0
         for result in plan.pipe.stream(todo, plan.settings, plan.policy):
             asked = plan.wordings[result.request.index].asked
-            account = record(result, o.card, o.mode, asked, prints, plan.policy, plan.beside)
+            account = record(result, o.card, o.mode, asked, prints, told, plan.beside)
             save_result(folder, result, account)
             accounts[result.request.index] = account
             if watch is not None:
