@@ -105,6 +105,7 @@ def observe(pairs: Pairs) -> Observation:
         facts.append(f"By {pairs.labels['edges']} the rank correlation with distance is {other.interval}.")
     return Observation(
         "complexity", "Image complexity",
-        "Section 3, figure 5: more similar student and teacher samples are simpler images, and both can diverge in complexity.",
+        "Section 3, figure 5: more similar student and teacher samples are simpler images, and the two can differ much in"
+        " complexity.",
         found, tuple(facts), {"student_minus_teacher": more}, f"Complexity: {pairs.labels['complexity']}.",
     )  # fmt: skip

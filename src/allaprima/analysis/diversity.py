@@ -47,7 +47,11 @@ def observe(values: Mapping[str, Mapping[str, float]], label: str) -> Observatio
     share = np.mean([student[p] < teacher[p] for p in student])
     facts = (f"Student {a}, teacher {b}; the student's are less diverse for {share:.0%} of {len(student)} prompts.",)
     return Observation(
-        "diversity", "Diversity over seeds", "Appendix D: people compared pairs of seeds; distilled students are known to lose"
-        " diversity.", (found,), facts, {"student": a, "teacher": b, "student_minus_teacher": difference},
+        "diversity",
+        "Diversity over seeds",
+        "Appendix D: people compared pairs of seeds; distilled students are known to lose diversity.",
+        (found,),
+        facts,
+        {"student": a, "teacher": b, "student_minus_teacher": difference},
         f"Distance: {label}, in place of people's answers.",
-    )  # fmt: skip
+    )

@@ -1,4 +1,4 @@
-"""Trajectories of denoised predictions: how far they bend, when, and how they look in a plane (arXiv 2312.10835, appendix B).
+"""Trajectories of denoised predictions: how far they bend, when, how they look in a plane (arXiv 2312.10835, appendix B).
 
 Curvature is the largest distance of an interior point to the chord between first and last point, in units of the latents:
 points on a line have 0, an arc its sagitta, anything in one dimension 0. All of it follows from inner products of the

@@ -49,7 +49,7 @@ def _legend(axis: Any, **more: Any) -> None:
 def scatter(pairs: Pairs, x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str, colour: str = THIRD) -> Any:
     """Every pair a dot; means of y, with intervals, over fifths of x as a line."""
     figure, axis = _axes(xlabel, ylabel)
-    axis.scatter(x, y, s=9, color=colour, alpha=0.3, lw=0, rasterized=True)
+    axis.scatter(x, y, s=11, color=colour, alpha=_alpha(len(x)), lw=0, rasterized=True)
     band = band_of(x.tolist())
     middle, mean, low, high = [], [], [], []
     for i in range(len(EDGES) - 1):
@@ -64,6 +64,17 @@ def scatter(pairs: Pairs, x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str
     axis.set_ylim(*_wide(y))
     _legend(axis, loc="best")
     return figure
+
+
+def _alpha(count: int) -> float:
+    """Few dots are to be seen, many not to hide each other."""
+    return float(np.clip(6 / count**0.5, 0.25, 0.8))
+
+
+def _shows(what: str, seen: Observation, key: str) -> str:
+    """A caption with what is seen."""
+    found = next((f for f in seen.findings if f.key == key), None)
+    return what if found is None else f"{what}: {found.statistic} {found.interval}, {found.verdict}"
 
 
 def _mean(pairs: Pairs, values: np.ndarray, here: np.ndarray) -> Any:
@@ -83,13 +94,13 @@ def distance_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
     """Figures 3 and 4: histogram, gap against distance, votes by band, the student's share of clear votes."""
     distance = pairs.columns["distance"]
     figure, axis = _axes("distance between student and teacher", "pairs")
-    axis.hist(distance, bins=30, color=THIRD, alpha=0.8)
+    axis.hist(distance, bins=int(np.clip(len(distance) ** 0.5, 8, 30)), color=THIRD, alpha=0.8)
     axis.axvline(distance.mean(), color=INK, lw=1.2, ls="--", label=f"mean {distance.mean():.3f}")
     _legend(axis)
     made = [("distance", "Histogram of the distances between student's and teacher's pictures", figure)]
     stem = pairs.truth
     gap = scatter(pairs, distance, np.abs(pairs.gap(stem)), "distance", f"gap in quality, {stem}'s score, absolute")
-    made.append(("gap", "Gap in quality against distance", gap))
+    made.append(("gap", _shows("Gap in quality against distance", seen, f"gap-{stem}"), gap))
     bands = seen.numbers["bands"]
     figure, axis = _axes("band of distance", "share of pairs, percent")
     bottom = np.zeros(len(bands))
@@ -105,7 +116,7 @@ def distance_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
     axis.set_xticks(range(len(bands)), [b["band"] for b in bands], fontsize=9)
     axis.set_ylim(0, 100)
     _legend(axis, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncol=3)
-    made.append(("votes", "Votes by band of distance", figure))
+    made.append(("votes", _shows("Votes by band of distance, wins of the farthest", seen, "wins-far"), figure))
     figure, axis = _axes("band of distance", "student's share of clear votes, percent")
     value = np.array([[100 * v for v in b["student_among_clear"]] for b in bands])
     axis.errorbar(
@@ -123,12 +134,13 @@ def complexity_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
     c = pairs.columns
     one = scatter(pairs, c["complexity_teacher"], c["distance"], "complexity of the teacher's picture", "distance")
     figure, axis = _axes("complexity of the teacher's picture", "complexity of the student's")
-    axis.scatter(c["complexity_teacher"], c["complexity_student"], s=9, c=THIRD, alpha=0.35, lw=0, rasterized=True)
+    alpha = _alpha(len(c["complexity_teacher"]))
+    axis.scatter(c["complexity_teacher"], c["complexity_student"], s=11, c=THIRD, alpha=alpha, lw=0, rasterized=True)
     both = np.concatenate([c["complexity_teacher"], c["complexity_student"]])
     axis.plot([both.min(), both.max()], [both.min(), both.max()], color=INK, lw=1, ls="--", label="the same")
     _legend(axis)
     return [
-        ("complexity", "Distance against image complexity", one),
+        ("complexity", _shows("Distance against image complexity", seen, "complexity-distance"), one),
         ("complexity-both", "The student's complexity against the teacher's", figure),
     ]
 
@@ -138,7 +150,7 @@ def length_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
     length, distance = pairs.columns["length"], pairs.columns["distance"]
     figure, axis = _axes("tokens of the prompt", "distance")
     jitter = np.random.default_rng(0).uniform(-0.25, 0.25, len(length)) if np.ptp(length) < 40 else 0
-    axis.scatter(length + jitter, distance, s=9, color=THIRD, alpha=0.3, lw=0, rasterized=True)
+    axis.scatter(length + jitter, distance, s=11, color=THIRD, alpha=_alpha(len(length)), lw=0, rasterized=True)
     known = [n for n in np.unique(length) if len(set(pairs.prompt[length == n].tolist())) > 2]
     if np.ptp(length) < 40 and known:
         found = [_mean(pairs, distance, length == n) for n in known]
@@ -147,16 +159,16 @@ def length_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
         axis.errorbar(known, mean, ends, color=INK, marker="o", ms=4, lw=1.5, capsize=3, label="means, 95 %")
         _legend(axis)
     axis.set_ylim(*_wide(distance))
-    return [("length", "Distance against prompt length", figure)]
+    return [("length", _shows("Distance against prompt length", seen, "length-distance"), figure)]
 
 
 def influence_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
     """Figure 6b: distance against how much the student attends to its prompt."""
     c = pairs.columns
-    made = [
-        ("influence", "Distance against the student's prompt influence",
-         scatter(pairs, c["influence_student"], c["distance"], "influence of the prompt on the student", "distance", STUDENT))
-    ]  # fmt: skip
+    figure = scatter(
+        pairs, c["influence_student"], c["distance"], "influence of the prompt on the student", "distance", STUDENT
+    )
+    made = [("influence", _shows("Distance against the student's prompt influence", seen, "influence-distance"), figure)]
     if pairs.has("influence_teacher"):
         figure = scatter(
             pairs, c["influence_teacher"], c["distance"], "influence of the prompt on the teacher", "distance", TEACHER
@@ -168,10 +180,16 @@ def influence_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
 def curvature_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
     """Figure 7 and appendix B: distance against curvature, deviation by time, distance to the end, four planes."""
     c, paths = pairs.columns, pairs.trajectories
+    figure = scatter(
+        pairs, c["curvature_teacher"], c["distance"], "curvature of the teacher's trajectory", "distance", TEACHER
+    )
     made = [
-        ("curvature", "Distance against the curvature of the teacher's trajectory",
-         scatter(pairs, c["curvature_teacher"], c["distance"], "curvature of the teacher's trajectory", "distance", TEACHER))
-    ]  # fmt: skip
+        (
+            "curvature",
+            _shows("Distance against the curvature of the teacher's trajectory", seen, "curvature-distance"),
+            figure,
+        )
+    ]
     if paths is None:
         return made
     figure, axis = _axes("time t of the teacher's evaluation", "distance to the chord")

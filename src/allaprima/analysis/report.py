@@ -18,6 +18,7 @@ from torch import Tensor
 
 from allaprima.analysis.pairs import CONFIRMED, NOT_SEEN, REFUTED, Finding, Observation, Pairs
 from allaprima.analysis.plots import Panel, close, png_of, svg_of
+from allaprima.analysis.style import STYLE
 from allaprima.data.images import to_pil, write_bytes_atomically
 
 SHOWN = 6
@@ -50,10 +51,14 @@ def scales_of(pairs: Pairs, key: str) -> Scale | None:
     c = pairs.columns
     known = {
         "distance": ("distance", "nearest pairs", "most distant pairs"),
-        "complexity": ("complexity_teacher", "simplest pictures of the teacher", "most complex"),
+        "complexity": ("complexity_teacher", "simplest pictures of the teacher", "most complex pictures of the teacher"),
         "length": ("length", "shortest prompts", "longest prompts"),
-        "influence": ("influence_student", "prompts that the student leans on least", "most"),
-        "curvature": ("curvature_teacher", "least curved trajectories", "most curved"),
+        "influence": ("influence_student", "prompts that the student leans on least", "prompts that it leans on most"),
+        "curvature": (
+            "curvature_teacher",
+            "least curved trajectories of the teacher",
+            "most curved trajectories of the teacher",
+        ),
     }
     if key == "decisions":
         return Scale(
@@ -85,8 +90,9 @@ def page(title: str, lead: Sequence[str], pairs: Pairs, sections: Sequence[Secti
     intro = "".join(f"<p>{html.escape(line)}</p>" for line in lead)
     made = html.escape(json.dumps(clean(about), indent=1))
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style><main><h1>{html.escape(title)}</h1>{intro}"
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style><main><h1>{html.escape(title)}</h1>{intro}"
         f"{_table([f for s in sections for f in s.seen.findings])}<nav>{toc}</nav>{shown}"
         f"<h2>What made it</h2><pre>{made}</pre></main></html>\n"
     )
@@ -122,8 +128,11 @@ def _section(section: Section, pairs: Pairs) -> str:
     if seen.missing:
         parts.append(f"<p class=missing>Not measured: {html.escape(seen.missing)}</p></section>")
         return "".join(parts)
-    for f in seen.findings:
-        parts.append(f"<p>{_badge(f.verdict)} {html.escape(f.sentence)}</p>")
+    parts += [
+        f"<p>{_badge(f.verdict)} {html.escape(f.claim[0].upper() + f.claim[1:])}:"
+        f" {html.escape(f.statistic)} {f.interval}.</p>"
+        for f in seen.findings
+    ]
     parts += [f"<p>{html.escape(fact)}</p>" for fact in seen.facts]
     if section.panels:
         figures = "".join(
@@ -143,12 +152,14 @@ def _section(section: Section, pairs: Pairs) -> str:
 
 def _strip(words: str, chosen: Sequence[int], values: np.ndarray, pairs: Pairs) -> str:
     cells = "".join(
-        f'<figure class=pair><div><img alt="student" src="{_inline(pairs.student[i])}"><img alt="teacher"'
-        f' src="{_inline(pairs.teacher[i])}"></div><figcaption>{html.escape(_short(pairs.prompts[int(pairs.prompt[i])]))}<br>'
+        f'<figure class=pair><div><img alt="student" src="{_inline(pairs.student[i])}">'
+        f'<img alt="teacher" src="{_inline(pairs.teacher[i])}"></div>'
+        f"<figcaption>{html.escape(_short(pairs.prompts[int(pairs.prompt[i])]))}<br>"
         f"<span class=i>{values[i]:.4g}</span></figcaption></figure>"
         for i in chosen
     )
-    return f"<h3>{html.escape(words[0].upper() + words[1:])}</h3><p class=note>Left the student, right the teacher.</p><div class=strip>{cells}</div>"
+    heading = html.escape(words[0].upper() + words[1:])
+    return f"<h3>{heading}</h3><p class=note>Left the student, right the teacher.</p><div class=strip>{cells}</div>"
 
 
 def _short(prompt: str) -> str:
@@ -203,23 +214,3 @@ def write(
         for name, _, figure in section.panels:
             write_bytes_atomically(folder / "figures" / f"{name}.png", png_of(figure))
         close(section.panels)
-
-
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--soft:#5a636e;--line:#d8dce1;--paper:#fff;--card:#f5f6f8;--yes:#1f7a4d;--no:#b3372f;--open:#6b7280}
-@media (prefers-color-scheme:dark){:root{--ink:#e6e8eb;--soft:#a2abb5;--line:#3a4048;--paper:#15181c;--card:#1e2329;--yes:#5cc793;--no:#ef8078;--open:#a2abb5}}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-main{max-width:70rem;margin:0 auto;padding:1rem}
-h1{font-size:1.7rem;line-height:1.2}h2{margin-top:2.5rem;border-top:1px solid var(--line);padding-top:1.2rem}h3{margin:1.4rem 0 .2rem;font-size:1.05rem}
-p{max-width:48rem;margin:.5rem 0}.paper{color:var(--soft);font-style:italic}.note,.i,figcaption{color:var(--soft);font-size:.875rem}
-.missing{background:var(--card);padding:.6rem .8rem}a{color:inherit}nav{margin:1rem 0}
-.wide,pre{overflow-x:auto}table{border-collapse:collapse;font-size:.92rem}td,th{text-align:left;padding:.35rem .7rem;border-bottom:1px solid var(--line);vertical-align:top}
-.badge{display:inline-block;border:1px solid currentColor;border-radius:1rem;padding:0 .55rem;font-size:.82rem;white-space:nowrap}
-.yes{color:var(--yes)}.no{color:var(--no)}.open{color:var(--open)}
-.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,25rem),1fr));gap:1rem;margin:1rem 0}
-figure{margin:0}.panels figure{background:var(--card);padding:.7rem;border-radius:.5rem;max-width:36rem}.panels svg{width:100%;height:auto;display:block}
-svg text{font-family:system-ui,sans-serif!important}
-.strip{display:flex;flex-wrap:wrap;gap:.8rem;margin:.4rem 0}.pair{width:9.5rem}.pair div{display:flex;gap:.25rem}.pair img{width:calc(50% - .125rem);height:auto;border-radius:.25rem;background:#fff}
-.pair figcaption{line-height:1.3;overflow-wrap:anywhere}
-pre{background:var(--card);padding:1rem;font-size:.8rem}
-"""

@@ -57,8 +57,8 @@ class AnalyzeOptions:
         chosen(self.measures, self.skip)
         if self.prompts < 10 or self.seeds < 1:
             raise SettingError(
-                f"prompts={self.prompts!r}, seeds={self.seeds!r}: at least 10 prompts, since intervals are over prompts, and 1"
-                " seed are due; 200 prompts of 2 seeds are a good start."
+                f"prompts={self.prompts!r}, seeds={self.seeds!r}: at least 10 prompts, since intervals are over them, and"
+                " 1 seed are due; 200 prompts of 2 seeds are a good start."
             )
         if not 0 <= self.tie <= 10:
             raise SettingError(f"tie={self.tie!r} is out of range: 0..10 standard deviations; 0.25 is the default.")
@@ -211,16 +211,7 @@ def analyze_command(o: AnalyzeOptions) -> None:
         column = kept_columns(folder, bars, len(requests))
         measured = Measured(pipe, o.wanted, prompts, requests, painted, missing, o.features, o.icnet, o.tie)
         pairs, sections = sections_of(measured, column)
-    s = pipe.settings
-    left = [m for m in o.skip if m not in o.wanted]
-    lead = [
-        f"{len(requests)} pairs of the card {o.card}: {len(prompts)} prompts, {o.seeds} seeds each. Student {s.student_steps}"
-        f" steps ({s.student_solver}), teacher {s.teacher_steps} ({s.teacher_solver}), from the same prompt and initial noise.",
-        "Brackets are 95 % bootstrap intervals; prompts are resampled with all their pictures. A claim of the paper is confirmed"
-        " when its interval lies on the paper's side of zero, refuted when it lies on the other, and not seen here when it holds"
-        " zero.",
-        *([f"Left out as asked: {', '.join(left)}."] if left else []),
-    ]  # fmt: skip
+    lead = lead_of(o, pipe, len(prompts))
     about = {"command": o.command(), "version": __version__, **identity, "labels": dict(pairs.labels)}
     from allaprima.analysis.report import write
 
@@ -234,6 +225,19 @@ def analyze_command(o: AnalyzeOptions) -> None:
         for fact in section.seen.facts:
             print(f"- {fact}")
     console.print(f"look at {o.out / 'report.html'}; numbers in {o.out / 'report.json'} and {o.out / 'pairs.csv'}")
+
+
+def lead_of(o: AnalyzeOptions, pipe: AdaptivePipeline, prompts: int) -> list[str]:
+    """What the report begins with."""
+    s, left = pipe.settings, [m for m in o.skip if m not in o.wanted]
+    return [
+        f"{prompts * o.seeds} pairs of the card {o.card}: {prompts} prompts, {o.seeds} seeds each. Student {s.student_steps}"
+        f" steps ({s.student_solver}), teacher {s.teacher_steps} ({s.teacher_solver}), from the same prompt and noise.",
+        "Brackets are 95 % bootstrap intervals; prompts are resampled with all their pictures. A claim of the paper is"
+        " confirmed when its interval lies on the paper's side of zero, refuted when it lies on the other, and not seen here"
+        " when it holds zero.",
+        *([f"Left out as asked: {', '.join(left)}."] if left else []),
+    ]
 
 
 def _check(pipe: AdaptivePipeline, prompt: str) -> None:

@@ -190,5 +190,6 @@ def _prompts(m: Measured, columns: dict[str, np.ndarray], labels: dict[str, str]
             m.missing["influence"] = str(e)
             return
     labels["influence"] = (
-        "cross-attention of the conditional half, mean over layers, steps, heads and places, largest over the prompt's tokens"
+        "cross-attention of the conditional half, mean over layers, steps, heads and places, largest over the prompt's"
+        " tokens"
     )
