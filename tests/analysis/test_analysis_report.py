@@ -25,7 +25,8 @@ def planted(sign=+1, truth="judge", prompt="owl"):
     n = N * SEEDS
     d = rng.uniform(0.1, 0.9, n)
     jitter = lambda: rng.normal(scale=0.05, size=n)  # noqa: E731
-    teacher, gap = rng.normal(size=n), d * rng.choice([-1.0, 1.0], n)
+    teacher = rng.normal(size=n)
+    gap = d * np.where(d > 0.7, 1.0, rng.choice([-1.0, 1.0], n))  # The far ones are all the student's.
     columns = {
         "distance": d, "judge_teacher": teacher, "judge_student": teacher + gap,
         "oracle_teacher": teacher + jitter(), "oracle_student": teacher + gap + jitter(),

@@ -76,7 +76,7 @@ def test_the_report_knows_what_the_toys_do(toy, tmp_path, capsys):
         assert float(r["oracle_teacher"]) - float(r["oracle_student"]) == pytest.approx(0.3, abs=0.15)
         a, b = (float(r[f"oracle_{s}"]) for s in ("student", "teacher"))
         cos = (a * b + 1) / ((a * a + 1) * (b * b + 1)) ** 0.5
-        assert float(r["distance"]) == pytest.approx(1 - cos, abs=1e-4)
+        assert float(r["distance"]) == pytest.approx(1 - cos, rel=0.02, abs=2e-4)
     report = json.loads((tmp_path / "out" / "report.json").read_text())["observations"]
     assert "no cross-attention" in report["influence"]["missing"]
     assert "only judge" in report["decisions"]["missing"]

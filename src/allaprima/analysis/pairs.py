@@ -77,9 +77,16 @@ class Finding:
     verdict: str
 
     @property
+    def number(self) -> str:
+        """The statistic with its interval, for people."""
+        if np.isnan(self.interval.mean):
+            return f"no {self.statistic}: one of the two is the same for every pair"
+        return f"{self.statistic} {self.interval}"
+
+    @property
     def sentence(self) -> str:
         """For people."""
-        return f"{self.claim[0].upper()}{self.claim[1:]}: {self.verdict} ({self.statistic} {self.interval})."
+        return f"{self.claim[0].upper()}{self.claim[1:]}: {self.verdict} ({self.number})."
 
     def row(self) -> dict[str, Any]:
         """JSON-ready."""

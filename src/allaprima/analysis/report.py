@@ -130,7 +130,7 @@ def _section(section: Section, pairs: Pairs) -> str:
         return "".join(parts)
     parts += [
         f"<p>{_badge(f.verdict)} {html.escape(f.claim[0].upper() + f.claim[1:])}:"
-        f" {html.escape(f.statistic)} {f.interval}.</p>"
+        f" {html.escape(f.number)}.</p>"
         for f in seen.findings
     ]
     parts += [f"<p>{html.escape(fact)}</p>" for fact in seen.facts]
