@@ -74,6 +74,17 @@ def observe(pairs: Pairs) -> Observation:
         )
     )  # fmt: skip
     clear = outcome != 0
+    share = difference_of(outcome[clear] == 1, far[clear], pairs.prompt[clear]) if clear.any() else wins
+    found.append(
+        Finding(
+            "clear-far",
+            1,
+            "of the clear votes the student has a larger share among the farthest fifth",
+            "share there minus elsewhere",
+            share,
+            verdict(share, +1),
+        )
+    )
     facts = [
         f"The student's picture is preferred in {(outcome == 1).mean():.1%} of the pairs, the teacher's in"
         f" {(outcome == -1).mean():.1%}; {(outcome == 0).mean():.1%} are ties (the {pairs.truth}'s scores differ by"

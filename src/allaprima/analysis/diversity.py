@@ -26,7 +26,7 @@ def diversities(pairs: Pairs, features: Features, batch: int = 64) -> dict[str, 
     for side, images in (("student", pairs.student), ("teacher", pairs.teacher)):
         metric = Diversity(features)
         for i in range(0, len(images), batch):
-            texts = [pairs.prompts[k] for k in pairs.prompt[i : i + batch]]
+            texts = [pairs.prompts[int(k)] for k in pairs.prompt[i : i + batch]]
             metric.update(images[i : i + batch].float() / 255, texts)
         made[side] = dict(metric.compute().per_prompt or {})
     return made
@@ -37,7 +37,7 @@ def observe(values: Mapping[str, Mapping[str, float]], label: str) -> Observatio
     student, teacher = values["student"], values["teacher"]
     if not student:
         raise SettingError("no prompts: at least one with two seeds is due.")
-    difference = paired(dict(student), dict(teacher), {p: p for p in student}).difference
+    difference = paired({**student}, {**teacher}, {p: p for p in student}).difference
     groups = list(range(len(student)))
     a, b = (mean_interval(list(v.values()), groups) for v in (student, teacher))
     found = Finding(

@@ -28,7 +28,7 @@ def _axes(xlabel: str, ylabel: str) -> tuple[Any, Any]:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    style = {
+    style: dict[Any, Any] = {
         "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": NEITHER,
         "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
         "legend.fontsize": 9, "svg.fonttype": "none", "font.family": "DejaVu Sans",
@@ -116,7 +116,7 @@ def distance_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
     axis.set_xticks(range(len(bands)), [b["band"] for b in bands], fontsize=9)
     axis.set_ylim(0, 100)
     _legend(axis, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncol=3)
-    made.append(("votes", _shows("Votes by band of distance, wins of the farthest", seen, "wins-far"), figure))
+    made.append(("votes", _shows("Votes by band of distance, the farthest", seen, "wins-far"), figure))
     figure, axis = _axes("band of distance", "student's share of clear votes, percent")
     value = np.array([[100 * v for v in b["student_among_clear"]] for b in bands])
     axis.errorbar(
@@ -125,7 +125,9 @@ def distance_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
     )  # fmt: skip
     axis.axhline(50, color=INK, lw=1, ls="--")
     axis.set_xticks(range(len(bands)), [b["band"] for b in bands], fontsize=9)
-    made.append(("clear", "The student's share of clear votes by band of distance", figure))
+    made.append(
+        ("clear", _shows("The student's share of clear votes by band of distance, the farthest", seen, "clear-far"), figure)
+    )
     return made
 
 

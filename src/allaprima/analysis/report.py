@@ -129,8 +129,7 @@ def _section(section: Section, pairs: Pairs) -> str:
         parts.append(f"<p class=missing>Not measured: {html.escape(seen.missing)}</p></section>")
         return "".join(parts)
     parts += [
-        f"<p>{_badge(f.verdict)} {html.escape(f.claim[0].upper() + f.claim[1:])}:"
-        f" {html.escape(f.number)}.</p>"
+        f"<p>{_badge(f.verdict)} {html.escape(f.claim[0].upper() + f.claim[1:])}: {html.escape(f.number)}.</p>"
         for f in seen.findings
     ]
     parts += [f"<p>{html.escape(fact)}</p>" for fact in seen.facts]

@@ -33,5 +33,8 @@ svg text{font-family:system-ui,sans-serif!important}
 .pair img{width:calc(50% - .125rem);height:auto;border-radius:.25rem;background:#fff}
 .pair figcaption{line-height:1.3;overflow-wrap:anywhere}
 pre{background:var(--card);padding:1rem;font-size:.8rem}
+@media (max-width:40rem){thead{display:none}tr,td{display:block}td{border:0;padding:.1rem 0}td:empty{display:none}
+tr{border-bottom:1px solid var(--line);padding:.6rem 0}td:first-child:not(:empty)::before{content:"Observation "}
+td:first-child{color:var(--soft);font-size:.82rem}}
 """
 """CSS. Text in figures has the page's own colour (`plots.svg_of`)."""
