@@ -163,6 +163,23 @@ def test_what_does_not_fit_is_refused(pipes, tmp_path):
         AdaptivePipeline.from_pipelines(other, other)
 
 
+def test_a_teacher_with_adapters_on_is_refused(pipes, tmp_path):
+    import peft
+
+    teacher = own_student(pipes, tmp_path)
+    teacher.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]))
+    with pytest.raises(ModelError, match="fuse_lora"):
+        AdaptivePipeline.from_pipelines(pipes["sd"], teacher)
+
+
+def test_a_pipeline_of_another_task_is_not_saved(pipes, tmp_path):
+    made = small(pipes, "sd")
+    made.task = "edit"
+    with pytest.raises(SettingError, match="can't be saved: save the one beneath"):
+        made.save_pretrained(tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
+
+
 def test_the_bundled_pair_keeps_bytes_calibration_and_fingerprints(pipe, tmp_path):
     card = pipe.save_pretrained(tmp_path / "emoji", name="mine")
     again = AdaptivePipeline.from_pretrained(tmp_path / "emoji")

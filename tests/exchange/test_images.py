@@ -9,7 +9,7 @@ from tiny_folders import SIZE, model
 from tiny_oracles import Brightness, seeded
 
 from allaprima.cascade.images import derived
-from allaprima.cascade.policy import BestOf, Recheck, ThresholdPolicy
+from allaprima.cascade.policy import BestOf, PreRoute, Recheck, ThresholdPolicy
 from allaprima.cascade.whole import StepPainter
 from allaprima.core.asks import Ask, Painted, grid_for
 from allaprima.core.errors import ModelError, PaintingError, PromptError, SettingError
@@ -161,6 +161,32 @@ def test_a_failure_costs_that_picture_only(whole):
         broken(PROMPTS, seed=SEEDS, mode="student-only")
     with pytest.raises(PaintingError, match=r"it painted \(3, 16, 16\), not \(3, 32, 32\)"):
         broken(["red"], seed=1, mode="student-only", height=32, width=32)
+
+
+class Once(Breaks):
+    """A student that paints seeds under 100 only: derived ones, of later drafts, are far larger."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def paint(self, asks, batch):
+        found = self.inner.paint(asks, batch)
+        return [p if a.seed < 100 else RuntimeError("no") for a, p in zip(asks, found, strict=True)]
+
+
+def test_a_later_draft_that_fails_leaves_the_one_before_it(whole):
+    pipe = AdaptivePipeline(Once(whole.student), whole.teacher, Brightness(), whole.settings.changed(batch_size=4))
+    drafts = whole(PROMPTS, seed=SEEDS, mode="student-only", output_type="pt").images
+    found = sorted(
+        pipe.stream(requests_of(PROMPTS, SEEDS), policy=BestOf(ThresholdPolicy(9.0), 3)), key=lambda r: r.request.index
+    )
+    assert [r.warning for r in found] == ["the student failed: RuntimeError: no; the draft before it is kept"] * 3
+    assert all(torch.equal(r.image, draft) for r, draft in zip(found, drafts, strict=True))
+
+
+def test_policies_that_read_prompts_are_refused(whole):
+    with pytest.raises(SettingError, match="PreRoute reads prompts' hidden states"):
+        list(whole.stream(requests_of(PROMPTS, SEEDS), policy=PreRoute(ThresholdPolicy(0.5), None, 0.3)))
 
 
 def test_what_cannot_be_is_refused_before_anything_is_painted(sd, whole):

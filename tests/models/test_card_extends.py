@@ -57,6 +57,14 @@ def test_a_lora_sits_on_the_teacher_or_on_a_source_of_its_own(tmp_path):
         load_pair(wrong)
 
 
+def test_an_oracles_settings_belong_to_its_kind(tmp_path):
+    write(tmp_path / "base" / "card.yaml", "extends: emoji\noracle: {kind: clip, source: c, settings: {batch_size: 3}}\n")
+    same = load_card(write(tmp_path / "same.yaml", "extends: base\noracle: {source: d}\n"))
+    other = load_card(write(tmp_path / "other.yaml", "extends: base\noracle: {kind: pickscore, source: p}\n"))
+    assert dict(same.oracle.settings) == {"batch_size": 3}
+    assert not other.oracle.settings
+
+
 def test_refused(tmp_path):
     with pytest.raises(ModelError, match="extends itself"):
         load_card(write(tmp_path / "card.yaml", "extends: card.yaml\n"))
