@@ -142,7 +142,7 @@ class Store:
                 s.flush()
 
     def _turn(self, s: Session, annotator: int) -> AnnotatorRow | None:
-        """Tabs of one annotator take turns. Every writer locks its annotator first, then a slot: no two wait for each other."""
+        """Tabs of one annotator take turns. Writers lock an annotator first, then a slot: none wait in a circle."""
         # Not `FOR UPDATE`: a vote's foreign key would wait for that.
         lock = {"key_share": True} if self.database.locks_rows else None
         return s.get(AnnotatorRow, annotator, with_for_update=cast(Any, lock))
