@@ -24,12 +24,18 @@ from allaprima.study.win_probability import Calibrated, calibrate
 SHOWN = 6
 """Pairs shown at each end."""
 STYLE = """
-:root{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif}body{max-width:64rem;margin:0 auto;padding:1rem}
-table{border-collapse:collapse;margin:.5rem 0 1.5rem;font-variant-numeric:tabular-nums}th,td{padding:.25rem .75rem;text-align:left;
-border-bottom:1px solid #8886}.bar{position:relative;width:12rem;height:1rem;background:#8883}.bar i{position:absolute;top:.375rem;
-height:.25rem;background:#2a6fb0}.bar b{position:absolute;top:.125rem;width:.25rem;height:.75rem;background:#d04a2a}.bar u{position:absolute;
-left:50%;top:0;height:1rem;border-left:1px dashed currentColor}.pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(14rem,1fr));
-gap:1rem}.pairs img{width:48%}.pairs p{margin:0;font-size:.875rem}.scroll{overflow-x:auto}
+:root{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif}
+body{max-width:64rem;margin:0 auto;padding:1rem}
+table{border-collapse:collapse;margin:.5rem 0 1.5rem;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .75rem;text-align:left;border-bottom:1px solid #8886}
+.bar{position:relative;width:12rem;height:1rem;background:#8883}
+.bar i{position:absolute;top:.375rem;height:.25rem;background:#2a6fb0}
+.bar b{position:absolute;top:.125rem;width:.25rem;height:.75rem;background:#d04a2a}
+.bar u{position:absolute;left:50%;top:0;height:1rem;border-left:1px dashed currentColor}
+.pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(14rem,1fr));gap:1rem}
+.pairs img{width:48%}
+.pairs p{margin:0;font-size:.875rem}
+.scroll{overflow-x:auto}
 """
 
 
@@ -153,7 +159,7 @@ def _strengths(votes: Sequence[Vote], question: str, level: float, least: int) -
     rows = [[escape(s.method), _interval(s.share), _bar(s.share)] for s in found]
     return (
         f"<h2>Strengths (Bradley-Terry, {question})</h2>" + _table(["method", "share of strength", ""], rows)
-        + f"<p>By evalica; intervals {100 * level:g} %, prompts resampled; half a tie is added between every two methods.</p>"
+        + f"<p>By evalica; intervals {100 * level:g} %, prompts resampled; half a tie added between every two methods.</p>"
     )  # fmt: skip
 
 
@@ -165,7 +171,7 @@ def _annotators(people: Sequence[Quality]) -> str:
         ]
         for q in people
     ]  # fmt: skip
-    head = ["annotator", "votes", "checks passed", "median time", "left chosen", "agrees with the others", "doubts"]
+    head = ["annotator", "votes", "checks passed", "median time", "left chosen", "agrees with the nearest other", "doubts"]
     return "<h2>Annotators</h2>" + _table(head, rows)
 
 
@@ -213,7 +219,8 @@ def _picture(path: Path) -> str:
 
 def _said(found: Sequence[Comparison], people: Sequence[Quality], alpha: float, oracle: Calibrated | None) -> list[str]:
     made = [
-        f"{c.question}: {c.methods[0]} over {c.methods[1]} {_interval(c.rate)}, {c.wins} wins, {c.ties} ties, {c.losses} losses"
+        f"{c.question}: {c.methods[0]} over {c.methods[1]} {_interval(c.rate)},"
+        f" {c.wins} wins, {c.ties} ties, {c.losses} losses"
         for c in found
         if c.band is None
     ]
