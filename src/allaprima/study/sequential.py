@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 from scipy.optimize import brentq
 from scipy.special import betaln
@@ -45,8 +46,8 @@ def confidence_sequence(values: Sequence[float], alpha: float) -> Interval:
     # K is smallest at the mean and grows to both sides.
     tiny = 1e-12
     inner = min(max(mean, tiny), 1 - tiny)
-    low = 0.0 if over(tiny) <= 0 else float(brentq(over, tiny, inner))
-    high = 1.0 if over(1 - tiny) <= 0 else float(brentq(over, inner, 1 - tiny))
+    low = 0.0 if over(tiny) <= 0 else cast(float, brentq(over, tiny, inner))
+    high = 1.0 if over(1 - tiny) <= 0 else cast(float, brentq(over, inner, 1 - tiny))
     return Interval(mean, low, high)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from scipy.optimize import brentq, isotonic_regression
@@ -40,7 +41,7 @@ def fit_slope(gaps: np.ndarray, shares: np.ndarray) -> float:
         return STEEPEST / scale
     if gradient(-STEEPEST) <= 0:
         return -STEEPEST / scale
-    return float(brentq(gradient, -STEEPEST, STEEPEST)) / scale
+    return cast(float, brentq(gradient, -STEEPEST, STEEPEST)) / scale
 
 
 def isotonic(gaps: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
