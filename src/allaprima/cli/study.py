@@ -6,12 +6,12 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 
 from allaprima.core.errors import RunFolderError, SettingError
-from allaprima.data.pictures import PictureSet, Which, open_pictures
+from allaprima.data.pictures import PictureSet, open_pictures
 from allaprima.study.create import Plan, create, missing_files, open_study
 from allaprima.study.design import Rules
 from allaprima.study.known_pairs import Counts
@@ -56,7 +56,7 @@ def sets_of(folders: Sequence[str], which: str) -> dict[str, PictureSet]:
             name, path = Path(text).name or text, text
         if not name or name in made:
             raise SettingError(f"method {name!r} is named twice, or not at all: give NAME=FOLDER for each.")
-        made[name] = open_pictures(Path(path), cast(Which, which))
+        made[name] = open_pictures(Path(path), which)
     return made
 
 

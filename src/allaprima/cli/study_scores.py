@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+from allaprima.core.errors import SettingError
 from allaprima.data.images import as_tensor, covering
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.study.create import PICTURES
@@ -17,6 +18,8 @@ def scores_of(card: str, store: Store, folder: Path) -> dict[tuple[str, str], fl
     from PIL import Image
 
     pipe = AdaptivePipeline.from_card(card)
+    if pipe.oracle is None:
+        raise SettingError(f"card {card!r} has no oracle: name one that has, for example emoji.")
     wanted = sorted({(name, v.prompt) for v in store.votes() for name in v.files})
     made: dict[tuple[str, str], float] = {}
     groups: dict[str, list[str]] = defaultdict(list)

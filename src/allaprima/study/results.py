@@ -137,7 +137,7 @@ def strengths(votes: Sequence[Vote], question: str, level: float, least: int, se
         winners = [winner[o.value] for o in of] + [winner[0.5]] * len(prior)
         weights = [1.0] * len(of) + [0.5] * len(prior)
         scores = evalica.bradley_terry(xs, ys, winners, weights=weights, limit=1000).scores
-        made = np.array([float(scores[m]) for m in methods])
+        made = scores.reindex(methods).to_numpy(dtype=np.float64)
         return made / made.sum()
 
     groups: dict[str, list[Outcome]] = {}

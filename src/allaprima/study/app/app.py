@@ -88,7 +88,7 @@ def _api(app: FastAPI, service: Service) -> None:
         return service.store.annotator(token.strip())
 
     # A function, not a coroutine: FastAPI asks it on a thread, since it reads the database.
-    Annotator = Annotated[int, Depends(who)]
+    asking = Depends(who)
 
     @app.get("/api/study")
     async def study() -> Response:
@@ -96,17 +96,17 @@ def _api(app: FastAPI, service: Service) -> None:
         return JSONResponse(service.about(), headers=HEADERS)
 
     @app.get("/api/next")
-    def next_pair(annotator: Annotator) -> Response:
+    def next_pair(annotator: Annotated[int, asking]) -> Response:
         """The pair to ask about now."""
         return JSONResponse(service.state(annotator), headers=HEADERS)
 
     @app.get("/api/slots/{slot}/{side}")
-    def picture(slot: str, side: str, annotator: Annotator) -> Response:
+    def picture(slot: str, side: str, annotator: Annotated[int, asking]) -> Response:
         """A side's picture."""
         return Response(service.picture(annotator, slot, side), headers=HEADERS, media_type="image/png")
 
     @app.post("/api/slots/{slot}/vote")
-    async def vote(slot: str, request: Request, annotator: Annotator) -> Response:
+    async def vote(slot: str, request: Request, annotator: Annotated[int, asking]) -> Response:
         """Keep a vote."""
         answers, seconds = _ballot(await _body(request))
 
@@ -117,7 +117,7 @@ def _api(app: FastAPI, service: Service) -> None:
         return JSONResponse(await run_in_threadpool(keep), headers=HEADERS)
 
     @app.post("/api/slots/{slot}/skip")
-    def skip(slot: str, annotator: Annotator) -> Response:
+    def skip(slot: str, annotator: Annotated[int, asking]) -> Response:
         """Give a pair back."""
         service.store.give_back(annotator, slot)
         return JSONResponse({}, headers=HEADERS)

@@ -75,6 +75,7 @@ function begin() {
   lock(false);
   answered(answers, current, names());
   show("vote");
+  scrollTo(0, 0);
   $("vote").dataset.slot = slot.id;
   $("vote").dataset.kind = slot.kind === "training" ? "training" : "vote";  // a check looks like any other pair
   busy = false;

@@ -84,6 +84,7 @@ export function feedback(f) {
   if (f !== null) {
     $("send").setAttribute("aria-disabled", "false");
     $("left-to-answer").textContent = "";
+    $("send").scrollIntoView({ block: "nearest" });
   }
 }
 
