@@ -11,6 +11,7 @@ temporary folder; `--database` is an empty Postgres database.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import subprocess
@@ -74,7 +75,8 @@ def annotate(address: str, token: str, seen: Seen, look: float, most: int) -> No
 
     def again(path: str) -> None:
         try:
-            ask("POST", path, True, HTTPConnection(address, timeout=60))
+            with contextlib.closing(HTTPConnection(address, timeout=60)) as own:
+                ask("POST", path, True, own)
         except (OSError, RuntimeError) as e:
             seen.faults.append(str(e))
 
@@ -96,6 +98,8 @@ def annotate(address: str, token: str, seen: Seen, look: float, most: int) -> No
                 twin.join()
     except (OSError, RuntimeError) as e:
         seen.faults.append(f"{type(e).__name__}: {e}")
+    finally:
+        connection.close()
 
 
 def run(annotators: int, pairs: int, look: float, url: str | None) -> dict[str, Any]:
@@ -141,7 +145,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--annotators", type=int, default=50)
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--look", type=float, default=1.0, help="seconds an annotator looks; people take longer")
+    parser.add_argument("--look", type=float, default=4.0, help="seconds an annotator looks; people take longer")
     parser.add_argument("--database")
     given = parser.parse_args()
     found = run(given.annotators, given.pairs, given.look, given.database)
