@@ -134,8 +134,8 @@ def run(annotators: int, pairs: int, look: float, url: str | None) -> dict[str, 
     q = np.quantile(seen.seconds, [0.5, 0.95, 0.99])
     return {
         "database": dialect, "annotators": annotators, "votes": len(votes), "lost": 0, "double": 0, "look_seconds": look,
-        "seconds": round(took, 1), "p50_ms": round(1e3 * q[0], 1), "p95_ms": round(1e3 * q[1], 1),
-        "p99_ms": round(1e3 * q[2], 1),
+        "seconds": round(took, 1), "p50_ms": round(1e3 * float(q[0]), 1), "p95_ms": round(1e3 * float(q[1]), 1),
+        "p99_ms": round(1e3 * float(q[2]), 1),
     }  # fmt: skip
 
 
