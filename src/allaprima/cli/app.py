@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from allaprima.cli.card_verbs import card_app, cards
+from allaprima.cli.study_verbs import study_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -589,3 +590,4 @@ def plan(
 
 app.command(epilog="Example: allaprima cards")(cards)
 app.add_typer(card_app, name="card")
+app.add_typer(study_app, name="study")

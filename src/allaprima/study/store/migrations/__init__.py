@@ -1,0 +1,1 @@
+"""Migrations of the study's tables, oldest first in `versions`."""

@@ -1,0 +1,371 @@
+"""A study's pairs, invitations, leases and votes.
+
+A slot of the study is handed to one annotator at a time, for a lease; a lease that ran out is handed on only when somebody
+else asks. A vote on a slot is written once: sent again (a double click, a second tab, a lost answer) it is answered with the
+vote that is there. Nobody is asked twice about a pair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from sqlalchemy import and_, exists, func, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, aliased
+
+from allaprima.core.errors import SettingError
+from allaprima.study.design import KNOWN, Kind, Pair, Rules, Side, Slot
+from allaprima.study.questions import QuestionSet, question_set
+from allaprima.study.store.database import Database
+from allaprima.study.store.tables import AnnotatorRow, PairRow, SlotRow, StudyRow, VoteRow
+from allaprima.study.votes import Handed, Kept, Progress, StudyError, Vote
+
+TOKEN_BYTES = 18
+"""144 bits: nobody guesses one."""
+LONGEST = 24 * 3600.0
+"""Seconds of a vote that are believed."""
+WAITING = "waiting"
+
+
+def hash_of(token: str) -> str:
+    """What is kept of a token. Tokens are random and long, so no slow hash is needed."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+class Store:
+    """Of one study in one database. Every method is one transaction; threads may share it."""
+
+    def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
+        """Brings the tables up to date. Raises `SettingError` or `StudyError`."""
+        self.database, self._clock = Database(url), clock
+        self.database.migrate()
+        self._about: dict[str, Any] | None = None
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self.database.close()
+
+    # What the study is.
+
+    def fill(self, about: Mapping[str, Any], pairs: Sequence[tuple[Pair, tuple[str, str]]], slots: Sequence[Slot]) -> None:
+        """Make it the store of a study: pairs with their files' names. Raises `StudyError` if one is there already."""
+        with self.database.writing() as s:
+            if s.get(StudyRow, 1) is not None:
+                raise StudyError("exists", "this database holds a study already: choose another --out or --database.")
+            s.add(StudyRow(id=1, about=dict(about)))
+            for number, (p, files) in enumerate(pairs, 1):
+                s.add(_pair_row(number, p, files))
+            s.flush()
+            for slot in slots:
+                s.add(SlotRow(public=_public(), pair_id=slot.pair + 1, left=slot.left, done=0))
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What `fill` was told. Raises `StudyError` where there is no study."""
+        if self._about is None:
+            with self.database.reading() as s:
+                row = s.get(StudyRow, 1)
+            if row is None:
+                raise StudyError("no_study", "this database holds no study: allaprima study create makes one.")
+            self._about = row.about
+        return self._about
+
+    @property
+    def questions(self) -> QuestionSet:
+        """What is asked."""
+        return question_set(str(self.about["questions"]))
+
+    @property
+    def rules(self) -> Rules:
+        """How it runs."""
+        return Rules(**self.about["rules"])
+
+    def files(self) -> list[str]:
+        """Every picture that may be shown."""
+        with self.database.reading() as s:
+            rows = s.execute(select(PairRow.file_a, PairRow.file_b)).all()
+        return sorted({str(name) for row in rows for name in row})
+
+    # Who may vote.
+
+    def invite(self, count: int) -> list[str]:
+        """New tokens; only their hashes are kept, so this is the one time that they can be read."""
+        if not 1 <= count <= 10_000:
+            raise SettingError(f"annotators={count}: 1 to 10000 at a time.")
+        tokens = [secrets.token_urlsafe(TOKEN_BYTES) for _ in range(count)]
+        with self.database.writing() as s:
+            s.add_all(AnnotatorRow(token_hash=hash_of(t), revoked=0) for t in tokens)
+        return tokens
+
+    def revoke(self, number: int) -> None:
+        """An annotator votes no more; what they voted stays. Raises `StudyError` for a number that isn't there."""
+        with self.database.writing() as s:
+            row = s.get(AnnotatorRow, number)
+            if row is None:
+                raise StudyError("unknown_annotator", f"annotator {number} was never invited here.")
+            row.revoked = 1
+
+    def annotator(self, token: str) -> int:
+        """Whose token it is; at the first time they get their own slots of known pairs. Raises `StudyError`."""
+        wanted = select(AnnotatorRow).where(AnnotatorRow.token_hash == hash_of(token))
+        with self.database.reading() as s:
+            row = s.scalars(wanted).first()
+            if row is None:
+                raise StudyError("unknown_token", "this invitation is not known here: open the link you were given.")
+            if row.revoked:
+                raise StudyError("revoked", "this invitation was taken back: ask whoever sent it.")
+            number, joined = row.id, row.joined_at
+        if joined is None:
+            self._join(number)
+        return number
+
+    def _join(self, number: int) -> None:
+        with self.database.writing() as s:
+            row = self._turn(s, number)
+            if row is None or row.joined_at is not None:  # another tab was first
+                return
+            row.joined_at = self._clock()
+            known = s.execute(select(PairRow.id, PairRow.kind).where(PairRow.kind != "study").order_by(PairRow.id)).all()
+            draw = random.Random(f"{self.about['seed']}:{number}")
+            for kind in KNOWN:
+                mine = [int(i) for i, k in known if k == kind]
+                draw.shuffle(mine)
+                for i in mine:
+                    left = draw.choice("ab")
+                    s.add(SlotRow(public=_public(), pair_id=i, left=left, annotator_id=number, done=0))
+                s.flush()
+
+    def _turn(self, s: Session, annotator: int) -> AnnotatorRow | None:
+        """Tabs of one annotator take turns. Writers lock an annotator first, then a slot: none wait in a circle."""
+        # Not `FOR UPDATE`: a vote's foreign key would wait for that.
+        lock = {"key_share": True} if self.database.locks_rows else None
+        return s.get(AnnotatorRow, annotator, with_for_update=cast(Any, lock))
+
+    # What is asked next.
+
+    def next(self, annotator: int, stopped: bool = False, missing: frozenset[str] = frozenset()) -> Handed | None:
+        """The pair to ask about, the same one until it is voted on; None if there is none now (`progress` says why).
+
+        `stopped`: hand out none of the study's. `missing`: files that aren't there; pairs with one of them are left out.
+        """
+        with self.database.writing() as s:
+            self._turn(s, annotator)
+            tally = _tally(s, annotator)
+            for kind in ("training", "qualification"):
+                if tally.open(kind):
+                    found = self._own(s, annotator, kind, missing)
+                    if found is not None:
+                        return found
+            if self._failed(s, annotator) or stopped:
+                return None
+            every = self.rules.gold_every
+            if every and tally.done.get("study", 0) >= every * (tally.done.get("gold", 0) + 1):
+                found = self._own(s, annotator, "gold", missing)
+                if found is not None:
+                    return found
+            return self._lease(s, annotator, missing)
+
+    def _own(self, s: Session, annotator: int, kind: Kind, missing: frozenset[str]) -> Handed | None:
+        mine = and_(SlotRow.annotator_id == annotator, SlotRow.done == 0, PairRow.kind == kind)
+        query = select(SlotRow, PairRow).join(PairRow, SlotRow.pair_id == PairRow.id).where(mine, *_shown(missing))
+        row = s.execute(query.order_by(SlotRow.id).limit(1)).first()
+        return None if row is None else self._hand(row[0], row[1], annotator)
+
+    def _lease(self, s: Session, annotator: int, missing: frozenset[str]) -> Handed | None:
+        joined = select(SlotRow, PairRow).join(PairRow, SlotRow.pair_id == PairRow.id)
+        joined = joined.where(PairRow.kind == "study", SlotRow.done == 0, *_shown(missing)).order_by(SlotRow.id).limit(1)
+        mine = joined.where(SlotRow.annotator_id == annotator)
+        row = s.execute(mine.with_for_update(of=SlotRow, key_share=True) if self.database.locks_rows else mine).first()
+        if row is None:
+            other = aliased(SlotRow)
+            seen = exists().where(other.pair_id == SlotRow.pair_id, other.annotator_id == annotator)
+            now = self._clock()
+            free = joined.where(or_(SlotRow.annotator_id.is_(None), SlotRow.leased_until < now), ~seen)
+            row = s.execute(
+                free.with_for_update(of=SlotRow, key_share=True, skip_locked=True) if self.database.locks_rows else free
+            ).first()
+        return None if row is None else self._hand(row[0], row[1], annotator)
+
+    def _hand(self, slot: SlotRow, pair: PairRow, annotator: int) -> Handed:
+        now = self._clock()
+        if slot.annotator_id != annotator or slot.handed_at is None:
+            slot.handed_at = now
+        slot.annotator_id, slot.leased_until = annotator, now + 60 * self.rules.lease_minutes
+        return _handed(slot, pair)
+
+    def give_back(self, annotator: int, public: str) -> None:
+        """A pair that can't be judged (a picture is gone) is free for others; a vote or a known pair stays as it is."""
+        with self.database.writing() as s:
+            self._turn(s, annotator)
+            slot, pair = self._slot(s, annotator, public, lock=True)
+            if not slot.done and pair.kind == "study":
+                slot.annotator_id = slot.leased_until = slot.handed_at = None
+
+    def handed(self, annotator: int, public: str) -> Handed:
+        """A slot that was handed to this annotator, for its pictures. Raises `StudyError` for others'."""
+        with self.database.reading() as s:
+            return _handed(*self._slot(s, annotator, public))
+
+    def _slot(self, s: Session, annotator: int, public: str, lock: bool = False) -> tuple[SlotRow, PairRow]:
+        query = select(SlotRow).where(SlotRow.public == public)
+        slot = s.scalars(query.with_for_update(key_share=True) if lock and self.database.locks_rows else query).first()
+        if slot is None or slot.annotator_id is None or slot.handed_at is None:
+            raise StudyError("not_yours", "this pair is not yours to judge: reload the page for the one that is.")
+        if slot.annotator_id != annotator:
+            raise StudyError("not_yours", "this pair is not, or no longer, yours: reload the page for the one that is.")
+        pair = s.get(PairRow, slot.pair_id)
+        assert pair is not None
+        return slot, pair
+
+    # Votes.
+
+    def vote(self, annotator: int, public: str, answers: Mapping[str, Any], seconds: float) -> Kept:
+        """Keep a vote; when this returns it is on the disk. The first vote on a slot counts, later ones change nothing.
+
+        `answers` are by method, `a` and `b`. Raises `StudyError` (`not_yours`) for a slot that others have, `SettingError`
+        for answers that aren't possible.
+        """
+        try:
+            return self._vote(annotator, public, answers, seconds)
+        except IntegrityError:  # Only where rows can't be locked: the other one was first, so now it is found.
+            return self._vote(annotator, public, answers, seconds)
+
+    def _vote(self, annotator: int, public: str, answers: Mapping[str, Any], seconds: float) -> Kept:
+        checked = self.questions.check(answers)
+        with self.database.writing() as s:
+            self._turn(s, annotator)
+            slot, pair = self._slot(s, annotator, public, lock=True)
+            kind = cast(Kind, pair.kind)
+            there = s.scalars(select(VoteRow).where(VoteRow.slot_id == slot.id)).first()
+            if there is not None:
+                return _kept(False, there.answers, kind, pair)
+            now = self._clock()
+            most = min(LONGEST, max(0.0, now - (slot.handed_at or now)))
+            took = min(max(0.0, seconds), most) if seconds == seconds else most
+            s.add(VoteRow(slot_id=slot.id, annotator_id=annotator, answers=checked, seconds=took, at=now))
+            s.execute(update(SlotRow).where(SlotRow.id == slot.id).values(done=1, leased_until=None))
+        return _kept(True, checked, kind, pair)
+
+    def progress(self, annotator: int, stopped: bool = False) -> Progress:
+        """Where this annotator is."""
+        with self.database.reading() as s:
+            tally, failed = _tally(s, annotator), self._failed(s, annotator)
+            of_study = s.scalar(select(func.count()).select_from(PairRow).where(PairRow.kind == "study")) or 0
+            other = aliased(SlotRow)
+            mine = exists().where(other.pair_id == SlotRow.pair_id, other.annotator_id == annotator)
+            study = select(SlotRow.id).join(PairRow, SlotRow.pair_id == PairRow.id).where(PairRow.kind == "study")
+            unfinished = study.where(SlotRow.done == 0)
+            own = s.execute(unfinished.where(SlotRow.annotator_id == annotator).limit(1)).first()
+            others = s.execute(unfinished.where(~mine).limit(1)).first()
+            free = or_(SlotRow.annotator_id.is_(None), SlotRow.leased_until < self._clock())
+            now = s.execute(unfinished.where(~mine, free).limit(1)).first()
+        left = {k: tally.open(k) for k in ("training", "qualification")}
+        state = "voting"
+        if left["training"]:
+            state = "training"
+        elif left["qualification"]:
+            state = "qualification"
+        elif failed:
+            state = "failed"
+        elif stopped:
+            state = "stopped"
+        elif own is None and now is None:
+            state = "done" if others is None else WAITING
+        votes = tally.done.get("study", 0) + tally.done.get("gold", 0)
+        checks = min(sum(tally.all.get("gold", [0])), of_study // self.rules.gold_every if self.rules.gold_every else 0)
+        return Progress(state, votes, of_study + checks, left["training"], left["qualification"])
+
+    def _failed(self, s: Session, annotator: int) -> bool:
+        """Whether too few of the qualification's answers were right; never before all of them were given."""
+        query = select(VoteRow.answers, PairRow.expected).join(SlotRow, VoteRow.slot_id == SlotRow.id)
+        query = query.join(PairRow, SlotRow.pair_id == PairRow.id)
+        rows = s.execute(query.where(PairRow.kind == "qualification", VoteRow.annotator_id == annotator)).all()
+        right = [answers.get(q) == e for answers, expected in rows for q, e in expected.items()]
+        return bool(right) and sum(right) < self.rules.pass_share * len(right)
+
+    def votes(self, kinds: Sequence[Kind] = ("study",)) -> list[Vote]:
+        """All votes on pairs of these kinds, in the order of pairs, then of slots."""
+        query = select(VoteRow, SlotRow, PairRow).join(SlotRow, VoteRow.slot_id == SlotRow.id)
+        query = query.join(PairRow, SlotRow.pair_id == PairRow.id).where(PairRow.kind.in_(list(kinds)))
+        with self.database.reading() as s:
+            return [_vote_of(v, slot, pair) for v, slot, pair in s.execute(query.order_by(PairRow.id, SlotRow.id)).all()]
+
+    def counts(self) -> dict[str, int]:
+        """`pairs`, `slots`, `votes` of the study itself; `annotators` who joined, `invited`."""
+        with self.database.reading() as s:
+
+            def count(query: Any) -> int:
+                return int(s.scalar(query) or 0)
+
+            slots = select(func.count()).select_from(SlotRow).join(PairRow, SlotRow.pair_id == PairRow.id)
+            slots = slots.where(PairRow.kind == "study")
+            return {
+                "pairs": count(select(func.count()).select_from(PairRow).where(PairRow.kind == "study")),
+                "slots": count(slots),
+                "votes": count(slots.where(SlotRow.done == 1)),
+                "annotators": count(
+                    select(func.count()).select_from(AnnotatorRow).where(AnnotatorRow.joined_at.is_not(None))
+                ),
+                "invited": count(select(func.count()).select_from(AnnotatorRow)),
+            }
+
+
+class _Tally:
+    """One annotator's slots by kind."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self.all: dict[str, list[int]] = {}
+        self.done: dict[str, int] = {}
+        for kind, done, count in rows:
+            self.all.setdefault(str(kind), []).append(int(count))
+            if done:
+                self.done[str(kind)] = int(count)
+
+    def open(self, kind: str) -> int:
+        return sum(self.all.get(kind, [])) - self.done.get(kind, 0)
+
+
+def _tally(s: Session, annotator: int) -> _Tally:
+    query = select(PairRow.kind, SlotRow.done, func.count()).join(PairRow, SlotRow.pair_id == PairRow.id)
+    return _Tally(s.execute(query.where(SlotRow.annotator_id == annotator).group_by(PairRow.kind, SlotRow.done)).all())
+
+
+def _public() -> str:
+    return secrets.token_urlsafe(12)
+
+
+def _shown(missing: frozenset[str]) -> list[Any]:
+    if not missing:
+        return []
+    return [PairRow.file_a.not_in(list(missing)), PairRow.file_b.not_in(list(missing))]
+
+
+def _handed(slot: SlotRow, pair: PairRow) -> Handed:
+    files = (pair.file_a, pair.file_b) if slot.left == "a" else (pair.file_b, pair.file_a)
+    return Handed(slot.public, cast(Kind, pair.kind), pair.prompt, cast(Side, slot.left), files)
+
+
+def _kept(first: bool, answers: Mapping[str, str], kind: Kind, pair: PairRow) -> Kept:
+    teaches = kind == "training"
+    return Kept(first, answers, kind, pair.expected if teaches else {}, pair.why if teaches else "")
+
+
+def _pair_row(number: int, p: Pair, files: tuple[str, str]) -> PairRow:
+    return PairRow(
+        id=number, kind=p.kind, prompt=p.prompt, seed=p.seed, method_a=p.methods[0], method_b=p.methods[1],
+        file_a=files[0], file_b=files[1], expected=dict(p.expected), why=p.why, distance=p.distance, band=p.band,
+    )  # fmt: skip
+
+
+def _vote_of(v: VoteRow, slot: SlotRow, pair: PairRow) -> Vote:
+    return Vote(
+        v.annotator_id, pair.id, cast(Kind, pair.kind), pair.prompt, pair.seed, (pair.method_a, pair.method_b),
+        (pair.file_a, pair.file_b), pair.band, pair.distance, cast(Side, slot.left), v.answers, pair.expected, v.seconds,
+        datetime.fromtimestamp(v.at, UTC).isoformat(timespec="milliseconds"),
+    )  # fmt: skip
