@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from functools import partial
 
@@ -57,37 +56,39 @@ def test_requests_are_read_as_workers_get_free(cluster):
 
     stream = paint(work(), endless(), Hands(2, chunk=4))
     for n in range(1, 41):
-        next(stream)
+        made = next(stream)
         assert len(read) <= n + 4 * (2 * 2 + 2), "at most two chunks a worker, one that is read and one that is handed out"
     stream.close()
+    gone(made[-1])
 
 
-def test_a_killed_worker_loses_nothing(cluster):
-    items, made = requests(60), []
-    for row in paint(work(wait=0.05), items, Hands(2, chunk=5)):
-        if not made:
-            os.kill(row[-1], signal.SIGKILL)
+def test_killed_workers_lose_nothing_and_a_deadly_request_costs_itself_only(cluster, tmp_path):
+    items, made, killed = requests(60), [], None
+    items[31] = (Request("0.77", 5, index=31), "kills whoever comes first")
+    items[47] = (Request("0.66", 5, index=47), "kills always")
+    for row in paint(work(marker=str(tmp_path / "was here"), wait=0.02), items, Hands(2, chunk=4)):
+        if killed is None:
+            killed = row[-1]
+            os.kill(killed, signal.SIGKILL)
         made.append(row)
-    assert ordered(made) == alone(items)
-    assert len({row[-1] for row in made}) == 3, "two and the one that came for the dead one"
+    rows = ordered(made)
+    assert [row[1] for row in rows] == list(range(60)), "none lost, none twice"
+    assert "workers died over it" in rows[47][4]["error"]
+    assert rows[47][2] is None
+    assert rows[:47] + rows[48:] == alone([item for item in items if item[0].index != 47])
+    assert (tmp_path / "was here").exists()
+    gone(killed)
 
 
-def test_a_chunk_that_killed_its_worker_once_is_asked_again(cluster, tmp_path):
-    items = requests(20)
-    items[11] = (Request("0.77", 5, index=11), "once")
-    made = list(paint(work(marker=str(tmp_path / "was here")), items, Hands(2, chunk=5)))
-    assert ordered(made) == alone(items)
-
-
-def test_one_request_that_always_kills_costs_itself_only(cluster):
-    items = requests(8)
-    items[3] = (Request("0.66", 5, index=3), "deadly")
-    made = ordered(paint(work(), items, Hands(2, chunk=4)))
-    assert [row[1] for row in made] == list(range(8))
-    assert "workers died over it" in made[3][4]["error"]
-    assert made[3][2] is None
-    others = [item for item in items if item[0].index != 3]
-    assert made[:3] + made[4:] == alone(others)
+def gone(pid):
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"worker {pid} still runs")
 
 
 def test_other_models_and_no_room_are_refused(cluster):
@@ -96,17 +97,3 @@ def test_other_models_and_no_room_are_refused(cluster):
     with pytest.raises(SettingError, match="99 CPU"):
         list(paint(work(), requests(3), Hands(1, cpus=99)))
     assert list(paint(work(name="other"), [], Hands(1))) == []
-
-
-def test_closing_the_stream_ends_the_workers(cluster):
-    stream = paint(work(), requests(40), Hands(2, chunk=2))
-    pid = next(stream)[-1]
-    stream.close()
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"worker {pid} still runs; {threading.active_count()} threads here")

@@ -24,6 +24,9 @@ TeacherOnly = Annotated[bool, typer.Option("--teacher-only", help="No drafts: th
 Strategy = Annotated[str | None, typer.Option(help="What the teacher does with a poor draft: refine or regenerate.")]
 SigmaIs = Annotated[str | None, typer.Option(help="'variance' (the paper's formula) or 'strength' (diffusers).")]
 Solver = Annotated[str | None, typer.Option(help="The teacher's solver: ddim, dpm_solver, ...")]
+RayAddress = Annotated[
+    str | None, typer.Option(help="Of a Ray cluster that runs, or auto; default: one is started here, for this run.")
+]
 StudentSteps = Annotated[int | None, typer.Option(help="Student steps.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale of both models.")]
 NegativePrompt = Annotated[str, typer.Option(help="What not to paint.")]
@@ -102,6 +105,12 @@ def generate(
     batch_size: BatchSize = None,
     nearest: Nearest = True,
     resume: Resume = False,
+    engine: Annotated[
+        str,
+        typer.Option(help="process (here), or ray: workers of a Ray cluster, for very many prompts (docs/serving.md)."),
+    ] = "process",
+    ray_address: RayAddress = None,
+    workers: Annotated[int, typer.Option(help="With --engine ray: how many load the models and paint.")] = 2,
     backend: Backend = None,
     device: Device = None,
     teacher_device: Annotated[

@@ -34,7 +34,7 @@ Item = tuple[Request, str]
 """A request, and what whoever packs its result wants to know beside it."""
 QUEUED = 2
 """Chunks a worker: one that it paints, one that it finds when that is done."""
-TRIES = 3
+TRIES = 2
 """Workers that may die over a chunk before it is halved."""
 
 
@@ -99,8 +99,8 @@ def check_same(wanted: Mapping[str, str], pipe: AdaptivePipeline) -> None:
     for name in sorted({*wanted, *found}):
         if wanted.get(name) != found.get(name):
             raise ModelError(
-                f"{name} on {socket.gethostname()} is {found.get(name)!r}, here it is {wanted.get(name)!r}: put the same card"
-                " and the same version of allaprima on every machine."
+                f"{name} on {socket.gethostname()} is {found.get(name)!r}, here it is {wanted.get(name)!r}: put the same"
+                " card and the same version of allaprima on every machine."
             )
 
 

@@ -44,7 +44,9 @@ def connected(address: str | None, cpus: float, gpus: float = 0) -> Iterator[Any
         # Without "local" it would look for another cluster of this machine, or in RAY_ADDRESS.
         ray.init(address="local", **here, **quiet) if address is None else ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as e:
-        raise SettingError(f"there is no Ray cluster at {address!r} ({e}): ray start --head, or leave --ray-address out.") from e
+        raise SettingError(
+            f"there is no Ray cluster at {address!r} ({e}): ray start --head, or leave --ray-address out."
+        ) from e
     try:
         yield ray
     finally:
