@@ -25,7 +25,7 @@ class Named(Toy):
 
 
 class Deadly(Named):
-    """Ends its process at the prompt 0.66; at 0.77 only the first process that comes by. Each prompt takes `wait` seconds."""
+    """Ends its process at the prompt 0.66; at 0.77 only the first process that comes by. Prompts take `wait` seconds."""
 
     def __init__(self, marker=None, wait=0.0, **more):
         super().__init__(**more)

@@ -132,9 +132,20 @@ class Controller:
         self._seen.clear()
         return change
 
+    def __reduce__(self) -> tuple[type[Fixed], tuple[float | None]]:
+        """Elsewhere it is where it was when it was sent."""
+        return Fixed, (self.ceiling,)
+
     def lowered(self, policy: Policy) -> Policy:
         """The policy, with its threshold under the ceiling as it is when a draft is decided."""
         return Lowered(policy, self)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A ceiling that stays where it is."""
+
+    ceiling: float | None
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,7 @@ class Lowered(Around):
     thresholds (`calibration.steering`), which count their own decisions.
     """
 
-    controller: Controller
+    controller: Controller | Fixed
 
     @property
     def threshold(self) -> float | None:
