@@ -1,7 +1,7 @@
 """What an engine asks of others that take its jobs' stages, and what travels: for engines whose networks are elsewhere.
 
-A job goes there with all of its state, is taken through the stages of one run there, and comes back. Until it has, the engine
-keeps it as it was: whoever was lost with it, it can be asked again, and the same bytes come of it.
+A job goes there with all of its state, is taken through the stages of one run there, and comes back. Until it has, the
+engine keeps it as it was: whoever was lost with it, it can be asked again, and the same bytes come of it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Crew(Protocol):
     """Those others."""
 
     def run(self, run: StageRun, done: Callable[[Back], None]) -> Callable[[], None]:
-        """Take a job through a run's stages, and call `done` once, from any thread. Returns what gives it up; never waits."""
+        """Take a job through a run's stages; `done` is called once, from any thread. Returns what gives it up, at once."""
         ...
 
     def close(self) -> None:
