@@ -23,9 +23,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_killed_and_resumed_on_ray_is_what_one_process_paints(tmp_path):
     pytest.importorskip("ray")
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("".join(f"{c}, noto\n" for c in ("panda", "kitten", "rocket", "owl", "ghost")) + "very " * 99 + "\n")
+    prompts.write_text("".join(f"{c}, noto\n" for c in ("panda", "kitten", "rocket", "owl", "ghost")))
     common = [*RUN, "--prompts-file", str(prompts), "--images-per-prompt", "4", "--out"]
-    allaprima(*common, tmp_path / "whole", expect=2)  # one prompt is too long
+    allaprima(*common, tmp_path / "whole")
     threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     ray = ["--engine", "ray", "--workers", "2"]
     command = [sys.executable, "-m", "allaprima", *common, str(tmp_path / "killed"), *ray]
@@ -39,8 +39,8 @@ def test_killed_and_resumed_on_ray_is_what_one_process_paints(tmp_path):
     found = len(list(images.glob("*.png")))
     assert 2 <= found < 20, "the run should have been killed in the middle"
     ended = subprocess.run([*command, "--resume"], env=threads, capture_output=True, text=True, timeout=400)
-    assert ended.returncode == 2, ended.stderr
-    assert f"{found} of 24 pictures were there already" in ended.stderr
+    assert ended.returncode == 0, ended.stderr
+    assert f"{found} of 20 pictures were there already" in ended.stderr
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 

@@ -1,35 +1,10 @@
-"""One Ray cluster for the tests of a file, with two workers' room; nothing of it is left after."""
+"""A Ray cluster for the tests of a file."""
 
-import os
-import time
-from pathlib import Path
-
-import psutil
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from ray_cluster import two_workers
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray = pytest.importorskip("ray")
-    from allaprima.fleet.ray_cluster import connected
-
-    # Workers import what tests do; they have the environment of whoever starts the cluster.
-    paths = [ROOT / "src", ROOT, ROOT / "tests", ROOT / "tests" / "serving", ROOT / "tests" / "fleet"]
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, paths))
-    mine = psutil.Process()
-    others = {p.pid for p in mine.children(recursive=True)}
-    try:
-        with connected(None, 2):
-            yield ray
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-    until = time.monotonic() + 20
-    while (left := [p for p in mine.children(recursive=True) if p.pid not in others]) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not left, f"the cluster left processes: {left}"
+    with two_workers() as ray:
+        yield ray

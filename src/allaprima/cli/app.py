@@ -508,6 +508,13 @@ def serve(
     traces: Annotated[
         str | None, typer.Option(help="OTLP address for spans, http://.../v1/traces; or $OTEL_EXPORTER_OTLP_ENDPOINT.")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="process (here), or ray: pools of workers on a Ray cluster behind the same API.")
+    ] = "process",
+    ray_address: RayAddress = None,
+    pools: Annotated[
+        str, typer.Option(help="With --engine ray: student=2,oracle=1,teacher=1-4; a range grows with what is in flight.")
+    ] = "",
     backend: Backend = None,
     device: Device = None,
     dtype: Dtype = None,

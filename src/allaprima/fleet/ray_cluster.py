@@ -9,6 +9,8 @@ from typing import Any
 
 from allaprima.core.errors import SettingError
 
+STARTS = 3
+"""Tries to start a cluster."""
 LOST = 5
 """Workers in a row that may die before anything of them is seen to work; then it isn't bad luck."""
 
@@ -41,8 +43,10 @@ def connected(address: str | None, cpus: float, gpus: float = 0) -> Iterator[Any
     if gpus:
         here["num_gpus"] = max(1, round(gpus + 0.49))
     try:
-        # Without "local" it would look for another cluster of this machine, or in RAY_ADDRESS.
-        ray.init(address="local", **here, **quiet) if address is None else ray.init(address=address, **quiet)
+        if address is None:
+            _start(ray, {**here, **quiet})
+        else:
+            ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as e:
         raise SettingError(
             f"there is no Ray cluster at {address!r} ({e}): ray start --head, or leave --ray-address out."
@@ -51,6 +55,19 @@ def connected(address: str | None, cpus: float, gpus: float = 0) -> Iterator[Any
         yield ray
     finally:
         ray.shutdown()
+
+
+def _start(ray: Any, options: dict[str, Any]) -> None:
+    """A cluster on this machine. Ray waits for its own processes for 30 s, which can be too short on a busy one."""
+    for attempt in range(STARTS):
+        try:
+            # Without "local" it would look for another cluster of this machine, or in RAY_ADDRESS.
+            ray.init(address="local", **options)
+            return
+        except Exception as e:
+            ray.shutdown()
+            if "timed out during startup" not in str(e) or attempt + 1 == STARTS:
+                raise SettingError(f"Ray couldn't be started on this machine: {e}") from e
 
 
 def check_room(ray: Any, cpus: float, gpus: float, what: str) -> None:

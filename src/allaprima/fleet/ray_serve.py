@@ -17,7 +17,7 @@ import dataclasses
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ TRIES = 5
 LIMITS = EngineLimits(queue=2**20, in_flight=2**20, bytes=2**50)
 """A replica's: who is let in, the server has decided."""
 UNLIMITED = 2**20
+ROUTER = "allaprima.fleet.ray_router.LeastLoaded"
 PATIENCE = 2.0
 """Seconds between two tries, at most."""
 
@@ -198,18 +199,6 @@ class Fleet:
             self._thread.join(10)
 
 
-def least_loaded() -> Any:
-    """The router: of all replicas the one with the fewest pictures in flight. (Serve's own looks at two, at random.)"""
-    from ray.serve.request_router import FIFOMixin, RequestRouter
-
-    class LeastLoaded(FIFOMixin, RequestRouter):
-        async def choose_replicas(self, candidate_replicas: Iterable[Any], pending_request: Any = None) -> list[list[Any]]:
-            # One rank: the router asks all of it for their load, and takes the least.
-            return [list(candidate_replicas)]
-
-    return LeastLoaded
-
-
 @contextlib.contextmanager
 def deployed(
     crewman: Crewman, pools: Mapping[str, Pool], address: str | None = None, in_flight: int = 16
@@ -229,10 +218,9 @@ def deployed(
         ours = not _running(serve)
         # The HTTP side is ours: Serve's own proxies stay off.
         serve.start(proxy_location="Disabled")
-        mark, router = secrets.token_hex(3), RequestRouterConfig(request_router_class=least_loaded())
+        mark, router = secrets.token_hex(3), RequestRouterConfig(request_router_class=ROUTER)
         names = {name: f"allaprima-{name}-{mark}" for name in pools}
         try:
-            handles: dict[str, Any] = {}
             targets = [
                 serve.RunTarget(
                     target=serve.deployment(Replica)
