@@ -58,9 +58,9 @@ class GenerateOptions:
     batch_size: int | None
     nearest: bool
     resume: bool
-    engine: str = "process"
-    ray_address: str | None = None
-    workers: int = 2
+    engine: str = field(default="process", kw_only=True)
+    ray_address: str | None = field(default=None, kw_only=True)
+    workers: int = field(default=2, kw_only=True)
     placement: Placement = field(default_factory=Placement, kw_only=True)
 
     @property

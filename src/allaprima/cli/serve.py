@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -85,7 +85,7 @@ def controller_of(o: ServeOptions, pipe: AdaptivePipeline) -> Controller | None:
 
 
 @contextlib.contextmanager
-def crew_of(o: ServeOptions, pipe: AdaptivePipeline) -> Iterator[tuple[Crew | None, int]]:
+def crew_of(o: ServeOptions, pipe: AdaptivePipeline) -> Generator[tuple[Crew | None, int]]:
     """Who takes jobs through their stages, None for this process; and how many may be in flight."""
     if o.engine == "process":
         yield None, 3 * o.batch_size

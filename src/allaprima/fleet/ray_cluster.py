@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from allaprima.core.errors import SettingError
@@ -27,7 +27,7 @@ def load_ray() -> Any:
 
 
 @contextlib.contextmanager
-def connected(address: str | None, cpus: float, gpus: float = 0) -> Iterator[Any]:
+def connected(address: str | None, cpus: float, gpus: float = 0) -> Generator[Any]:
     """Ray, connected; what we connected is left at the end, and what we started is ended.
 
     `address`: of a cluster (`auto`: of the one on this machine); None starts one here with so many `cpus` and `gpus`, which

@@ -17,7 +17,7 @@ import dataclasses
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,11 +168,16 @@ class Fleet:
             done(None if future.cancelled() else future.exception() or future.result())
 
         asking.add_done_callback(ended)
-        return asking.cancel
+
+        def give_up() -> None:
+            asking.cancel()
+
+        return give_up
 
     async def _ask(self, run: StageRun) -> Handed | Exception:
         handle, sent = self._handles[POOLS[run.job.stage]], dataclasses.replace(run, job=compact(run.job))
         until = None if run.seconds_left is None else time.monotonic() + run.seconds_left
+        found: Handed | Exception = EngineStopped("nobody was asked.")
         for attempt in range(TRIES):
             if attempt:
                 self.asked_again += 1
@@ -180,7 +185,7 @@ class Fleet:
             left = None if until is None else until - time.monotonic()
             response = handle.remote(dataclasses.replace(sent, seconds_left=left))
             try:
-                found: Handed | Exception = await response
+                found = await response
             except asyncio.CancelledError:
                 response.cancel()
                 raise
@@ -202,7 +207,7 @@ class Fleet:
 @contextlib.contextmanager
 def deployed(
     crewman: Crewman, pools: Mapping[str, Pool], address: str | None = None, in_flight: int = 16
-) -> Iterator[Fleet]:
+) -> Generator[Fleet]:
     """A fleet whose replicas have loaded; they end with it, and the cluster if it was started here.
 
     `address`: of a Ray cluster; None starts one on this machine. `in_flight`: pictures at a replica beyond which a pool that
@@ -211,29 +216,19 @@ def deployed(
     cpus, gpus = (sum(p.most * getattr(p, unit) for p in pools.values()) for unit in ("cpus", "gpus"))
     with connected(address, cpus, gpus) as ray:
         from ray import serve
-        from ray.serve.config import RequestRouterConfig
 
         for name, pool in pools.items():
             check_room(ray, pool.cpus, pool.gpus, f"replicas of the {name} pool")
-        ours = not _running(serve)
+        ours = not _running(ray)
         # The HTTP side is ours: Serve's own proxies stay off.
         serve.start(proxy_location="Disabled")
-        mark, router = secrets.token_hex(3), RequestRouterConfig(request_router_class=ROUTER)
-        names = {name: f"allaprima-{name}-{mark}" for name in pools}
+        mark = secrets.token_hex(3)
+        apps = {name: f"allaprima-{name}-{mark}" for name in pools}
+        targets = [
+            serve.RunTarget(_application(serve, crewman, name, pool, in_flight), name=apps[name], route_prefix=None)
+            for name, pool in pools.items()
+        ]
         try:
-            targets = [
-                serve.RunTarget(
-                    target=serve.deployment(Replica)
-                    .options(
-                        name=name, max_ongoing_requests=UNLIMITED, request_router_config=router,
-                        ray_actor_options={"num_cpus": pool.cpus, "num_gpus": pool.gpus}, health_check_period_s=5,
-                        graceful_shutdown_wait_loop_s=0.1, graceful_shutdown_timeout_s=5, **pool.options(in_flight),
-                    )
-                    .bind(crewman),
-                    name=names[name], route_prefix=None,
-                )
-                for name, pool in pools.items()
-            ]  # fmt: skip
             handles = dict(zip(pools, serve.run_many(targets), strict=True))
             fleet = Fleet(ray, handles)
             try:
@@ -244,13 +239,20 @@ def deployed(
             if ours:
                 serve.shutdown()
             else:
-                for name in names.values():
+                for name in apps.values():
                     serve.delete(name)
 
 
-def _running(serve: Any) -> bool:
-    """Whether somebody else's Serve is there already."""
-    try:
-        return bool(serve.status().applications)
-    except Exception:
-        return False
+def _application(serve: Any, crewman: Crewman, name: str, pool: Pool, in_flight: int) -> Any:
+    """A pool, as Serve deploys it."""
+    deployment = serve.deployment(Replica).options(
+        name=name, max_ongoing_requests=UNLIMITED, request_router_config={"request_router_class": ROUTER},
+        ray_actor_options={"num_cpus": pool.cpus, "num_gpus": pool.gpus}, health_check_period_s=5,
+        graceful_shutdown_wait_loop_s=0.1, graceful_shutdown_timeout_s=5, **pool.options(in_flight),
+    )  # fmt: skip
+    return deployment.bind(crewman)
+
+
+def _running(ray: Any) -> bool:
+    """Whether somebody's Serve is there already. (To ask Serve for its status would start it.)"""
+    return {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"} in ray.util.list_named_actors(all_namespaces=True)
