@@ -135,9 +135,15 @@ def test_killed_replicas_lose_no_accepted_request(fleet):
 
 def replicas(name):
     """Processes of a pool: those of this cluster are descendants of this process."""
-    mine = psutil.Process().children(recursive=True)
-    titles = [(p, " ".join(p.cmdline())) for p in mine if p.is_running()]
-    return [p for p, title in titles if "ServeReplica" in title and f":{name}" in title]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            title = " ".join(process.cmdline())
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+        if "ServeReplica" in title and f":{name}" in title:
+            found.append(process)
+    return found
 
 
 def test_pools_are_read_and_odd_ones_refused():
