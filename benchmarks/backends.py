@@ -1,6 +1,6 @@
 """Eager torch against OpenVINO and ONNX Runtime on the bundled pair, and what shared weights cost in memory.
 
-    python -m benchmarks.backends [--json] [--backends openvino,onnxruntime] [--prompts 32] [--repeats 5] [--threads 2]
+    python -m benchmarks.backends [--json] [--backends openvino,onnxruntime] [--bfloat16] [--prompts 32] [--repeats 5]
     python -m benchmarks.backends --memory [--json]
 
 Each part (a guided student step, a guided teacher step, a decoding, an oracle's look, the text encoder) and the whole
@@ -89,12 +89,23 @@ def pictures(out: AdaptiveOutput) -> Tensor:
     return torch.stack([r.image for r in out.results if r.image is not None])
 
 
+def psnr(made: AdaptiveOutput, due: AdaptiveOutput) -> dict[str, Any] | None:
+    """In dB, of pictures whose decisions are the same; None where all are equal."""
+    same = torch.tensor([a == b for a, b in zip(made.decisions, due.decisions, strict=True)])
+    error = (pictures(made) - pictures(due))[same].square().flatten(1).mean(1)
+    return spread((-10 * error.clamp_min(1e-12).log10()).tolist()) if bool(error.any()) else None
+
+
 def speed(args: argparse.Namespace) -> dict[str, Any]:
     """Parts and whole pictures."""
-    names = [n for n in args.backends.split(",") if n]
+    options = {n: {"backend": n} for n in args.backends.split(",") if n}
+    if args.bfloat16:
+        options["openvino, bfloat16"] = {"backend": "openvino", "dtype": "bfloat16"}
+    names = list(options)
     concepts = known_concepts()
     prompts = [f"{concepts[(i * 37) % len(concepts)]}, {STYLES[i % 4]}" for i in range(args.prompts)]
-    pipes = {n: AdaptivePipeline.from_card("emoji", backend=n) for n in ("eager", *names)}
+    options = {"eager": {"backend": "eager"}} | options
+    pipes = {n: AdaptivePipeline.from_card("emoji", **o) for n, o in options.items()}
     eager = pipes["eager"]
     threshold = eager.policy(eager.settings, budget=args.budget).threshold
     for pipe in pipes.values():
@@ -130,6 +141,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
             n: max(abs(a - b) for a, b in zip(said[n].scores, due.scores, strict=True)) for n in names
         },
         "largest_picture_difference": {n: float((pictures(said[n]) - pictures(due)).abs().max()) for n in names},
+        "psnr": {n: psnr(said[n], due) for n in names},
     }
     return result
 
@@ -231,6 +243,9 @@ def say(result: Mapping[str, Any]) -> None:
             print(f"{name}, {backend}: {r['median']:.2f} times eager ({r['min']:.2f}..{r['max']:.2f})")
     c = result["cascade"]
     print(f"decisions flipped: {c['decisions_flipped']}; pictures differ by at most {c['largest_picture_difference']}")
+    for backend, r in c["psnr"].items():
+        if r is not None:
+            print(f"pictures of the same decision, {backend}: PSNR {r['median']:.1f} dB ({r['min']:.1f}..{r['max']:.1f})")
 
 
 def main() -> None:
@@ -239,6 +254,7 @@ def main() -> None:
     p.add_argument("--json", action="store_true")
     p.add_argument("--memory", action="store_true")
     p.add_argument("--backends", default="openvino,onnxruntime")
+    p.add_argument("--bfloat16", action="store_true", help="openvino computing in bfloat16 too, where the CPU does")
     p.add_argument("--prompts", type=int, default=32)
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--threads", type=int, default=0, help="of every side; default: torch's own number")

@@ -82,6 +82,18 @@ TRAININGS = (
     Training("holes", "controlnet", ("options.map=hole", *MANY), "ControlNet"),
     Training("larger-codi", "conditional", ("options.map=low-resolution", *NET), "CoDi, adapter"),
     Training("holes-codi", "conditional", ("options.map=hole", *NET), "CoDi, adapter"),
+    Training(
+        "larger-codi-begun",
+        "conditional",
+        ("options.map=low-resolution", "teacher={out}/larger/card.yaml", "start={out}/larger/controlnet", *NET),
+        "CoDi, begun from the net",
+    ),
+    Training(
+        "holes-codi-begun",
+        "conditional",
+        ("options.map=hole", "teacher={out}/holes/card.yaml", "start={out}/holes/controlnet", *NET, LONG),
+        "CoDi, begun from the net",
+    ),
     Training("larger-codi-full", "conditional", ("options.map=low-resolution", *FULL), "CoDi, full"),
     Training("holes-codi-full", "conditional", ("options.map=hole", *FULL, LONG), "CoDi, full"),
     Training(
@@ -299,7 +311,7 @@ def restored(
     for steps in (2, 4, 50, 250):
         changes: dict[str, Any] = {"teacher_steps": steps, "teacher_solver": "ddim", **free}
         ways.append(painting(f"ControlNet, DDIM {steps}", net, "teacher-only", steps, **changes)[0])
-    for name, words in ((f"{stem}-codi", "CoDi, adapter"), (f"{stem}-codi-full", "CoDi, full")):
+    for name, words in ((t.name, t.words) for t in TRAININGS if t.name.startswith(f"{stem}-codi")):
         if (args.out / name / "card.yaml").exists():
             pipe = pipe_of(args.out, name, condition)
             ways += [

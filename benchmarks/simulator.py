@@ -81,22 +81,26 @@ class Run:
 
 
 class Bench:
-    """The bundled pair behind an engine."""
+    """A pair behind an engine; `policy` decides about drafts of `prompts`, drawn at random."""
 
-    def __init__(self, seed: int = 0) -> None:
-        self.pipe = AdaptivePipeline.from_card("emoji")
-        assert self.pipe.calibration is not None
-        self.clock = CallClock(self.pipe)
-        self.settings = self.pipe.settings
-        calibration = self.pipe.calibration
-        policy = calibration.policy_for(None, AdaptivePipeline.action_settings(self.settings))
+    def __init__(self, pipe: AdaptivePipeline, policy: ThresholdPolicy, prompts: Sequence[str], seed: int = 0) -> None:
+        self.pipe, self.policy, self.prompts = pipe, policy, prompts
+        self.clock = CallClock(pipe)
+        self.settings = pipe.settings
+        self.rng = np.random.default_rng(seed)
+
+    @classmethod
+    def bundled(cls) -> Bench:
+        """The bundled pair, half of whose drafts are escalated."""
+        pipe = AdaptivePipeline.from_card("emoji")
+        assert pipe.calibration is not None
+        assert pipe.card is not None
+        policy = pipe.calibration.policy_for(None, AdaptivePipeline.action_settings(pipe.settings))
         assert isinstance(policy, ThresholdPolicy)
         # The card's calibration escalates most drafts; half is a heavier test of who steps together.
-        middle = statistics.median(calibration.scores)
-        self.policy = ThresholdPolicy(middle, policy.otherwise)
-        assert self.pipe.card is not None
-        self.prompts = [f"{c}, {s}" for c in self.pipe.card.known_concepts() for s in self.pipe.card.styles]
-        self.rng = np.random.default_rng(seed)
+        middle = statistics.median(pipe.calibration.scores)
+        prompts = [f"{c}, {s}" for c in pipe.card.known_concepts() for s in pipe.card.styles]
+        return cls(pipe, ThresholdPolicy(middle, policy.otherwise), prompts)
 
     def run(self, gaps: Sequence[float]) -> Run:
         """Ask for a picture after each gap, wait for all of them."""
@@ -163,8 +167,10 @@ def compare(bench: Bench, load: float, capacity: float, seconds: float) -> tuple
 
 def engine_main(args: argparse.Namespace) -> None:
     """Against the real engine."""
-    bench = Bench()
+    bench = Bench.bundled()
     capacity = bench.capacity(args.warm_up)
+    if not args.json:
+        print(f"full batches paint {capacity:.2f} a second", flush=True)
     rows: list[dict[str, Any]] = []
     recording: Recording | None = None
     for load in args.loads:
@@ -174,7 +180,8 @@ def engine_main(args: argparse.Namespace) -> None:
             print(
                 f"load {load:.0%} ({row['pictures_a_second']:.2f}/s, {row['pictures']} pictures, {row['escalated']:.0%}"
                 f" escalated): p95 {row['p95_engine']:.2f} s, simulated {row['p95_simulator']:.2f} s"
-                f" ({row['difference']:+.0%}); median {row['p50_engine']:.2f} s, simulated {row['p50_simulator']:.2f} s"
+                f" ({row['difference']:+.0%}); median {row['p50_engine']:.2f} s, simulated {row['p50_simulator']:.2f} s",
+                flush=True,
             )
     if args.record is not None and recording is not None:
         write_recording(args.record, recording)

@@ -30,7 +30,7 @@ def inputs(rows=2, seed=1):
 class Saved:
     """A `Backend` that keeps the module as a trace."""
 
-    signature = "saved-1"
+    signature, dtype, tolerance = "saved-1", "float32", 1e-3
     converted = loaded = 0
 
     def convert(self, module, inputs, folder):

@@ -10,6 +10,7 @@ from tiny_compiled import Saved, TinyNet, inputs
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.models.backends.backend import NAMES, make_backend
 from allaprima.models.backends.flat import Call, planned, rebuilt
+from allaprima.models.backends.openvino import parts_of
 from allaprima.models.backends.stand_in import Compiled, CompiledAutoencoder
 from allaprima.models.backends.store import PLAN, Store
 
@@ -150,6 +151,61 @@ def test_a_backend_says_what_the_network_says(tmp_path, name):
     order = [0, 3, 2, 1]
     assert torch.equal(once(mixed, t[order], words=words[order], more=[mixed, 2 * mixed]).sample[0], said.sample[0])
     assert made.signature.startswith(f"{name}-")
+
+
+def test_parts_are_equal_rows_of_one_batch():
+    x = torch.zeros(24, 3)
+    assert [parts_of([x, x[:, 0]], threads) for threads in (1, 2, 3, 4, 6, 64)] == [1, 2, 3, 2, 3, 2]
+    assert parts_of([x[:15]], 2) == 1, "not two equal parts"
+    assert parts_of([x[:14]], 2) == 1, "fewer rows than are worth a part"
+    assert parts_of([x, x[:3]], 2) == 1, "a table beside rows"
+    assert parts_of([x, torch.tensor(1.0)], 2) == 1, "one number beside rows"
+
+
+@pytest.mark.parametrize("rows", [15, 32])
+def test_openvino_runs_parts_of_a_batch_side_by_side(tmp_path, monkeypatch, rows):
+    made, net, (x, t, words) = backend("openvino"), TinyNet(), inputs(rows)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    once = Compiled("net", "print", lambda: net, Store(made, tmp_path), None)
+    torch.testing.assert_close(once(x, t, words=words).sample, net(x, t, words)["sample"], atol=1e-5, rtol=0)
+    assert [p.read_text() for p in tmp_path.glob("*/parts.txt")] == ["2" if rows == 32 else "1"]
+
+
+def test_what_is_not_said_of_rows_is_not_split(tmp_path, monkeypatch):
+    class Mean(torch.nn.Module):
+        def forward(self, x):
+            return {"mean": x.mean(0, keepdim=True)}
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    made, x = backend("openvino"), torch.rand(32, 4)
+    once = Compiled("mean", "print", Mean, Store(made, tmp_path), None)
+    torch.testing.assert_close(once(x).mean, x.mean(0, keepdim=True))
+
+
+def test_bfloat16_is_near_and_is_another_graph(tmp_path):
+    whole = backend("openvino")
+    try:
+        half = make_backend("openvino", "bfloat16")
+    except SettingError as e:
+        pytest.skip(str(e))
+    net, (x, t, words) = TinyNet(), inputs(4)
+    said = [Compiled("net", "print", lambda: net, Store(b, tmp_path), None)(x, t, words=words).sample for b in (whole, half)]
+    difference = float((said[0] - said[1]).abs().max() / said[0].abs().max())
+    assert 0 < difference < half.tolerance
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_cpu_without_bfloat16_is_refused(monkeypatch):
+    openvino = pytest.importorskip("openvino", reason="pip install 'allaprima[openvino]'")
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *a: ["FP32"])
+    with pytest.raises(SettingError, match=r"dtype='bfloat16'.*Leave dtype out"):
+        make_backend("openvino", "bfloat16")
+
+
+def test_a_dtype_that_a_backend_has_not_is_refused():
+    backend("onnxruntime")
+    with pytest.raises(SettingError, match=r"dtype='bfloat16'.*computes in float32"):
+        make_backend("onnxruntime", "bfloat16")
 
 
 @pytest.mark.parametrize("name", list(NAMES))

@@ -250,6 +250,16 @@ def test_deadlines_in_the_queue_in_flight_and_those_that_cannot_be_met(engines):
     assert engine.snapshot().expired == 3
 
 
+def test_what_a_deadline_needs_is_told_by_the_deadlines_clock(engines):
+    engine = engines(clock=lambda: 7.0)
+    for seed in range(3):
+        (ticket,) = engine.submit([ask("0.1", seed, deadline=7.1)])
+        assert ticket.result(10).image is not None
+    (bench,) = engine._machines._benches.values()
+    assert set(bench.seconds.values()) == {0.0}, "on this clock nothing takes any time"
+    assert engine.snapshot().seconds["student"] > 0
+
+
 def test_draining_finishes_what_was_accepted_and_takes_nothing_new(engines):
     engine = engines(start=False)
     tickets = engine.submit([ask("0.3", i) for i in range(9)])

@@ -75,6 +75,8 @@ def refused(answer, status, code=None, param=None):
         ({"adaptive": {"treshold": 1}}, "adaptive.treshold"),
         ({"adaptive": {"strategy": "repaint"}}, "adaptive.strategy"),
         ({"adaptive": {"max_latency": 0}}, "adaptive.max_latency"),
+        ({"adaptive": {"max_latency": 0.0999}}, "adaptive.max_latency"),
+        ({"adaptive": {"max_latency": 5e-324}}, "adaptive.max_latency"),
         ({"adaptive": {"threshold": 1, "budget": 5}}, "adaptive"),
         ({"adaptive": {"budget": 5}}, "adaptive"),
         ({"adaptive": {}}, "adaptive"),

@@ -175,6 +175,17 @@ def test_memory_stays_where_it_was_whatever_is_asked():
         assert ask(address, TEACHER)[0] == 200
 
 
+def test_memory_stays_where_it_was_over_six_hundred_pictures():
+    with process(str(HERE / "toy_server.py"), "0.0", "5") as (server, address, _), ThreadPoolExecutor(8) as pool:
+
+        def paint(n):
+            assert {a[0] for a in pool.map(lambda k: ask(address, {**TEACHER, "seed": k}), range(n))} == {200}
+            return psutil.Process(server.pid).memory_info().rss
+
+        before = paint(100)
+        assert paint(600) - before < 16 * 2**20
+
+
 def upload(picture):
     """Content type and body of an edit."""
     line = "a-line-between"

@@ -7,6 +7,7 @@ import torch
 from conformance import alone, check, play, random_cases, same
 from toys import Grey, Toy
 
+from allaprima.cascade.images import derived
 from allaprima.cascade.job import Request
 from allaprima.cascade.policy import AlwaysPolicy, BestOf, Decision, Recheck, ThresholdPolicy
 from allaprima.cascade.settings import CascadeSettings
@@ -138,6 +139,19 @@ def test_a_policy_these_painters_cannot_carry_out_is_refused_at_once():
         engine.submit([Ask(Request("0.1", 1), deep, POLICIES[0])])
     engine.submit([Ask(Request("0.1", 1), deep, AlwaysPolicy(Decision.ACCEPT))])
     engine.stop()
+
+
+def test_every_further_draft_has_a_seed_of_its_own():
+    class Notes(Whole):
+        def _one(self, ask):
+            seeds.append(ask.seed)
+            return super()._one(ask)
+
+    seeds = []
+    made = alone(pipe(student=Notes()), ask("0.1", 7, BestOf(ThresholdPolicy(0.9), 3)))
+    assert made.attempts == 3
+    assert seeds == [7, derived(7, "initial", 1), derived(7, "initial", 2)]
+    assert len(set(seeds)) == 3
 
 
 def test_a_server_is_known_to_wait():

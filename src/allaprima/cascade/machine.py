@@ -41,6 +41,8 @@ from allaprima.diffusion.solvers.solver import Solver, Step, begun
 
 OnStep = Callable[[Tensor, Tensor], Tensor]
 """What a caller does after a step: `(latents (B, C, h, w), times (B,)) -> latents`."""
+EDITS = 64
+"""Plans of edits that are kept, by strength: a server's callers choose those, as many as they like."""
 STUDENT = "student"
 """The student's name for noises and costs."""
 
@@ -215,6 +217,8 @@ class Machine:
         if key not in self._edits:
             student = hand.name == STUDENT
             plan = student_plan(edit, hand.solver, self.settings.student_steps) if student else teacher_plan(edit, hand.plan)
+            if len(self._edits) >= EDITS:
+                del self._edits[next(iter(self._edits))]
             self._edits[key] = dataclasses.replace(hand, plan=plan)
         return self._edits[key]
 

@@ -215,6 +215,28 @@ class Recheck(Around):
 
 
 @dataclass(frozen=True)
+class Capped(Around):
+    """The inner policy, but whatever reaches `ceiling` is accepted: how a server under load decides, and says it did.
+
+    Without a threshold of the inner policy's nothing changes.
+    """
+
+    ceiling: float
+
+    @property
+    def threshold(self) -> float | None:
+        """The lower of the two."""
+        own = self.inner.threshold
+        return None if own is None else min(own, self.ceiling)
+
+    def decide(self, scores: Sequence[float], context: Context | None = None) -> list[Decision]:
+        """Accept from the threshold on; below it, what the inner policy says."""
+        least = self.threshold
+        inner = self.inner.decide(scores, context)
+        return [Decision.ACCEPT if least is not None and s >= least else d for s, d in zip(scores, inner, strict=True)]
+
+
+@dataclass(frozen=True)
 class PreRoute(Around):
     """Prompts whose drafts are expected to score below `below` go straight to the teacher; the rest to the inner policy."""
 
@@ -234,6 +256,7 @@ POLICIES = {
     "band": "policy:BandPolicy",
     "best_of": "policy:BestOf",
     "recheck": "policy:Recheck",
+    "capped": "policy:Capped",
     "pre_route": "policy:PreRoute",
     "value": "value:ValuePolicy",
 }

@@ -12,11 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from allaprima.cascade.record import CHUNK
 from allaprima.core.errors import RunFolderError, SettingError
 from allaprima.data.images import read_chunks, write_bytes_atomically
-
-CHUNK = "allaprima"
-"""Name of our text chunk in a PNG: JSON."""
 
 
 def _first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from allaprima.calibration.steering import SteeredThreshold
 from allaprima.cascade.job import Request
 from allaprima.cascade.policy import AlwaysPolicy, Decision, Policy, ThresholdPolicy, policy_to_dict
+from allaprima.cascade.record import Packed, Packer
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.cli.folder import RunFolder
-from allaprima.cli.record import Packed, Packer
 from allaprima.cli.watch import DriftWatch
 from allaprima.core.errors import AllaprimaError
 from allaprima.data.images import png_bytes, save_png, to_pil, write_bytes_atomically
@@ -145,6 +145,7 @@ def paint(plan: Plan, o: RunOptions, console: Console) -> None:
     for request in plan.requests:
         keep_sources(folder, request)
     watch = drift_watch(plan, o, console)
+    told = None if isinstance(plan.policy, SteeredThreshold) else plan.policy
     accounts: dict[int, dict[str, Any]] = {r.index: a for r in plan.requests if (a := folder.done(r.index)) is not None}
     todo = [r for r in plan.requests if r.index not in accounts]
     if o.resume and accounts:
@@ -155,7 +156,7 @@ def paint(plan: Plan, o: RunOptions, console: Console) -> None:
     if isinstance(plan.policy, SteeredThreshold):
         plan.policy.resume(history(plan, accounts))
     seconds = 0.0
-    pack = Packer(o.card, o.mode, prints, plan.policy, plan.beside)
+    pack = Packer(o.card, o.mode, prints, told, plan.beside)
     with Bar(console, len(todo)) as bar:
         for result in plan.pipe.stream(todo, plan.settings, plan.policy):
             packed = pack(result, plan.wordings[result.request.index].asked)

@@ -2,26 +2,85 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
 from allaprima.cascade.job import Request
 from allaprima.cascade.policy import policy_from_dict
+from allaprima.cascade.record import BESIDE, CHUNK, chunks, record
 from allaprima.cascade.settings import CascadeSettings
-from allaprima.cli.folder import CHUNK, RunFolder
-from allaprima.cli.record import BESIDE, chunks, record
+from allaprima.cli.edit import read_file
+from allaprima.cli.folder import RunFolder
 from allaprima.core.errors import ModelError, SettingError
-from allaprima.data.images import png_bytes, read_chunks, read_exactly, to_pil, write_bytes_atomically
+from allaprima.data.images import as_mask, covering, png_bytes, read_chunks, read_exactly, to_pil, write_bytes_atomically
 from allaprima.models.placement import Placement
 from allaprima.tasks.edit import Edit, Picture
 
 
-def show_command(picture: Path, repeat: bool, out: Path | None) -> None:
-    """Print the account of a picture; paint it again when asked, and compare bytes."""
+@dataclass(frozen=True)
+class Kept:
+    """Where the pictures are that an account speaks of by their digests: in its run's folder, or among given files."""
+
+    run: Path
+    files: tuple[Path, ...] = ()
+    size: tuple[int, int] = (0, 0)
+    """Width and height that files are fitted to, as a server fits uploads."""
+
+    def picture(self, digest: str, mask: bool = False) -> Picture:
+        """A picture or mask. Raises `SettingError` where it isn't, or is another."""
+        path = RunFolder(self.run).source(digest)
+        if not path.is_file():
+            for found in self._given(mask):
+                if found.digest == digest:
+                    return found
+            if self.files:
+                what = "mask" if mask else "picture"
+                raise SettingError(f"none of {len(self.files)} files is the {what} {digest}: give the one that was used.")
+            raise SettingError(f"{path} isn't there: put it back, or name the picture that was edited with --source FILE.")
+
+        def kept() -> Tensor:
+            image = read_exactly(path)
+            return image[:1] if mask else image
+
+        found = Picture.read_by(kept)
+        if found.digest != digest:
+            raise SettingError(f"{path} was changed since it was used: put the original back.")
+        return found
+
+    def _given(self, mask: bool) -> Iterator[Picture]:
+        """Every reading of every file; files that aren't there raise, those without such a reading are passed over."""
+        for file in self.files:
+            if not file.is_file():
+                raise SettingError(f"{file} is not there: check its name.")
+            for read in (partial(read_file, file, self.size, True, mask), *([partial(clear, file, self.size)] * mask)):
+                with contextlib.suppress(SettingError, OSError, ValueError):
+                    yield Picture.read_by(read)
+
+
+def clear(file: Path, size: tuple[int, int]) -> Tensor:
+    """A mask `(1, H, W)` as servers of OpenAI's kind read it: 1 where a file is transparent."""
+    with Image.open(file) as image:
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+    return as_mask(covering(Image.fromarray(255 - alpha), *size))
+
+
+def show_command(
+    picture: Path, repeat: bool, out: Path | None, card: str | None = None, sources: Sequence[Path] = ()
+) -> None:
+    """Print the account of a picture; paint it again when asked, and compare bytes.
+
+    `card`: where the card is that the account names; `sources`: files of what was edited, if no run's folder has them.
+    """
     console = Console(highlight=False, soft_wrap=True)
     found = read_chunks(picture)
     if CHUNK not in found:
@@ -35,7 +94,8 @@ def show_command(picture: Path, repeat: bool, out: Path | None) -> None:
     console.print_json(json.dumps(account))
     if not repeat:
         return
-    again = paint_again(account, picture.absolute().parent.parent)
+    size = account["settings"]["width"], account["settings"]["height"]
+    again = paint_again(account, Kept(picture.absolute().parent.parent, tuple(sources), size), card)
     if out is not None:
         write_bytes_atomically(out, again)
     if again == picture.read_bytes():
@@ -44,34 +104,20 @@ def show_command(picture: Path, repeat: bool, out: Path | None) -> None:
         raise ModelError("painted again: the bytes differ. Another version of a library or another CPU rounds otherwise.")
 
 
-def edit_again(row: dict[str, Any], run: Path) -> Edit:
-    """The edit that an account tells of, from the pictures that its run keeps. Raises `SettingError`."""
-    mask = kept_picture(row["mask"], run, mask=True) if "mask" in row else None
-    return Edit(kept_picture(row["image"], run), row["strength"], mask)
+def edit_again(row: dict[str, Any], kept: Kept) -> Edit:
+    """The edit that an account tells of. Raises `SettingError`."""
+    mask = kept.picture(row["mask"], mask=True) if "mask" in row else None
+    return Edit(kept.picture(row["image"]), row["strength"], mask)
 
 
-def kept_picture(digest: str, run: Path, mask: bool = False) -> Picture:
-    """A picture or mask that a run keeps. Raises `SettingError` where it isn't, or is another."""
-    path = RunFolder(run).source(digest)
-
-    def read() -> Tensor:
-        image = read_exactly(path)
-        return image[:1] if mask else image
-
-    found = Picture.read_by(read)
-    if found.digest != digest:
-        raise SettingError(f"{path} was changed since it was used: put the original back.")
-    return found
-
-
-def paint_again(account: dict[str, Any], run: Path) -> bytes:
-    """The PNG that this account describes; `run`: the folder that holds what was edited.
+def paint_again(account: dict[str, Any], kept: Kept, card: str | None = None) -> bytes:
+    """The PNG that this account describes; `card`: its card, if the name that the account has isn't enough.
 
     Raises `ModelError` if the models are others than those that made it, `SettingError` if an edited picture isn't there.
     """
     from allaprima.pipeline import AdaptivePipeline
 
-    pipe = AdaptivePipeline.from_card(account["card"], placement=Placement.of(**account.get("placement", {})))
+    pipe = AdaptivePipeline.from_card(card or account["card"], placement=Placement.of(**account.get("placement", {})))
     if "nets" in account:
         condition = account.get("condition", {"maps": None, "weight": 0.0})
         pipe = pipe.with_controlnets(account["nets"], condition["maps"], condition["weight"])
@@ -86,8 +132,8 @@ def paint_again(account: dict[str, Any], run: Path) -> bytes:
         policy = policy_from_dict(account["policy"])
     else:
         policy = pipe.policy(settings, account["threshold"], None, account["mode"])
-    edit = None if "edit" not in account else edit_again(account["edit"], run)
-    controls = tuple(kept_picture(c["image"], run) for c in account.get("controls", []))
+    edit = None if "edit" not in account else edit_again(account["edit"], kept)
+    controls = tuple(kept.picture(c["image"]) for c in account.get("controls", []))
     scales = tuple(float(c["scale"]) for c in account.get("controls", []))
     request = Request(
         account["prompt"], account["seed"], account["negative_prompt"], account["index"], 0, edit, controls, scales

@@ -66,7 +66,7 @@ class Placer:
     @cached_property
     def store(self) -> Store:
         """Of compiled graphs."""
-        return Store(make_backend(self.placement.backend), self.placement.cache or default_cache())
+        return Store(make_backend(self.placement.backend, self.placement.dtype), self.placement.cache or default_cache())
 
     @cached_property
     def signature(self) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from allaprima.core.errors import SettingError
+from allaprima.models.backends.backend import DTYPES as COMPUTED
 from allaprima.models.backends.backend import NAMES, make_backend
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -66,11 +67,11 @@ class Placement:
         if self.backend != "eager":
             known = {f.name for f in dataclasses.fields(self)} - {"backend", "cache", "lazy_teacher", "device", "dtype"}
             odd = [n for n in sorted(known) if getattr(self, n) != getattr(_PLAIN, n)]
-            if odd or self.device not in ("cpu", "auto") or self.dtype not in ("float32", "auto"):
+            if odd or self.device not in ("cpu", "auto") or self.dtype not in ("auto", *COMPUTED[self.backend]):
                 name = odd[0] if odd else "device" if self.device not in ("cpu", "auto") else "dtype"
                 raise SettingError(
-                    f"backend={self.backend!r} runs on the CPU in float32, with nothing else: leave out"
-                    f" {name}={getattr(self, name)!r}, or use backend='eager'."
+                    f"backend={self.backend!r} runs on the CPU in {' or '.join(COMPUTED[self.backend])}, with nothing else:"
+                    f" leave out {name}={getattr(self, name)!r}, or use backend='eager'."
                 )
         if self.compile is not None and self.offload != "none":
             raise SettingError(f"compile={self.compile!r} and offload change a network under each other: give one of them.")
@@ -108,7 +109,8 @@ class Placement:
     def signature(self) -> str:
         """All that changes bits, for fingerprints: `eager-float32-cpu` is the default."""
         if self.backend != "eager":
-            return f"{make_backend(self.backend).signature}-float32-cpu"
+            dtype = "float32" if self.dtype == "auto" else self.dtype
+            return f"{make_backend(self.backend, dtype).signature}-{dtype}-cpu"
         kinds = [torch.device(d).type for d in (self.device, self.teacher_device or self.device)]
         where = kinds[0] if kinds[0] == kinds[1] else "+".join(kinds)
         said: dict[str, Any] = {

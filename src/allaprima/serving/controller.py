@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from allaprima.cascade.policy import Around, Context, Decision, Policy
+from allaprima.cascade.policy import Capped, Policy
 from allaprima.core.errors import SettingError
 
 TRACE = 1000
@@ -132,40 +132,10 @@ class Controller:
         self._seen.clear()
         return change
 
-    def __reduce__(self) -> tuple[type[Fixed], tuple[float | None]]:
-        """Elsewhere it is where it was when it was sent."""
-        return Fixed, (self.ceiling,)
-
     def lowered(self, policy: Policy) -> Policy:
-        """The policy, with its threshold under the ceiling as it is when a draft is decided."""
-        return Lowered(policy, self)
+        """The policy with its threshold under the ceiling of this moment (`cascade.policy.Capped`).
 
-
-@dataclass(frozen=True)
-class Fixed:
-    """A ceiling that stays where it is."""
-
-    ceiling: float | None
-
-
-@dataclass(frozen=True)
-class Lowered(Around):
-    """The inner policy, but what reaches the controller's ceiling is accepted. Without a threshold nothing changes.
-
-    A result's `threshold` is the lowered one: painted offline with it, the picture is the same to the bit. Not for steered
-    thresholds (`calibration.steering`), which count their own decisions.
-    """
-
-    controller: Controller | Fixed
-
-    @property
-    def threshold(self) -> float | None:
-        """The lower of the two."""
-        own, ceiling = self.inner.threshold, self.controller.ceiling
-        return own if own is None or ceiling is None else min(own, ceiling)
-
-    def decide(self, scores: Sequence[float], context: Context | None = None) -> list[Decision]:
-        """Accept from the ceiling on; below it, what the inner policy says."""
-        least = self.threshold
-        inner = self.inner.decide(scores, context)
-        return [Decision.ACCEPT if least is not None and s >= least else d for s, d in zip(scores, inner, strict=True)]
+        Not for steered thresholds (`calibration.steering`), which count their own decisions.
+        """
+        ceiling = self.ceiling
+        return policy if ceiling is None else Capped(policy, ceiling)

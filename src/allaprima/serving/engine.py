@@ -152,16 +152,13 @@ class Engine:
         with self._making:
             bench = self._machines.of(ask.settings)
         bench.machine.check(ask.request, ask.policy)
-        policy = ask.policy
-        if self.controller is not None and ask.adjustable:
-            policy = self.controller.lowered(policy)
         given, whole = given_bytes(ask.request, ask.settings), job_bytes(ask.request, ask.settings)
         if whole > self.limits.bytes:
             raise SettingError(
                 f"a picture that takes {whole} bytes is more than the limit of {self.limits.bytes}: ask for less."
             )
         place = Place(ask.client, ask.priority, ask.deadline, self.clock(), work(ask.settings), given)
-        job = Job(ask.request, when_unscored(policy, self._on_failure))
+        job = Job(ask.request, when_unscored(ask.policy, self._on_failure))
         return Slot(Ticket(ask, self._cancel), bench, place, job, whole)
 
     def _check_room(self, slots: Sequence[Slot]) -> None:
@@ -289,7 +286,9 @@ class Engine:
                 told.append((slot, self._close(slot, _late("passed while it was painted"))))
         told += self._begin(now)
         if self.controller is not None:
-            self.controller.update(now, (now - slot.place.accepted for slot in self._open.values()))
+            change = self.controller.update(now, (now - slot.place.accepted for slot in self._open.values()))
+            if change is not None:
+                log.info("thresholds: at most %s, before %s: %s", change.after, change.before, change.reason)
         return told
 
     def _told_gone(self) -> list[Told]:
@@ -335,11 +334,22 @@ class Engine:
         batch = [slots[i] for i in oldest_first([s.place.accepted for s in slots], self._rows(chosen[0]))]
         for slot in batch:
             slot.busy = True
+            if chosen[1] is Stage.SCORE:
+                self._lower(slot)
         return batch
 
     def _rows(self, bench: Bench) -> int:
         """Of a batch; to a crew jobs go one by one, and it makes batches of them."""
         return bench.size if self._crew is None else 1
+
+    def _lower(self, slot: Slot) -> None:
+        """Before its first draft is decided about: under load by a lower threshold, which it keeps for later drafts.
+
+        Here, under the lock, because another lane may move the ceiling between a decision and the account of it.
+        """
+        ask = slot.ticket.ask
+        if self.controller is not None and ask.adjustable and slot.job.attempts == 0:
+            slot.job.policy = when_unscored(self.controller.lowered(ask.policy), self._on_failure)
 
     def _take(self, batch: Sequence[Slot]) -> float:
         """One call of the machine, and what follows from it; the seconds of the call."""
@@ -352,9 +362,9 @@ class Engine:
             for slot in batch:
                 self._send(self._crew, slot)
             return 0.0
-        begun = time.perf_counter()
+        begun, by_clock = time.perf_counter(), self.clock()
         wrong, again = act(bench, stage, batch)
-        seconds = time.perf_counter() - begun
+        seconds, by_clock = time.perf_counter() - begun, self.clock() - by_clock
         for slot, before in zip(batch, counted, strict=True):
             if stage in (Stage.STUDENT, Stage.TEACHER):
                 slot.steps[str(stage)] += 1 if slot.job.steps is None else slot.job.steps - before
@@ -365,7 +375,7 @@ class Engine:
         with self._changed:
             self._meter.batch(stage, len(batch), bench.size, seconds)
             self._meter.counts["retried"] += again
-            bench.took(stage, seconds)
+            bench.took(stage, by_clock)  # Whether a deadline can be met is told in the deadlines' seconds.
         self._settle(batch, stage, wrong)
         return seconds
 

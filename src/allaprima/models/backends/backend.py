@@ -16,7 +16,17 @@ Run = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 class Backend(Protocol):
-    """A compiler and runtime for CPUs, in float32."""
+    """A compiler and runtime for CPUs; what it takes and gives is float32."""
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in: `float32` or `bfloat16`."""
+        ...
+
+    @property
+    def tolerance(self) -> float:
+        """The largest difference from the network that is no other function, as a share of the largest output."""
+        ...
 
     @property
     def signature(self) -> str:
@@ -37,10 +47,15 @@ NAMES: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "onnxruntime": ("allaprima.models.backends.onnx", "OnnxRuntime", ("onnxruntime", "onnx", "onnxscript")),
 }
 """Module and class of each backend, and what it imports; its extra has its own name."""
+DTYPES: Mapping[str, tuple[str, ...]] = {"openvino": ("float32", "bfloat16"), "onnxruntime": ("float32",)}
+"""What each can compute in."""
 
 
-def make_backend(name: str) -> Backend:
-    """A backend by name. Raises `SettingError` for an unknown one, and where its extra isn't installed."""
+def make_backend(name: str, dtype: str = "float32") -> Backend:
+    """A backend by name.
+
+    Raises `SettingError` for an unknown one, where its extra isn't installed, and for a dtype that it can't compute in.
+    """
     if name not in NAMES:
         raise SettingError(f"backend={name!r} is not known: eager, {', '.join(NAMES)} are.")
     module, kind, needs = NAMES[name]
@@ -49,4 +64,6 @@ def make_backend(name: str) -> Backend:
             importlib.import_module(package)
         except ImportError as e:
             raise SettingError(f"backend={name!r} needs {package} ({e}): pip install 'allaprima[{name}]'.") from e
-    return getattr(importlib.import_module(module), kind)()
+    if dtype not in DTYPES[name]:
+        raise SettingError(f"dtype={dtype!r}: backend={name!r} computes in {' or '.join(DTYPES[name])}.")
+    return getattr(importlib.import_module(module), kind)(dtype)

@@ -116,17 +116,19 @@ def other_inputs(call: Call) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def check_faithful(flat: nn.Module, run: Callable[[Sequence[Tensor]], list[Tensor]], call: Call, what: str) -> float:
+def check_faithful(
+    flat: nn.Module, run: Callable[[Sequence[Tensor]], list[Tensor]], call: Call, what: str, tolerance: float = 1e-3
+) -> float:
     """The largest difference between a compiled graph and the network, relative to the largest output.
 
-    Raises `ModelError` above 1e-3: the graph is another function.
+    Raises `ModelError` above `tolerance`: the graph is another function.
     """
     given = other_inputs(call)
     worst = 0.0
     for mine, due in zip(run(given), flat(*given), strict=True):
         scale = max(1e-6, float(due.abs().max())) if due.is_floating_point() else 1.0
         worst = max(worst, float((mine.float() - due.float()).abs().max()) / scale)
-    if not worst <= 1e-3:
+    if not worst <= tolerance:
         raise ModelError(
             f"{what} compiled says something else than the network: {worst:.2g} of its largest output. Use eager."
         )

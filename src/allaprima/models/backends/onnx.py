@@ -22,9 +22,12 @@ OPSET = 20
 class OnnxRuntime:
     """On the CPU, in float32, with as many threads as torch has."""
 
-    def __init__(self) -> None:
+    tolerance = 1e-3
+
+    def __init__(self, dtype: str = "float32") -> None:
         import onnxruntime
 
+        self.dtype = dtype
         self._ort: Any = onnxruntime
 
     @property

@@ -49,7 +49,8 @@ class Store:
     def key(self, name: str, fingerprint: str, call: Call) -> str:
         """Backend and versions, the network's weights, the method and the shapes."""
         libraries = [__version__, torch.__version__, *(version(name) for name in ("diffusers", "transformers"))]
-        parts = [self.backend.signature, libraries, torch.get_num_threads(), name, fingerprint, call.shape]
+        backend = [self.backend.signature, self.backend.dtype, torch.get_num_threads()]
+        parts = [backend, libraries, name, fingerprint, call.shape]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
     def graph(self, name: str, fingerprint: str, call: Call, network: Callable[[], tuple[Any, Callable[..., Any]]]) -> Graph:
@@ -82,7 +83,7 @@ class Store:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         try:
-            check_faithful(flat, run, call, f"{name} ({self.backend.signature})")
+            check_faithful(flat, run, call, f"{name} ({self.backend.signature})", self.backend.tolerance)
         except Exception:
             shutil.rmtree(place, ignore_errors=True)
             raise

@@ -7,7 +7,8 @@ import math
 import time
 from typing import Any
 
-from allaprima.cascade.policy import Decision
+from allaprima.cascade.policy import Capped, Decision, ThresholdPolicy
+from allaprima.cascade.record import chunks, record
 from allaprima.cascade.result import Result
 from allaprima.core.errors import (
     DeadlinePassed,
@@ -48,6 +49,22 @@ def number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def usual_threshold(order: Order, k: int, result: Result) -> float | None:
+    """What the draft would have been compared with if there were no load; None where nothing was lowered."""
+    own = order.asks[k].policy.threshold
+    return own if own is not None and result.threshold is not None and result.threshold < own else None
+
+
+def text_chunks(order: Order, k: int, result: Result) -> dict[str, str]:
+    """What a PNG carries: the same as the command line's, so that `allaprima show --repeat` paints it again."""
+    policy = order.asks[k].policy
+    if usual_threshold(order, k, result) is not None and result.threshold is not None:
+        policy = policy if isinstance(policy, ThresholdPolicy) else Capped(policy, result.threshold)
+    maker = order.maker
+    made = record(result, maker.card, order.mode, order.asked, maker.fingerprints, policy, maker.beside)
+    return chunks(made)
+
+
 def account(order: Order, k: int, seen: Seen) -> Account:
     """Of a picture that has ended."""
     asked, result = order.asks[k], seen.result
@@ -68,7 +85,8 @@ def account(order: Order, k: int, seen: Seen) -> Account:
         evaluations=dict(result.cost.evaluations),
         compute_seconds=dict(result.cost.seconds),
         attempts=result.attempts,
-        calibrated=order.calibrated,
+        usual_threshold=(usual := usual_threshold(order, k, result)),
+        calibrated=order.calibrated and usual is None,
         warning=result.warning,
         error=result.error,
     )
@@ -111,8 +129,10 @@ def said(error: Exception) -> ApiError:
 
 def painted(order: Order, k: int, seen: Seen) -> Painted:
     """One picture. Encodes it: call it off the event loop."""
-    image = None if seen.result is None else seen.result.image
-    data = None if image is None else base64.b64encode(encoded(image, order.kind, order.compression)).decode()
+    result, data = seen.result, None
+    if result is not None and result.image is not None:
+        told = text_chunks(order, k, result) if order.kind == "png" else {}
+        data = base64.b64encode(encoded(result.image, order.kind, order.compression, told)).decode()
     return Painted(b64_json=data, revised_prompt=order.revised, adaptive=account(order, k, seen))
 
 

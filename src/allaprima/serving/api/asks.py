@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +33,26 @@ class Given:
 
 
 @dataclass(frozen=True)
+class Maker:
+    """Who paints, as pictures tell it (`cascade.record`)."""
+
+    card: str
+    fingerprints: Mapping[str, str]
+    beside: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Order:
     """What one HTTP request asks of the engine."""
 
     asks: tuple[Ask, ...]
+    maker: Maker
+    asked: str
+    """The prompt as it came."""
     revised: str | None
     """The prompt in the card's words, where those are others."""
+    mode: str
+    """The pipeline's."""
     calibrated: bool
     kind: str
     compression: int | None
@@ -69,6 +83,9 @@ class OrderBook:
         if pipe.calibration is not None or budget is not None:
             self._mark = pipe.policy(pipe.settings, None, budget).threshold
         self._words = threading.Lock()
+        placed = pipe.placement.to_dict()
+        # The card's name, not its path: strangers get these pictures.
+        self._maker = Maker(name, pipe.fingerprints(), {"placement": placed} if placed else {})
         card = pipe.card
         known = [] if card is None else card.known_concepts()
         self._vocabulary: Vocabulary | None = None
@@ -156,7 +173,10 @@ class OrderBook:
         left = adaptive.budget is None and adaptive.threshold is None and adaptive.mode is None
         return Order(
             tuple(Ask(r, settings, policy, 0, deadline, client, left) for r in requests),
+            self._maker,
+            body.prompt,
             None if word.painted == body.prompt else word.painted,
+            adaptive.mode or "adaptive",
             calibrated,
             body.output_format or "png",
             body.output_compression,

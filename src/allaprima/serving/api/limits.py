@@ -11,6 +11,8 @@ from allaprima.core.errors import SettingError
 MAX_SEED = 2**53 - 1
 """Numbers up to here survive every JSON reader, also those that know doubles only."""
 MAX_SIDE = 16_384
+LEAST_LATENCY = 0.1
+"""Seconds: no picture is painted, encoded and sent sooner, so asking for less is asking for a refusal."""
 ALIAS = "allaprima"
 """A name by which every card answers."""
 

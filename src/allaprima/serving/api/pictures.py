@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Mapping
 from typing import BinaryIO
 
 import numpy as np
@@ -82,11 +83,11 @@ def _bad(name: str, what: str) -> ApiError:
     return ApiError(400, "invalid_image", f"{name} {what}.", name)
 
 
-def encoded(image: Tensor, kind: str, quality: int | None) -> bytes:
-    """A picture `(3, H, W)` as a file of a format of `schemas.Format`."""
+def encoded(image: Tensor, kind: str, quality: int | None, chunks: Mapping[str, str] | None = None) -> bytes:
+    """A picture `(3, H, W)` as a file of a format of `schemas.Format`; `chunks`: texts that a PNG carries."""
     picture = to_pil(image)
     if kind == "png":
-        return png_bytes(picture, {})
+        return png_bytes(picture, chunks or {})
     buffer = io.BytesIO()
     picture.save(buffer, kind.upper(), quality=QUALITY[kind] if quality is None else quality)
     return buffer.getvalue()

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from allaprima.serving.api.limits import MAX_SEED
+from allaprima.serving.api.limits import LEAST_LATENCY, MAX_SEED
 
 Strict = ConfigDict(extra="forbid", allow_inf_nan=False)
 Format = Literal["png", "jpeg", "webp"]
@@ -26,7 +26,9 @@ class Adaptive(BaseModel):
     threshold: float | None = Field(default=None, description="Drafts that score at least this are accepted.")
     strategy: Literal["refine", "regenerate"] | None = Field(default=None, description="What becomes of other drafts.")
     mode: Literal["adaptive", "student-only", "teacher-only", "refine-all"] | None = None
-    max_latency: float | None = Field(default=None, gt=0, le=3600, description="Seconds; later than that it is a 504.")
+    max_latency: float | None = Field(
+        default=None, ge=LEAST_LATENCY, le=3600, description="Seconds; later than that it is a 504."
+    )
     nearest: bool = Field(default=True, description="Move unknown words to the nearest concept the card knows.")
 
 
@@ -72,6 +74,9 @@ class Account(BaseModel):
     seed: int
     score: float | None = Field(description="The oracle's, of the draft; null without a draft or if it failed.")
     threshold: float | None = Field(description="What the score was compared with.")
+    usual_threshold: float | None = Field(
+        default=None, description="What it would have been compared with, where load lowered the threshold."
+    )
     decision: str | None = Field(description="accept, refine or regenerate.")
     steps: int | None = Field(description="Network steps of student and teacher.")
     seconds: float | None = Field(description="From admission to the finished picture.")

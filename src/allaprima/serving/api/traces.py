@@ -12,7 +12,7 @@ from typing import Any
 
 from allaprima.cascade.policy import Decision
 from allaprima.core.errors import SettingError
-from allaprima.serving.api.answers import number, steps_of
+from allaprima.serving.api.answers import number, steps_of, usual_threshold
 from allaprima.serving.api.asks import Order
 from allaprima.serving.api.watch import Seen
 
@@ -64,7 +64,7 @@ class Traces:
         inside = trace.set_span_in_context(root)
         for name, begun, ended in parts(seen):
             self._tracer.start_span(name, context=inside, start_time=_ns(begun)).end(_ns(ended))
-        for name, value in _facts(seen).items():
+        for name, value in _facts(order, k, seen).items():
             root.set_attribute(name, value)
         if seen.result is None or seen.result.image is None:
             root.set_status(trace.Status(trace.StatusCode.ERROR, "cancelled" if seen.cancelled else "failed"))
@@ -89,11 +89,12 @@ def parts(seen: Seen) -> list[tuple[str, float, float]]:
     return found
 
 
-def _facts(seen: Seen) -> dict[str, Any]:
+def _facts(order: Order, k: int, seen: Seen) -> dict[str, Any]:
     result = seen.result
     if result is None:
         return {}
     facts = {"score": number(result.score), "threshold": number(result.threshold), "steps": steps_of(result)}
+    facts["usual_threshold"] = number(usual_threshold(order, k, result))
     facts |= {"decision": None if result.decision is None else str(result.decision)}
     return {f"allaprima.{k}": v for k, v in facts.items() if v is not None}
 

@@ -8,27 +8,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from allaprima._version import __version__
-from allaprima.calibration.steering import SteeredThreshold
 from allaprima.cascade.policy import AlwaysPolicy, Policy, ThresholdPolicy, policy_to_dict
 from allaprima.cascade.result import Result
-from allaprima.cli.folder import CHUNK
 from allaprima.data.images import a1111_parameters, png_bytes, to_pil
 
+CHUNK = "allaprima"
+"""Name of our text chunk in a PNG: JSON."""
 BESIDE = ("nets", "condition", "placement")
 """ControlNets as they were named; the oracle's maps and their weight; how networks ran, where it wasn't as usual."""
 
 
 def record(
-    result: Result, card: str, mode: str, asked: str, fingerprints: dict[str, str], policy: Policy,
+    result: Result, card: str, mode: str, asked: str, fingerprints: Mapping[str, str], policy: Policy | None,
     beside: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that made a picture; no times of day and no seconds, so equal runs give equal bytes.
 
-    `beside`: what was put on the card's models, of `BESIDE`.
+    `policy`: None where mode and the picture's own threshold tell it, as a steered one's do. `beside`: what was put on the
+    card's models, of `BESIDE`.
     """
     row = result.row()
     extra: dict[str, Any] = {} if asked == result.request.prompt else {"asked": asked}
-    if not isinstance(policy, ThresholdPolicy | AlwaysPolicy | SteeredThreshold):
+    if policy is not None and not isinstance(policy, ThresholdPolicy | AlwaysPolicy):
         # Mode and this picture's own threshold tell those; any other must come along, or it can't be painted again.
         extra["policy"] = policy_to_dict(policy)
     return {
@@ -38,7 +39,7 @@ def record(
         "card": card,
         "mode": mode,
         "settings": result.settings.to_dict(),
-        "fingerprints": fingerprints,
+        "fingerprints": dict(fingerprints),
         "version": __version__,
     }
 
@@ -79,7 +80,7 @@ class Packer:
     card: str
     mode: str
     fingerprints: dict[str, str]
-    policy: Policy
+    policy: Policy | None
     beside: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, result: Result, asked: str) -> Packed:
