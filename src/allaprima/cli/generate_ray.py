@@ -19,9 +19,9 @@ import torch
 from rich.console import Console
 
 from allaprima.cascade.job import Request
+from allaprima.cascade.record import Packed, Packer
 from allaprima.cli.folder import RunFolder
 from allaprima.cli.generate import NONE, GenerateOptions, loaded, prompt_rows, requests_of, say_word, vocabulary_of
-from allaprima.cli.record import Packed, Packer
 from allaprima.cli.running import Bar, digest, end, identity_of, keep, summary, watch_of, write_tables
 from allaprima.cli.watch import DriftWatch
 from allaprima.core.errors import PromptError, SettingError
