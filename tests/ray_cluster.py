@@ -1,8 +1,10 @@
 """A Ray cluster on this machine for tests, with two workers' room; nothing of it is left after."""
 
 import contextlib
+import gc
 import os
 import time
+import warnings
 from pathlib import Path
 
 import psutil
@@ -34,3 +36,7 @@ def two_workers():
     while (left := [p for p in mine.children(recursive=True) if p.pid not in others]) and time.monotonic() < until:
         time.sleep(0.1)
     assert not left, f"the cluster left processes: {left}"
+    with warnings.catch_warnings():
+        # Ray leaves sockets and event loops of its own to the collector, which would call each a failure of ours.
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
