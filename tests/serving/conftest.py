@@ -3,6 +3,7 @@
 import pytest
 from chromium import browser
 from fake_demo_server import FakeDemo
+from ray_cluster import two_workers
 
 
 @pytest.fixture(scope="module")
@@ -15,3 +16,9 @@ def chromium():
 def fake():
     with FakeDemo() as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    with two_workers() as ray:
+        yield ray

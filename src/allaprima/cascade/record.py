@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from allaprima._version import __version__
 from allaprima.cascade.policy import AlwaysPolicy, Policy, ThresholdPolicy, policy_to_dict
 from allaprima.cascade.result import Result
-from allaprima.data.images import a1111_parameters
+from allaprima.data.images import a1111_parameters, png_bytes, to_pil
 
 CHUNK = "allaprima"
 """Name of our text chunk in a PNG: JSON."""
@@ -58,3 +59,33 @@ def chunks(account: dict[str, Any]) -> dict[str, str]:
         fields |= {"Score": round(account["score"], 4), "Decision": account["decision"]}
     text = a1111_parameters(account["prompt"], account["negative_prompt"], fields)
     return {"parameters": text, CHUNK: json.dumps(account, sort_keys=True)}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A result as the folder keeps it."""
+
+    account: dict[str, Any]
+    image: bytes | None
+    """PNG with everything in it; None where there is no picture."""
+    draft: bytes | None
+    seconds: float
+    """Of all networks."""
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Makes a result ready for its folder; plain data, so that it can travel to where pictures are painted."""
+
+    card: str
+    mode: str
+    fingerprints: dict[str, str]
+    policy: Policy | None
+    beside: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, result: Result, asked: str) -> Packed:
+        """`asked`: the prompt as it was given."""
+        account = record(result, self.card, self.mode, asked, self.fingerprints, self.policy, self.beside)
+        draft = None if result.draft is None or result.image is None else png_bytes(to_pil(result.draft), {})
+        image = None if result.image is None else png_bytes(to_pil(result.image), chunks(account))
+        return Packed(account, image, draft, sum(result.cost.seconds.values()))

@@ -25,6 +25,9 @@ TeacherOnly = Annotated[bool, typer.Option("--teacher-only", help="No drafts: th
 Strategy = Annotated[str | None, typer.Option(help="What the teacher does with a poor draft: refine or regenerate.")]
 SigmaIs = Annotated[str | None, typer.Option(help="'variance' (the paper's formula) or 'strength' (diffusers).")]
 Solver = Annotated[str | None, typer.Option(help="The teacher's solver: ddim, dpm_solver, ...")]
+RayAddress = Annotated[
+    str | None, typer.Option(help="Of a Ray cluster that runs, or auto; default: one is started here, for this run.")
+]
 StudentSteps = Annotated[int | None, typer.Option(help="Student steps.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale of both models.")]
 NegativePrompt = Annotated[str, typer.Option(help="What not to paint.")]
@@ -103,6 +106,12 @@ def generate(
     batch_size: BatchSize = None,
     nearest: Nearest = True,
     resume: Resume = False,
+    engine: Annotated[
+        str,
+        typer.Option(help="process (here), or ray: workers of a Ray cluster, for very many prompts (docs/serving.md)."),
+    ] = "process",
+    ray_address: RayAddress = None,
+    workers: Annotated[int, typer.Option(help="With --engine ray: how many load the models and paint.")] = 2,
     backend: Backend = None,
     device: Device = None,
     teacher_device: Annotated[
@@ -125,7 +134,17 @@ def generate(
         backend=backend, device=device, teacher_device=teacher_device, dtype=dtype, lazy_teacher=lazy_teacher,
         offload=offload,
     )  # fmt: skip
-    generate_command(GenerateOptions(**given, placement=placement))
+    options = GenerateOptions(**given, placement=placement)
+    if engine == "ray":
+        from allaprima.cli.generate_ray import generate_on_ray
+
+        generate_on_ray(options)
+    elif engine == "process":
+        generate_command(options)
+    else:
+        from allaprima.core.errors import SettingError
+
+        raise SettingError(f"engine={engine!r} is not known: process (here), or ray (workers of a Ray cluster).")
 
 
 @app.command(
@@ -551,6 +570,13 @@ def serve(
     traces: Annotated[
         str | None, typer.Option(help="OTLP address for spans, http://.../v1/traces; or $OTEL_EXPORTER_OTLP_ENDPOINT.")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="process (here), or ray: pools of workers on a Ray cluster behind the same API.")
+    ] = "process",
+    ray_address: RayAddress = None,
+    pools: Annotated[
+        str, typer.Option(help="With --engine ray: student=2,oracle=1,teacher=1-4; a range grows with what is in flight.")
+    ] = "",
     backend: Backend = None,
     device: Device = None,
     dtype: Dtype = None,

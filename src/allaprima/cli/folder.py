@@ -7,7 +7,8 @@ So a kill at any instant loses at most the pictures in flight, and a resumed fol
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,18 @@ class RunFolder:
     def write(self, name: str, text: str) -> None:
         """Write a text file of the folder atomically."""
         write_bytes_atomically(self.path / name, text.encode("utf-8"))
+
+    def write_lines(self, name: str, lines: Iterable[str]) -> None:
+        """The same for a file of lines, which are written as they come."""
+        part = self.path / f"{name}.part"
+        try:
+            with part.open("w", encoding="utf-8") as f:
+                f.writelines(f"{line}\n" for line in lines)
+                f.flush()
+                os.fsync(f.fileno())
+            part.replace(self.path / name)
+        except OSError as e:
+            raise RunFolderError(f"{self.path / name} cannot be written: {e.strerror}. Free some space.") from e
 
     def done(self, index: int) -> dict[str, Any] | None:
         """The account of a picture that is finished, read from the picture; None if it isn't there."""

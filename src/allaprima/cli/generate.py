@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from allaprima.pipeline import AdaptivePipeline
 from allaprima.tasks.text_to_image import Vocabulary, Wording
 
 MAX_PICTURES = 1_000_000
+NONE = "no prompts: give some as arguments, --prompts-file FILE (or - for stdin), or --demo."
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class GenerateOptions:
     batch_size: int | None
     nearest: bool
     resume: bool
+    engine: str = field(default="process", kw_only=True)
+    ray_address: str | None = field(default=None, kw_only=True)
+    workers: int = field(default=2, kw_only=True)
     placement: Placement = field(default_factory=Placement, kw_only=True)
 
     @property
@@ -100,15 +104,20 @@ def _interval(default: GuidanceInterval | None, o: GenerateOptions) -> GuidanceI
     return made if o.guidance_outside is None else dataclasses.replace(made, outside=o.guidance_outside)
 
 
-def collect_prompts(o: GenerateOptions, console: Console) -> list[PromptRow]:
-    """Prompts from arguments, a file, stdin, or the demonstration; raises `PromptError` when there are none."""
-    rows = [PromptRow(p) for p in o.prompts or []]
+def prompt_rows(o: GenerateOptions) -> Iterator[PromptRow]:
+    """Prompts from arguments, the demonstration, a file or stdin, as they are read."""
+    yield from (PromptRow(p) for p in o.prompts or [])
     if o.demo:
-        rows += list(read_prompts(Path(__file__).parent.parent / "bundled" / "emoji" / "demo.txt"))
+        yield from read_prompts(Path(__file__).parent.parent / "bundled" / "emoji" / "demo.txt")
     if o.prompts_file is not None:
-        rows += list(read_prompts(o.prompts_file))
+        yield from read_prompts(o.prompts_file)
+
+
+def collect_prompts(o: GenerateOptions, console: Console) -> list[PromptRow]:
+    """All of them; raises `PromptError` when there are none."""
+    rows = list(prompt_rows(o))
     if not rows:
-        raise PromptError("no prompts: give some as arguments, --prompts-file FILE (or - for stdin), or --demo.")
+        raise PromptError(NONE)
     if not 1 <= o.images_per_prompt <= MAX_PICTURES // len(rows):
         raise SettingError(
             f"images_per_prompt={o.images_per_prompt!r} is out of range: 1..{MAX_PICTURES // len(rows)} here."
@@ -122,23 +131,32 @@ def collect_prompts(o: GenerateOptions, console: Console) -> list[PromptRow]:
 
 def words_for(pipe: AdaptivePipeline, prompts: Sequence[str], nearest: bool, console: Console) -> list[Wording]:
     """Prompts in words that the card knows; says where they are others."""
-    assert pipe.card is not None
-    card = pipe.card
-    concepts = card.known_concepts() if nearest else []
-    vocabulary = Vocabulary(concepts, card.styles, pipe.student.encode, card.known_keywords())
+    vocabulary = vocabulary_of(pipe, nearest)
     words = [vocabulary.word(prompt) for prompt in prompts]
     for word in words:
         if word.similarity < 1:
-            console.print(
-                f"[yellow]note:[/] {word.asked!r} is not a concept this card knows; painting {word.painted!r}"
-                f" (similarity {word.similarity:.2f}; --no-nearest paints it as asked)"
-            )
+            say_word(word, console)
     return words
 
 
-def prepare(o: GenerateOptions, console: Console) -> Plan:
-    """Load the models and turn prompts into requests."""
-    rows = collect_prompts(o, console)
+def vocabulary_of(pipe: AdaptivePipeline, nearest: bool) -> Vocabulary:
+    """The words that a card knows; without `nearest` every word passes."""
+    assert pipe.card is not None
+    card = pipe.card
+    concepts = card.known_concepts() if nearest else []
+    return Vocabulary(concepts, card.styles, pipe.student.encode, card.known_keywords())
+
+
+def say_word(word: Wording, console: Console) -> None:
+    """That a prompt is painted in other words."""
+    console.print(
+        f"[yellow]note:[/] {word.asked!r} is not a concept this card knows; painting {word.painted!r}"
+        f" (similarity {word.similarity:.2f}; --no-nearest paints it as asked)"
+    )
+
+
+def loaded(o: GenerateOptions, console: Console) -> tuple[AdaptivePipeline, CascadeSettings, Policy]:
+    """The models, and how they are to paint."""
     mode = o.mode
     with console.status("loading models"):
         pipe = AdaptivePipeline.from_card(o.card, placement=o.placement)
@@ -147,16 +165,29 @@ def prepare(o: GenerateOptions, console: Console) -> Plan:
     settings = cascade_settings(pipe.settings, o)
     policy = pipe.policy(settings, o.threshold, o.budget, mode, o.steer)
     pipe.machine(settings, policy)  # Settings that these models can't meet are refused before a folder is claimed.
+    return pipe, settings, policy
+
+
+def prepare(o: GenerateOptions, console: Console) -> Plan:
+    """Load the models and turn prompts into requests."""
+    rows = collect_prompts(o, console)
+    pipe, settings, policy = loaded(o, console)
     words = words_for(pipe, [row.prompt for row in rows], o.nearest, console)
     requests: list[Request] = []
     for row, word in zip(rows, words, strict=True):
-        for k in range(o.images_per_prompt):
-            i = len(requests)
-            seed = o.seed + i if row.seed is None else row.seed + k
-            requests.append(Request(word.painted, seed, row.negative_prompt or o.negative_prompt, i))
+        requests += requests_of(row, word.painted, len(requests), o)
     said = o.placement.to_dict()
     wordings = [w for w in words for _ in range(o.images_per_prompt)]
     return Plan(pipe, policy, settings, requests, wordings, {"placement": said} if said else {})
+
+
+def requests_of(row: PromptRow, painted: str, first: int, o: GenerateOptions) -> list[Request]:
+    """A prompt's pictures, of which the first is picture `first` of the run."""
+    made: list[Request] = []
+    for k in range(o.images_per_prompt):
+        seed = o.seed + first + k if row.seed is None else row.seed + k
+        made.append(Request(painted, seed, row.negative_prompt or o.negative_prompt, first + k))
+    return made
 
 
 def policy_beside(
@@ -181,4 +212,6 @@ def policy_beside(
 def generate_command(o: GenerateOptions) -> None:
     """Paint, resume, and write tables and the contact sheet at the end."""
     console = Console(stderr=True, highlight=False)
-    paint(prepare(o, console), o, console)
+    if o.ray_address is not None:
+        raise SettingError(f"--ray-address {o.ray_address} is for --engine ray: give both, or neither.")
+    return paint(prepare(o, console), o, console)

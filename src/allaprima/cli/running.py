@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,8 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from allaprima.calibration.steering import SteeredThreshold
 from allaprima.cascade.job import Request
 from allaprima.cascade.policy import AlwaysPolicy, Decision, Policy, ThresholdPolicy, policy_to_dict
-from allaprima.cascade.record import chunks, record
-from allaprima.cascade.result import Result
+from allaprima.cascade.record import Packed, Packer
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.cli.folder import RunFolder
 from allaprima.cli.watch import DriftWatch
@@ -68,12 +67,25 @@ class Plan:
 
 def identity(plan: Plan, o: RunOptions) -> dict[str, Any]:
     """What a folder belongs to: everything that its pictures follow from."""
-    rows = [
-        [w.asked, r.prompt, r.negative_prompt, r.seed, *given_rows(r)]
-        for w, r in zip(plan.wordings, plan.requests, strict=True)
-    ]
-    asked = json.dumps(rows)
-    policy = plan.policy
+    pairs = zip(plan.wordings, plan.requests, strict=True)
+    return identity_of(plan.pipe, plan.policy, plan.settings, o, len(plan.requests), digest((w.asked, r) for w, r in pairs))
+
+
+def digest(asked: Iterable[tuple[str, Request]]) -> str:
+    """Of all that is asked for, in order: prompts as they were given, and requests."""
+    made, before = hashlib.sha256(), "["
+    for words, r in asked:
+        row = [words, r.prompt, r.negative_prompt, r.seed, *given_rows(r)]
+        made.update((before + json.dumps(row)).encode())
+        before = ", "
+    made.update(b"[]" if before == "[" else b"]")
+    return made.hexdigest()
+
+
+def identity_of(
+    pipe: AdaptivePipeline, policy: Policy, settings: CascadeSettings, o: RunOptions, pictures: int, asked: str
+) -> dict[str, Any]:
+    """The same, of so many pictures whose `digest` is known."""
     how: dict[str, Any]
     if isinstance(policy, SteeredThreshold):
         how = {"steered": policy.identity()}
@@ -86,10 +98,10 @@ def identity(plan: Plan, o: RunOptions) -> dict[str, Any]:
         "card": o.card,
         "mode": o.mode,
         **how,
-        "settings": plan.settings.to_dict(),
-        "fingerprints": plan.pipe.fingerprints(),
-        "pictures": len(plan.requests),
-        "prompts_sha256": hashlib.sha256(asked.encode()).hexdigest(),
+        "settings": settings.to_dict(),
+        "fingerprints": pipe.fingerprints(),
+        "pictures": pictures,
+        "prompts_sha256": asked,
     }
 
 
@@ -114,7 +126,12 @@ def drift_watch(plan: Plan, o: RunOptions, console: Console) -> DriftWatch | Non
     """
     if any(r.edit is not None or r.controls for r in plan.requests):
         return None
-    made, threshold = plan.pipe.calibration, plan.policy.threshold
+    return watch_of(plan.pipe, plan.policy, o, console)
+
+
+def watch_of(pipe: AdaptivePipeline, policy: Policy, o: RunOptions, console: Console) -> DriftWatch | None:
+    """The same, of prompts alone."""
+    made, threshold = pipe.calibration, policy.threshold
     if o.threshold is not None or made is None or made.policy is not None or threshold is None or math.isinf(threshold):
         return None
     return DriftWatch(made.monitor(threshold), threshold, console)
@@ -139,39 +156,65 @@ def paint(plan: Plan, o: RunOptions, console: Console) -> None:
     if isinstance(plan.policy, SteeredThreshold):
         plan.policy.resume(history(plan, accounts))
     seconds = 0.0
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("painting", total=len(todo))
-        seen = accepted = 0
+    pack = Packer(o.card, o.mode, prints, told, plan.beside)
+    with Bar(console, len(todo)) as bar:
         for result in plan.pipe.stream(todo, plan.settings, plan.policy):
-            asked = plan.wordings[result.request.index].asked
-            account = record(result, o.card, o.mode, asked, prints, told, plan.beside)
-            save_result(folder, result, account)
-            accounts[result.request.index] = account
+            packed = pack(result, plan.wordings[result.request.index].asked)
+            keep(folder, packed)
+            accounts[result.request.index] = packed.account
             if watch is not None:
                 watch.see(result.request.index, result.score)
-            seen, accepted = seen + 1, accepted + (account["decision"] == "accept")
-            seconds += sum(result.cost.seconds.values())
-            progress.update(task, advance=1, description=f"painting, {accepted / seen:.0%} accepted at once")
-    ordered = [accounts[r.index] for r in plan.requests]
-    write_tables(folder, ordered, plan.settings)
-    summary(console, o, ordered, plan.settings, seconds, len(todo))
+            seconds += packed.seconds
+            bar.painted(packed.account)
+    totals = write_tables(folder, (accounts[r.index] for r in plan.requests), plan.settings, console)
+    summary(console, o, totals, seconds, len(todo))
     if isinstance(plan.policy, SteeredThreshold):
         unit = plan.policy.prices.unit
         console.print(f"steered to {plan.policy.mean_cost:.4g} mean {unit} a picture; {plan.policy.budget:g} were asked for")
     if watch is not None:
         watch.say()
-    failed = sum(a["error"] is not None for a in ordered)
-    if failed:
+    end(totals)
+
+
+def end(totals: Totals) -> None:
+    """With code 2 if a picture failed."""
+    if totals.failed:
         import typer
 
         raise typer.Exit(2)
+
+
+class Bar:
+    """The progress of painting. Use with `with`."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=console)
+        self._task = self._progress.add_task("painting", total=total)
+        self._seen = self._accepted = 0
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def painted(self, account: Mapping[str, Any]) -> None:
+        """One more picture."""
+        self._seen, self._accepted = self._seen + 1, self._accepted + (account["decision"] == "accept")
+        words = f"painting, {self._accepted / self._seen:.0%} accepted at once"
+        self._progress.update(self._task, advance=1, description=words)
+
+    def passed(self) -> None:
+        """One that was there already."""
+        self._progress.update(self._task, advance=1)
 
 
 def given_rows(request: Request) -> list[Any]:
@@ -190,58 +233,91 @@ def keep_sources(folder: RunFolder, request: Request) -> None:
             save_png(to_pil(image.expand(3, -1, -1) if len(image) == 1 else image), path, {})
 
 
-def save_result(folder: RunFolder, result: Result, account: dict[str, Any]) -> None:
+def keep(folder: RunFolder, packed: Packed) -> None:
     """Draft first, then the picture: a picture that is there means everything about it is."""
-    if result.image is None:
+    if packed.image is None:
         return
-    name = f"{result.request.index:05d}.png"
-    if result.draft is not None:
-        save_png(to_pil(result.draft), folder.drafts / name, {})
-    save_png(to_pil(result.image), folder.images / name, chunks(account))
+    name = f"{packed.account['index']:05d}.png"
+    if packed.draft is not None:
+        write_bytes_atomically(folder.drafts / name, packed.draft)
+    write_bytes_atomically(folder.images / name, packed.image)
 
 
-def write_tables(folder: RunFolder, accounts: Sequence[dict[str, Any]], settings: CascadeSettings) -> None:
-    """`results.jsonl` and `sheet.png`, made from what the folder holds."""
-    lines: list[str] = []
+ROW = (
+    "index", "prompt", "asked", "negative_prompt", "seed", "score", "threshold", "decision", "evaluations", "error", "edit",
+    "controls",
+)  # fmt: skip
+"""Of an account, what `results.jsonl` tells."""
+
+
+@dataclass
+class Totals:
+    """What a run has come to."""
+
+    pictures: int = 0
+    accepted: int = 0
+    steps: int = 0
+    failed: int = 0
+
+    def see(self, account: Mapping[str, Any], steps: int) -> None:
+        """One more."""
+        good = account["error"] is None
+        self.pictures += good
+        self.failed += not good
+        self.accepted += good and account["decision"] == "accept"
+        self.steps += steps if good else 0
+
+
+def write_tables(
+    folder: RunFolder, accounts: Iterable[dict[str, Any]], settings: CascadeSettings, console: Console
+) -> Totals:
+    """`results.jsonl` and `sheet.png`, made from what the folder holds, account by account; says which pictures failed."""
+    totals, shown = Totals(), list[dict[str, Any]]()
+
+    def lines() -> Iterator[str]:
+        for a in accounts:
+            steps = steps_of(a, settings)
+            totals.see(a, steps)
+            if a["error"] is not None:
+                console.print(f"[red]failed[/] {a['index']}: {a['error']}", markup=True)
+            elif len(shown) < SHEET_CELLS:
+                shown.append(a)
+            yield json.dumps(row_of(folder, a, steps))
+
+    folder.write_lines("results.jsonl", lines())
+    if shown:
+        write_sheet(folder, shown, totals)
+    return totals
+
+
+def row_of(folder: RunFolder, account: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """A line of `results.jsonl`."""
+    name = f"{account['index']:05d}.png"
+    there = {"image": None if account["error"] else f"images/{name}"}
+    if (folder.drafts / name).exists():
+        there["draft"] = f"drafts/{name}"
+    row = {**{k: account[k] for k in ROW if k in account}, **there, "steps": steps}
+    # JSON has no infinity (a steered threshold that lets all or nothing pass) and no nan (an oracle that failed).
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def write_sheet(folder: RunFolder, shown: Sequence[dict[str, Any]], totals: Totals) -> None:
+    """The first pictures, small."""
     cells: list[SheetRow] = []
-    for a in accounts:
+    for a in shown:
         name = f"{a['index']:05d}.png"
-        there = {"image": None if a["error"] else f"images/{name}"}
-        if (folder.drafts / name).exists():
-            there["draft"] = f"drafts/{name}"
-        keep = (
-            "index",
-            "prompt",
-            "asked",
-            "negative_prompt",
-            "seed",
-            "score",
-            "threshold",
-            "decision",
-            "evaluations",
-            "error",
-            "edit",
-            "controls",
-        )
-        row = {**{k: a[k] for k in keep if k in a}, **there, "steps": steps_of(a, settings)}
-        # JSON has no infinity (a steered threshold that lets all or nothing pass) and no nan (an oracle that failed).
-        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        lines.append(json.dumps(row))
-        if a["error"] is None and len(cells) < SHEET_CELLS:
-            draft = Image.open(folder.drafts / name) if "draft" in there else None
-            final = Image.open(folder.images / name)
-            edit = a.get("edit")
-            first = edit["image"] if edit is not None else a["controls"][0]["image"] if "controls" in a else None
-            source = None if first is None else Image.open(folder.source(first))
-            words = a["prompt"] if edit is None else f"{a['prompt']} ({edit['strength']:g})"
-            cells.append(SheetRow(words, draft, final, a["score"], a["threshold"], a["decision"], source))
-    folder.write("results.jsonl", "\n".join(lines) + "\n")
-    if cells:
-        share = sum(a["decision"] == "accept" for a in accounts) / len(accounts)
-        order = "Picture, draft, final (strength)." if "edit" in accounts[0] else "Left the draft, right the final."
-        order = "Map, draft, final." if "controls" in accounts[0] else order
-        title = f"allaprima: {len(accounts)} pictures, {share:.0%} accepted at once. {order}"
-        write_bytes_atomically(folder.path / "sheet.png", png_bytes(contact_sheet(cells, title), {}))
+        draft = Image.open(folder.drafts / name) if (folder.drafts / name).exists() else None
+        final = Image.open(folder.images / name)
+        edit = a.get("edit")
+        first = edit["image"] if edit is not None else a["controls"][0]["image"] if "controls" in a else None
+        source = None if first is None else Image.open(folder.source(first))
+        words = a["prompt"] if edit is None else f"{a['prompt']} ({edit['strength']:g})"
+        cells.append(SheetRow(words, draft, final, a["score"], a["threshold"], a["decision"], source))
+    count = totals.pictures + totals.failed
+    order = "Picture, draft, final (strength)." if "edit" in shown[0] else "Left the draft, right the final."
+    order = "Map, draft, final." if "controls" in shown[0] else order
+    title = f"allaprima: {count} pictures, {totals.accepted / count:.0%} accepted at once. {order}"
+    write_bytes_atomically(folder.path / "sheet.png", png_bytes(contact_sheet(cells, title), {}))
 
 
 def steps_of(account: dict[str, Any], settings: CascadeSettings) -> int:
@@ -255,22 +331,10 @@ def steps_of(account: dict[str, Any], settings: CascadeSettings) -> int:
     return student + (share_of(settings.teacher_steps, account["edit"]["strength"]) if part else settings.teacher_steps)
 
 
-def summary(
-    console: Console,
-    o: RunOptions,
-    accounts: Sequence[dict[str, Any]],
-    settings: CascadeSettings,
-    seconds: float,
-    new: int,
-) -> None:
+def summary(console: Console, o: RunOptions, totals: Totals, seconds: float, new: int) -> None:
     """Say what was done and where it is."""
-    good = [a for a in accounts if a["error"] is None]
-    for a in accounts:
-        if a["error"] is not None:
-            console.print(f"[red]failed[/] {a['index']}: {a['error']}", markup=True)
-    if good:
-        mean = sum(steps_of(a, settings) for a in good) / len(good)
-        accepted = sum(a["decision"] == "accept" for a in good)
+    if totals.pictures:
+        mean = totals.steps / totals.pictures
         speed = f", {seconds / new:.2f} s a picture" if new else ""
-        console.print(f"{len(good)} pictures: {accepted} accepted at once, mean {mean:.1f} steps{speed}")
+        console.print(f"{totals.pictures} pictures: {totals.accepted} accepted at once, mean {mean:.1f} steps{speed}")
     console.print(f"look at {o.out / 'sheet.png'}; rows in {o.out / 'results.jsonl'}; what made one: allaprima show PICTURE")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Generator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +19,7 @@ from allaprima.models.placement import Placement
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.serving.admission import EngineLimits
 from allaprima.serving.controller import Controller, Objective
+from allaprima.serving.crew import Crew
 from allaprima.serving.engine import Engine
 from allaprima.serving.oracle_guard import OracleFailure
 
@@ -43,6 +47,9 @@ class ServeOptions:
     max_per_client: int | None
     drain_seconds: float
     traces: str | None
+    engine: str = "process"
+    ray_address: str | None = None
+    pools: str = ""
     placement: Placement = field(default_factory=Placement, kw_only=True)
 
     def check(self) -> None:
@@ -53,6 +60,10 @@ class ServeOptions:
             raise SettingError(f"drain_seconds={self.drain_seconds!r} is out of range: 0..86400.")
         if self.latency_objective is None and self.lowest_threshold is not None:
             raise SettingError("--lowest-threshold is for --latency-objective: give both, or neither.")
+        if self.engine not in ("process", "ray"):
+            raise SettingError(f"engine={self.engine!r} is not known: process (here), or ray (pools on a Ray cluster).")
+        if self.engine == "process" and (self.ray_address is not None or self.pools):
+            raise SettingError("--ray-address and --pools are for --engine ray: give it too, or leave them out.")
 
 
 def controller_of(o: ServeOptions, pipe: AdaptivePipeline) -> Controller | None:
@@ -73,8 +84,34 @@ def controller_of(o: ServeOptions, pipe: AdaptivePipeline) -> Controller | None:
     return Controller(Objective(o.latency_objective, low, high))
 
 
+@contextlib.contextmanager
+def crew_of(o: ServeOptions, pipe: AdaptivePipeline) -> Generator[tuple[Crew | None, int]]:
+    """Who takes jobs through their stages, None for this process; and how many may be in flight."""
+    if o.engine == "process":
+        yield None, 3 * o.batch_size
+        return
+    import torch
+
+    from allaprima.fleet.ray_serve import Crewman, deployed, pools_of
+
+    gpu = str(o.placement.device or "").startswith("cuda")
+    pools = pools_of(o.pools, float(torch.get_num_threads()), 1.0 if gpu else 0.0)
+    card = str(Path(o.card).resolve()) if Path(o.card).exists() else o.card
+    make = partial(AdaptivePipeline.from_card, card, placement=o.placement)
+    crewman = Crewman(make, pipe.fingerprints(), torch.get_num_threads(), o.oracle_timeout)
+    # Each replica's batch, and as much again on its way.
+    flying = 2 * o.batch_size * sum(pool.most for pool in pools.values())
+    with deployed(crewman, pools, o.ray_address, o.batch_size) as fleet:
+        yield fleet, flying
+
+
 def serve_command(o: ServeOptions) -> None:
     """Load, listen, serve until a signal, finish what was accepted."""
+    with contextlib.ExitStack() as stack:
+        _serve(o, stack)
+
+
+def _serve(o: ServeOptions, stack: contextlib.ExitStack) -> None:
     try:
         from allaprima.serving.api.app import create_app
         from allaprima.serving.api.demo import add_demo
@@ -97,9 +134,12 @@ def serve_command(o: ServeOptions) -> None:
     limits = Limits.of(
         pipe.settings, n=o.max_pictures, pixels=o.max_pixels, steps=o.max_steps, client_pictures=o.max_per_client
     )  # fmt: skip
+    controller = controller_of(o, pipe)
+    with console.status("waiting for workers"):
+        crew, flying = stack.enter_context(crew_of(o, pipe))
     engine = Engine(
-        pipe, EngineLimits(queue=o.max_queue, in_flight=3 * o.batch_size), controller=controller_of(o, pipe),
-        on_oracle_failure=o.oracle_failure, oracle_timeout=o.oracle_timeout,
+        pipe, EngineLimits(queue=o.max_queue, in_flight=flying), controller=controller,
+        on_oracle_failure=o.oracle_failure, oracle_timeout=o.oracle_timeout, crew=crew,
     )  # fmt: skip
     service = Service(engine, pipe, limits, keys, o.allow_anyone, traces, o.budget)
     app = create_app(service)

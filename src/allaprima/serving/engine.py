@@ -21,17 +21,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from allaprima.cascade.job import Job, Stage
+from allaprima.cascade.policy import AlwaysPolicy, Decision
 from allaprima.cascade.run import result_of
-from allaprima.core.errors import DeadlinePassed, Draining, EngineStopped, PictureFailed, QueueFull, SettingError
+from allaprima.core.errors import (
+    DeadlinePassed,
+    Draining,
+    EngineStopped,
+    PictureFailed,
+    QueueFull,
+    ServingError,
+    SettingError,
+)
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.serving.admission import EngineLimits, Place, WaitingRoom, given_bytes, job_bytes, work
 from allaprima.serving.controller import Controller
+from allaprima.serving.crew import RUNS, Back, Crew, StageRun, adopt
 from allaprima.serving.machines import COMPUTE, Bench, Machines
 from allaprima.serving.oracle_guard import OracleFailure, Watched, judges, when_unscored
 from allaprima.serving.schedule import Group, choose, oldest_first, passed_after
 from allaprima.serving.slot import Slot, act, draft_of, unscored, unsound
 from allaprima.serving.snapshot import Meter, Snapshot
-from allaprima.serving.ticket import LAST, Ask, Cancelled, Event, Failed, Finished, Started, Ticket
+from allaprima.serving.ticket import LAST, Ask, Cancelled, Event, Failed, Finished, Handed, Started, Ticket
 
 log = logging.getLogger(__name__)
 Key = tuple[Bench, Stage, int]
@@ -52,12 +62,14 @@ class Engine:
         controller: Controller | None = None,
         on_oracle_failure: OracleFailure = "policy",
         oracle_timeout: float | None = None,
+        crew: Crew | None = None,
     ) -> None:
         """`clock`: the seconds of deadlines. `controller`: moves thresholds of asks that are `adjustable`.
 
         `on_oracle_failure`: what becomes of a draft that the oracle gave no number for, where its policy goes by scores:
         `policy` what the policy says of nan, `accept`, `regenerate`, or `refuse` (the request fails). `oracle_timeout`:
-        seconds after which a call of the oracle is given up, a failure like any other; None waits for ever.
+        seconds after which a call of the oracle is given up, a failure like any other; None waits for ever. `crew`: who
+        takes jobs through their stages in place of this process's networks (`serving.crew`).
 
         The pipeline is the engine's while it runs: painting with it elsewhere at the same time isn't supported. Raises
         `SettingError` for values out of range.
@@ -68,6 +80,7 @@ class Engine:
             raise SettingError(f"oracle_timeout={oracle_timeout!r} must be above 0 seconds, or None.")
         self.limits, self.clock, self.controller = limits, clock, controller
         self._on_failure: OracleFailure = on_oracle_failure
+        self._crew = crew
         self._oracle = None if pipe.oracle is None else Watched(pipe.oracle, oracle_timeout)
         own: Any = copy.copy(pipe)
         own.oracle = self._oracle
@@ -88,7 +101,9 @@ class Engine:
         """Start the compute thread (and one for each painter that waits for a server). Raises `SettingError` if it was."""
         if self._threads or self._stopping:
             raise SettingError("an engine is started once: make another.")
-        for lane in (COMPUTE, *sorted(self._machines.waiters)):
+        # A crew's jobs wait nowhere here, so one thread hands them all out.
+        waiters = () if self._crew is not None else sorted(self._machines.waiters)
+        for lane in (COMPUTE, *waiters):
             self._threads.append(threading.Thread(target=self._work, args=(str(lane),), name=f"engine {lane}", daemon=True))
         for thread in self._threads:
             thread.start()
@@ -111,6 +126,27 @@ class Engine:
             self._meter.counts["accepted"] += len(slots)
             self._changed.notify_all()
         return [slot.ticket for slot in slots]
+
+    def go_on(self, run: StageRun) -> Ticket:
+        """Take a job that was begun elsewhere through the stages of its run; its ticket ends with `Handed`.
+
+        For engines that work for others, who have said who is let in. Raises `EngineStopped` or `Draining`.
+        """
+        with self._making:
+            bench = self._machines.of(run.settings)
+        job, now = run.job, self.clock()
+        policy = AlwaysPolicy(Decision.ACCEPT) if job.policy is None else job.policy
+        deadline = None if run.seconds_left is None else now + run.seconds_left
+        place = Place("", 0, deadline, now, 0.0, 0)
+        ticket = Ticket(Ask(job.request, run.settings, policy), self._cancel)
+        slot = Slot(ticket, bench, place, job, job_bytes(job.request, run.settings), stages=RUNS[job.stage])
+        with self._changed:
+            if self._draining or self._stopping:
+                raise Draining("this worker is about to stop and takes nothing new: ask another one.")
+            self._room.add([slot])
+            self._open[ticket.id] = slot
+            self._changed.notify_all()
+        return ticket
 
     def _slot(self, ask: Ask) -> Slot:
         with self._making:
@@ -149,7 +185,10 @@ class Engine:
                 self._room.remove(slot)
                 slot.closed = True
                 self._gone.append(slot)
+            abandon = slot.abandon if slot.busy else None
             self._changed.notify_all()
+        if abandon is not None:
+            abandon()
 
     def drain(self, timeout: float | None = None) -> bool:
         """Take nothing new and wait until everything accepted has been told its end: True if that came within `timeout`.
@@ -174,6 +213,8 @@ class Engine:
                 thread.join(max(0.0, until - time.monotonic()))
         if self._oracle is not None:
             self._oracle.close()
+        if self._crew is not None:
+            self._crew.close()
         self._end_all("the server was stopped before this picture was finished: ask again.")
 
     def _end_all(self, words: str, cause: BaseException | None = None) -> None:
@@ -277,11 +318,12 @@ class Engine:
         ready: dict[Key, list[Slot]] = {}
         for slot in self._flying:
             # A busy slot's job is the other thread's: not even its stage is looked at.
-            if not slot.busy and slot.bench.lane(stage := slot.job.stage) == lane:
+            if not slot.busy and (self._crew is not None or slot.bench.lane(slot.job.stage) == lane):
+                stage = slot.job.stage
                 ready.setdefault((slot.bench, stage, slot.job.route if stage is Stage.STUDENT else 0), []).append(slot)
         passed = self._passed.get(lane, {})
         groups = [
-            Group(key, str(key[1]), len(slots), key[0].size, min(s.place.accepted for s in slots), passed.get(key, 0))
+            Group(key, str(key[1]), len(slots), self._rows(key[0]), min(s.place.accepted for s in slots), passed.get(key, 0))
             for key, slots in ready.items()
         ]
         chosen = choose(groups, self.limits.patience)
@@ -289,12 +331,16 @@ class Engine:
         if chosen is None:
             return []
         slots = ready[chosen]
-        batch = [slots[i] for i in oldest_first([s.place.accepted for s in slots], chosen[0].size)]
+        batch = [slots[i] for i in oldest_first([s.place.accepted for s in slots], self._rows(chosen[0]))]
         for slot in batch:
             slot.busy = True
             if chosen[1] is Stage.SCORE:
                 self._lower(slot)
         return batch
+
+    def _rows(self, bench: Bench) -> int:
+        """Of a batch; to a crew jobs go one by one, and it makes batches of them."""
+        return bench.size if self._crew is None else 1
 
     def _lower(self, slot: Slot) -> None:
         """Before its first draft is decided about: under load by a lower threshold, which it keeps for later drafts.
@@ -312,6 +358,10 @@ class Engine:
         if stage is Stage.NEW:
             for slot in batch:
                 slot.ticket.tell(Started())
+        if self._crew is not None:
+            for slot in batch:
+                self._send(self._crew, slot)
+            return 0.0
         begun, by_clock = time.perf_counter(), self.clock()
         wrong, again = act(bench, stage, batch)
         seconds, by_clock = time.perf_counter() - begun, self.clock() - by_clock
@@ -321,23 +371,59 @@ class Engine:
             words = None if slot in wrong else unsound(slot.job, stage)
             if words is not None:
                 wrong[slot] = ArithmeticError(words)
+            slot.share.batch(stage, len(batch), bench.size, seconds)
         with self._changed:
             self._meter.batch(stage, len(batch), bench.size, seconds)
             self._meter.counts["retried"] += again
             bench.took(stage, by_clock)  # Whether a deadline can be met is told in the deadlines' seconds.
+        self._settle(batch, stage, wrong)
+        return seconds
+
+    def _send(self, crew: Crew, slot: Slot) -> None:
+        """To the crew; it is busy until it comes back."""
+        stage, deadline = slot.job.stage, slot.place.deadline
+        left = None if deadline is None else deadline - self.clock()
+        run = StageRun(slot.job, slot.bench.machine.settings, left)
+        abandon = crew.run(run, lambda back: self._back(slot, stage, back))
+        with self._changed:
+            slot.abandon = abandon
+            cancelled = slot.cancelled
+        if cancelled:
+            abandon()
+
+    def _back(self, slot: Slot, stage: Stage, back: Back) -> None:
+        """From the crew, in its thread."""
+        with self._changed:
+            if isinstance(back, Handed) and not slot.closed:
+                adopt(slot.job, back.job)
+                slot.steps.update(back.steps)
+                self._meter.elsewhere(back.share)
+                for name, calls in back.share.calls.items():
+                    slot.bench.took(Stage(name), back.share.longest[name] / calls)
+        if back is None:
+            with self._changed:
+                slot.busy = False
+                self._changed.notify_all()
+        else:
+            self._settle([slot], stage, {slot: back} if isinstance(back, Exception) else {})
+
+    def _settle(self, batch: Sequence[Slot], stage: Stage, wrong: Mapping[Slot, Exception]) -> None:
+        """What follows from a call, told; its jobs are free for the next."""
+        with self._changed:
             told = [(slot, event) for slot in batch for event in self._events(slot, stage, wrong.get(slot))]
         self._tell(told)
         with self._changed:
             for slot in batch:
                 slot.busy = False
             self._changed.notify_all()
-        return seconds
 
     def _events(self, slot: Slot, stage: Stage, wrong: Exception | None) -> list[Event]:
         """What there is to tell after a call."""
         job = slot.job
         if slot.closed:
             return []
+        if isinstance(wrong, ServingError):
+            return [self._close(slot, Failed(wrong))]
         if wrong is not None:
             words = f"this picture failed, others are not touched: {type(wrong).__name__}: {wrong}"
             return [self._close(slot, Failed(_because(PictureFailed(words), wrong)))]
@@ -349,7 +435,10 @@ class Engine:
                 words = f"the oracle gave no score, and drafts without one are refused: {job.warning or job.score}"
                 return [self._close(slot, Failed(PictureFailed(words)))]
             events.append(draft_of(job))
-        if job.stage is Stage.DONE:
+        if slot.stages is not None:
+            if job.stage not in slot.stages:
+                events.append(self._close(slot, Handed(job, slot.steps, slot.share)))
+        elif job.stage is Stage.DONE:
             events.append(self._close(slot, self._end(slot)))
         return events
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +14,7 @@ from allaprima.cascade.job import Job, Stage
 from allaprima.core.cost import Cost
 from allaprima.serving.admission import Place
 from allaprima.serving.machines import Bench
+from allaprima.serving.snapshot import Share
 from allaprima.serving.ticket import Draft, Ticket
 
 
@@ -34,6 +35,11 @@ class Slot:
     """Its end is decided; whoever set this tells it."""
     steps: Counter[str] = field(default_factory=Counter[str])
     """Network steps so far, by painter."""
+    stages: frozenset[Stage] | None = None
+    """Those that it is taken through here; None: all, to its end."""
+    share: Share = field(default_factory=Share)
+    abandon: Callable[[], None] | None = None
+    """Gives up what a crew does with it."""
 
 
 def act(bench: Bench, stage: Stage, slots: Sequence[Slot]) -> tuple[dict[Slot, Exception], int]:

@@ -66,15 +66,36 @@ class Snapshot:
 
 
 @dataclass
+class Share:
+    """What one job took of batches, by stage: added up over jobs it is what `Meter.batch` counts."""
+
+    calls: dict[str, int] = field(default_factory=dict[str, int])
+    batches: dict[str, float] = field(default_factory=dict[str, float])
+    slots: dict[str, float] = field(default_factory=dict[str, float])
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    longest: dict[str, float] = field(default_factory=dict[str, float])
+    """Seconds of all of its calls, whoever else was in them."""
+
+    def batch(self, stage: Stage, jobs: int, size: int, seconds: float) -> None:
+        """It was in a batch of so many."""
+        name = str(stage)
+        self.calls[name] = self.calls.get(name, 0) + 1
+        for all_, part in (
+            (self.batches, 1 / jobs), (self.slots, size / jobs), (self.seconds, seconds / jobs), (self.longest, seconds),
+        ):  # fmt: skip
+            all_[name] = all_.get(name, 0.0) + part
+
+
+@dataclass
 class Meter:
     """What adds up. The engine's lock guards it."""
 
     counts: Counter[str] = field(default_factory=Counter[str])
     """`accepted`, `finished`, `failed`, `expired`, `cancelled`, `refused`, `oracle_failures`, `retried`."""
     decisions: Counter[str] = field(default_factory=Counter[str])
-    batches: Counter[str] = field(default_factory=Counter[str])
+    batches: dict[str, float] = field(default_factory=dict[str, float])
     rows: Counter[str] = field(default_factory=Counter[str])
-    slots: Counter[str] = field(default_factory=Counter[str])
+    slots: dict[str, float] = field(default_factory=dict[str, float])
     """Rows there were room for."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     steps: Counter[str] = field(default_factory=Counter[str])
@@ -83,11 +104,18 @@ class Meter:
 
     def batch(self, stage: Stage, jobs: int, size: int, seconds: float) -> None:
         """A batch has gone."""
-        name = str(stage)
-        self.batches[name] += 1
-        self.rows[name] += jobs
-        self.slots[name] += size
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        share = Share()
+        share.batch(stage, 1, size, seconds)
+        self.elsewhere(share)
+        self.rows[str(stage)] += jobs - 1
+
+    def elsewhere(self, share: Share) -> None:
+        """A job was in batches of someone else's."""
+        self.rows.update(share.calls)
+        pairs = ((self.batches, share.batches), (self.slots, share.slots), (self.seconds, share.seconds))
+        for all_, part in pairs:
+            for name, value in part.items():
+                all_[name] = all_.get(name, 0.0) + value
 
     def finished(self, result: Result, steps: Mapping[str, int]) -> None:
         """A picture is there."""
@@ -113,7 +141,7 @@ class Meter:
             decisions=dict(self.decisions),
             mean_teacher_steps=self.mean_steps("teacher"),
             mean_student_steps=self.mean_steps("student"),
-            batches=dict(self.batches),
+            batches={stage: round(n) for stage, n in self.batches.items()},
             rows=dict(self.rows),
             fill={stage: self.rows[stage] / room for stage, room in self.slots.items()},
             seconds=dict(self.seconds),

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from allaprima.cascade.job import Request
+from allaprima.cascade.job import Job, Request
 from allaprima.cascade.policy import Decision, Policy
 from allaprima.cascade.result import Result
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import RequestCancelled
+from allaprima.serving.snapshot import Share
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +76,20 @@ class Cancelled:
     """The request was taken back (`Ticket.cancel`) before its picture was finished."""
 
 
-Event = Started | Draft | Finished | Failed | Cancelled
+@dataclass(frozen=True)
+class Handed:
+    """The job has left the stages that it was to be taken through here (`Engine.go_on`); no other ticket ends so."""
+
+    job: Job
+    steps: Counter[str]
+    """Network steps here, by painter."""
+    share: Share
+    """What it took of the batches it was in."""
+
+
+Event = Started | Draft | Finished | Failed | Cancelled | Handed
 Listener = Callable[[Event], None]
-LAST = (Finished, Failed, Cancelled)
+LAST = (Finished, Failed, Cancelled, Handed)
 """Exactly one of these ends a ticket; nothing comes after it."""
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from starlette.types import Receive
 
 from allaprima.cascade.result import Result
-from allaprima.serving.ticket import Cancelled, Draft, Event, Failed, Finished, Started, Ticket
+from allaprima.serving.ticket import Cancelled, Draft, Event, Failed, Finished, Handed, Started, Ticket
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class Watch:
                 self._end(k, event)
                 yield k, None
 
-    def _end(self, k: int, event: Finished | Failed | Cancelled | None) -> None:
+    def _end(self, k: int, event: Finished | Failed | Cancelled | Handed | None) -> None:
         seen = self.seen[k]
         seen.ended = time.time()
         if isinstance(event, Finished):
