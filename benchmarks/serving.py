@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -247,9 +248,9 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
                 found[side].append(highest(server, gaps, args.objective, args.probes))
             finally:
                 server.close()
-            if not args.json:
-                said = found[side][-1]
-                print(f"repeat {repeat + 1}, {side}: {said['sustained']:.2f} a second of {said['capacity']:.2f}", flush=True)
+            said = found[side][-1]
+            words = f"repeat {repeat + 1}, {side}: {said['sustained']:.2f} a second of {said['capacity']:.2f}"
+            print(words, file=sys.stderr, flush=True)
     rates = {side: [r["sustained"] for r in rows] for side, rows in found.items()}
     ratios = {
         f"engine_over_{side}": spread([a / max(b, 1e-9) for a, b in zip(rates["engine"], rates[side], strict=True)])
