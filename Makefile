@@ -5,7 +5,7 @@ READY := .venv/.ready
 
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=0 -o Acquire::http::Timeout=20
 
-.PHONY: demo serve-demo test browser check bench reproduce docs clean
+.PHONY: demo serve-demo test browser postgres check bench reproduce docs clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -20,13 +20,18 @@ demo: $(READY)  ## prompts to pictures through the cascade, offline, on the bund
 serve-demo: $(READY)  ## the bundled models behind OpenAI's images API at http://127.0.0.1:8000/v1 until Ctrl+C
 	$(BIN)/allaprima serve
 
-test: $(READY) browser  ## two processes of one thread each: small tests lose more by sharing threads than they gain
+test: $(READY) browser postgres  ## two processes of one thread each: small tests lose more by sharing threads than they gain
 	ALLAPRIMA_TEST_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 browser:  ## for the demo page's tests; where there is none and apt can't be asked, they skip and say so
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
 		|| { test "$$(id -u)" = 0 && $(APT) update && $(APT) install -y --no-install-recommends chromium; } \
 		|| echo "no chromium here: the demo page's tests will be skipped"
+
+postgres:  ## for the preference study's tests on Postgres; without one they skip and say so
+	@command -v pg_ctl >/dev/null || ls /usr/lib/postgresql/*/bin/pg_ctl >/dev/null 2>&1 \
+		|| { test "$$(id -u)" = 0 && $(APT) update && $(APT) install -y --no-install-recommends postgresql; } \
+		|| echo "no Postgres here: the study's tests on it will be skipped"
 
 check: $(READY)
 	$(BIN)/ruff check .
