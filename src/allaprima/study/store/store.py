@@ -255,31 +255,33 @@ class Store:
     def progress(self, annotator: int, stopped: bool = False) -> Progress:
         """Where this annotator is."""
         with self.database.reading() as s:
-            tally, failed = _tally(s, annotator), self._failed(s, annotator)
+            tally = _tally(s, annotator)
             of_study = s.scalar(select(func.count()).select_from(PairRow).where(PairRow.kind == "study")) or 0
-            other = aliased(SlotRow)
-            mine = exists().where(other.pair_id == SlotRow.pair_id, other.annotator_id == annotator)
-            study = select(SlotRow.id).join(PairRow, SlotRow.pair_id == PairRow.id).where(PairRow.kind == "study")
-            unfinished = study.where(SlotRow.done == 0)
-            own = s.execute(unfinished.where(SlotRow.annotator_id == annotator).limit(1)).first()
-            others = s.execute(unfinished.where(~mine).limit(1)).first()
-            free = or_(SlotRow.annotator_id.is_(None), SlotRow.leased_until < self._clock())
-            now = s.execute(unfinished.where(~mine, free).limit(1)).first()
-        left = {k: tally.open(k) for k in ("training", "qualification")}
-        state = "voting"
-        if left["training"]:
-            state = "training"
-        elif left["qualification"]:
-            state = "qualification"
-        elif failed:
-            state = "failed"
-        elif stopped:
-            state = "stopped"
-        elif own is None and now is None:
-            state = "done" if others is None else WAITING
+            left = {k: tally.open(k) for k in ("training", "qualification")}
+            state = self._state(s, annotator, left, stopped)
         votes = tally.done.get("study", 0) + tally.done.get("gold", 0)
         checks = min(sum(tally.all.get("gold", [0])), of_study // self.rules.gold_every if self.rules.gold_every else 0)
         return Progress(state, votes, of_study + checks, left["training"], left["qualification"])
+
+    def _state(self, s: Session, annotator: int, left: Mapping[str, int], stopped: bool) -> str:
+        """No more is asked of the database than it takes: this is told after every vote."""
+        if left["training"]:
+            return "training"
+        if left["qualification"]:
+            return "qualification"
+        if self._failed(s, annotator):
+            return "failed"
+        if stopped:
+            return "stopped"
+        other = aliased(SlotRow)
+        mine = exists().where(other.pair_id == SlotRow.pair_id, other.annotator_id == annotator)
+        study = select(SlotRow.id).join(PairRow, SlotRow.pair_id == PairRow.id).where(PairRow.kind == "study")
+        unfinished = study.where(SlotRow.done == 0)
+        free = or_(SlotRow.annotator_id.is_(None), SlotRow.leased_until < self._clock())
+        for some in (SlotRow.annotator_id == annotator, and_(~mine, free)):
+            if s.execute(unfinished.where(some).limit(1)).first() is not None:
+                return "voting"
+        return "done" if s.execute(unfinished.where(~mine).limit(1)).first() is None else WAITING
 
     def _failed(self, s: Session, annotator: int) -> bool:
         """Whether too few of the qualification's answers were right; never before all of them were given."""
