@@ -23,6 +23,7 @@ from allaprima.cascade.settings import CascadeSettings
 from allaprima.cli.folder import RunFolder
 from allaprima.cli.watch import DriftWatch
 from allaprima.core.errors import AllaprimaError
+from allaprima.core.words import MORE, given
 from allaprima.data.images import png_bytes, save_png, to_pil, write_bytes_atomically
 from allaprima.data.sheet import SheetRow, contact_sheet
 from allaprima.pipeline import AdaptivePipeline
@@ -69,7 +70,7 @@ class Plan:
 def identity(plan: Plan, o: RunOptions) -> dict[str, Any]:
     """What a folder belongs to: everything that its pictures follow from."""
     rows = [
-        [w.asked, r.prompt, r.negative_prompt, r.seed, *given_rows(r)]
+        [w.asked, r.prompt, r.negative_prompt, r.seed, *given_rows(r), *given(r).items()]
         for w, r in zip(plan.wordings, plan.requests, strict=True)
     ]
     asked = json.dumps(rows)
@@ -214,6 +215,7 @@ def write_tables(folder: RunFolder, accounts: Sequence[dict[str, Any]], settings
             "prompt",
             "asked",
             "negative_prompt",
+            *MORE,
             "seed",
             "score",
             "threshold",
