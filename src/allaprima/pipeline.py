@@ -304,10 +304,9 @@ class AdaptivePipeline:
     @staticmethod
     def student_settings(settings: CascadeSettings) -> dict[str, Any]:
         """The settings that change a draft, and so its score: a calibration holds for these only."""
-        names = (
-            "student_steps", "student_solver", "student_guidance", "student_guidance_rescale", "clip_skip", "height", "width",
-        )  # fmt: skip
-        return {k: v for k, v in settings.to_dict().items() if k in names}
+        names = ("student_steps", "student_solver", "student_guidance", "height", "width")
+        seldom = ("student_guidance_rescale", "clip_skip")
+        return {k: v for k, v in settings.to_dict().items() if k in (*names, *seldom)}
 
     @staticmethod
     def action_settings(settings: CascadeSettings) -> dict[str, Any]:
@@ -416,9 +415,9 @@ class AdaptivePipeline:
         With ControlNets (`with_controlnets`) `control_image` is one picture for all prompts or one each; with several nets
         a list of these, one a net; `controlnet_conditioning_scale` says how much they are heeded.
 
-        `prompt_2`, `negative_prompt_2` (sdxl, sd3, flux) and `prompt_3`, `negative_prompt_3` (sd3 with T5), one for all prompts
+        `prompt_2`, `negative_prompt_2` (sdxl, sd3, flux), `prompt_3` and `negative_prompt_3` (sd3 with T5), one for all prompts
         or one each, are for the second and third text encoder, which read `prompt` and `negative_prompt` otherwise;
-        `clip_skip` (sd, sdxl, sd3) and `guidance_rescale` (sd, sdxl; of both models, as `guidance_scale`) are diffusers', too.
+        `clip_skip` (sd, sdxl, sd3) and `guidance_rescale` (sd, sdxl; of both models, as `guidance_scale`) as in diffusers.
 
         `output_type`: `pil`, `np` `(N, H, W, 3)` or `pt` `(N, 3, H, W)`, in [0, 1]. With `return_dict=False` a tuple comes
         back whose first entry is the pictures. `callback_on_step_end(pipe, step, timestep, {"latents": (B, C, h, w)})` is
@@ -473,9 +472,7 @@ class AdaptivePipeline:
         starts = [None] * len(prompts) if edits is None else edits
         controls, scales = controls_of(len(prompts), self.controls, control_image, controlnet_conditioning_scale)
         requests = [
-            Request(
-                prompts[k], seeds[i], index=i, edit=starts[k], controls=controls[k], control_scales=scales, **words[k]
-            )
+            Request(prompts[k], seeds[i], index=i, edit=starts[k], controls=controls[k], control_scales=scales, **words[k])
             for i, k in enumerate(of)
         ]
         policy = self.policy(settings, threshold, budget, mode, steer)

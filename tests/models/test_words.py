@@ -24,7 +24,7 @@ from allaprima.models.partition import fit_pca_median
 from allaprima.models.whole import DiffusersPainter
 from allaprima.pipeline import AdaptivePipeline
 
-PROMPTS, SEEDS = ["red fox", "a blue owl"], [11, 12]
+PROMPTS, SEEDS = ["red fox", "blue owl"], [11, 12]
 SECOND, THIRD = ["a hut", "sea"], ["a tree", "red sun"]
 SETTINGS = CascadeSettings(
     student_steps=4, teacher_steps=4, student_guidance=3, teacher_guidance=3, batch_size=2, height=SIZE, width=SIZE,

@@ -1,4 +1,4 @@
-"""What text encoders are told where it isn't one prompt for all of them: `prompt_2` and the like, named as diffusers' are."""
+"""What text encoders are told where it isn't one prompt for all: `prompt_2` and the like, named as diffusers names them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,6 @@ from allaprima.diffusion.denoiser import NetworkDenoiser
 from allaprima.diffusion.prediction import from_x0, to_x0
 from allaprima.diffusion.schedule import Schedule, expand
 
-
 TOLD = ("guidance_scale", "guidance_rescale")
 """What a condition tells guidance, not networks."""
 

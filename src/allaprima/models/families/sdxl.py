@@ -96,9 +96,7 @@ class SDXLModel(UNetFamily):
         return Condition({**own.tensors, "refiner_embeds": more["prompt_embeds"], "refiner_pooled": more["pooled"]})
 
 
-def words_of(
-    pipeline: Any, words: Sequence[Words], zeros_for_empty: bool, device: Any, clip_skip: int = 0
-) -> Condition:
+def words_of(pipeline: Any, words: Sequence[Words], zeros_for_empty: bool, device: Any, clip_skip: int = 0) -> Condition:
     """`prompt_embeds` and `pooled` by a pipeline's own `encode_prompt`, zeros for empty prompts where that is due.
 
     A row that says something to the second encoder alone is not empty.
