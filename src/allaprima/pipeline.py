@@ -415,7 +415,7 @@ class AdaptivePipeline:
         With ControlNets (`with_controlnets`) `control_image` is one picture for all prompts or one each; with several nets
         a list of these, one a net; `controlnet_conditioning_scale` says how much they are heeded.
 
-        `prompt_2`, `negative_prompt_2` (sdxl, sd3, flux), `prompt_3` and `negative_prompt_3` (sd3 with T5), one for all prompts
+        `prompt_2`, `negative_prompt_2` (sdxl, sd3, flux), `prompt_3`, `negative_prompt_3` (sd3 with T5), one for all prompts
         or one each, are for the second and third text encoder, which read `prompt` and `negative_prompt` otherwise;
         `clip_skip` (sd, sdxl, sd3) and `guidance_rescale` (sd, sdxl; of both models, as `guidance_scale`) as in diffusers.
 
