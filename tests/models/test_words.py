@@ -250,3 +250,29 @@ def test_rows_with_a_prompt_alone_are_read_to_the_bit(pairs):
         student = pairs[name].student
         plain, worded = student.condition(PROMPTS).tensors, student.worded([Words(p) for p in PROMPTS]).tensors
         assert plain.keys() == worded.keys() and all(torch.equal(plain[k], worded[k]) for k in plain)
+
+
+def test_a_setting_that_no_card_has_is_not_lost_in_saving(pairs, tmp_path):
+    pair = pairs["sdxl"]
+    pipe = AdaptivePipeline(pair.student, pair.teacher, None, SETTINGS.changed(clip_skip=1))
+    with pytest.raises(SettingError, match="clip_skip=1: a card has no place"):
+        pipe.save_pretrained(tmp_path / "saved")
+
+
+def test_a_run_of_other_words_is_another_run():
+    from types import SimpleNamespace
+
+    from allaprima.cascade.job import Request
+    from allaprima.cascade.policy import AlwaysPolicy, Decision
+    from allaprima.cli.running import Plan, identity
+    from allaprima.tasks.text_to_image import Wording
+
+    pipe = SimpleNamespace(fingerprints=dict)
+
+    def named(**words):
+        request = Request("fox", 1, **words)
+        plan = Plan(pipe, AlwaysPolicy(Decision.ACCEPT), SETTINGS, [request], [Wording("fox", "fox", 1.0)])
+        return identity(plan, SimpleNamespace(card="c", mode="student-only"))
+
+    assert named() == named(prompt_2="") != named(prompt_2="hut")
+    assert named(prompt_2="hut") != named(negative_prompt_2="hut")
