@@ -194,7 +194,7 @@ def save(pipe: Saved, folder: str | Path, name: str | None = None, license: str 
     unsaid = next((name for name, usual in SELDOM.items() if getattr(pipe.settings, name) != usual), None)
     if unsaid is not None:
         raise SettingError(
-            f"{unsaid}={getattr(pipe.settings, unsaid)!r}: a card has no place for it, so that it would be lost. Leave it out"
+            f"{unsaid}={getattr(pipe.settings, unsaid)!r}: a card has no place for it, it would be lost. Leave it out"
             " of the pipeline's settings, and give it in each call."
         )
     if folder.is_file():
