@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from allaprima.calibration.artifact import Calibration
-from allaprima.cascade.settings import CascadeSettings
+from allaprima.cascade.settings import SELDOM, CascadeSettings
 from allaprima.core.asks import OWN, WholePainter
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.folder import fingerprint
@@ -190,6 +190,12 @@ def save(pipe: Saved, folder: str | Path, name: str | None = None, license: str 
         raise SettingError(
             "models that are called whole aren't saved: keep their card, or save the pipelines themselves. A card that names"
             f" their family ({', '.join(FAMILIES)}), and a LoRA as student.lora, is painted step by step and can be saved."
+        )
+    unsaid = next((name for name, usual in SELDOM.items() if getattr(pipe.settings, name) != usual), None)
+    if unsaid is not None:
+        raise SettingError(
+            f"{unsaid}={getattr(pipe.settings, unsaid)!r}: a card has no place for it, it would be lost. Leave it out"
+            " of the pipeline's settings, and give it in each call."
         )
     if folder.is_file():
         raise SettingError(f"{folder} is a file: give a folder.")

@@ -27,6 +27,7 @@ from allaprima.cascade.whole import StepPainter
 from allaprima.core.asks import WholePainter
 from allaprima.core.cost import Cost
 from allaprima.core.errors import CalibrationError, PaintingError, SettingError
+from allaprima.core.words import spread_all
 from allaprima.data.control_maps import GIVEN
 from allaprima.data.images import to_pil
 from allaprima.diffusion.guidance import GuidanceInterval
@@ -304,7 +305,8 @@ class AdaptivePipeline:
     def student_settings(settings: CascadeSettings) -> dict[str, Any]:
         """The settings that change a draft, and so its score: a calibration holds for these only."""
         names = ("student_steps", "student_solver", "student_guidance", "height", "width")
-        return {k: v for k, v in dataclasses.asdict(settings).items() if k in names}
+        seldom = ("student_guidance_rescale", "clip_skip")
+        return {k: v for k, v in settings.to_dict().items() if k in (*names, *seldom)}
 
     @staticmethod
     def action_settings(settings: CascadeSettings) -> dict[str, Any]:
@@ -396,6 +398,12 @@ class AdaptivePipeline:
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        prompt_2: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
+        prompt_3: str | Sequence[str] | None = None,
+        negative_prompt_3: str | Sequence[str] | None = None,
+        clip_skip: int | None = None,
+        guidance_rescale: float | None = None,
         **changes: Any,
     ) -> AdaptiveOutput | Any:
         """Paint; arguments are named as diffusers names them, the rest are fields of `CascadeSettings`.
@@ -406,6 +414,10 @@ class AdaptivePipeline:
         anew). The teacher regenerates then unless `strategy` says otherwise: refining an edit is noise on noise.
         With ControlNets (`with_controlnets`) `control_image` is one picture for all prompts or one each; with several nets
         a list of these, one a net; `controlnet_conditioning_scale` says how much they are heeded.
+
+        `prompt_2`, `negative_prompt_2` (sdxl, sd3, flux), `prompt_3`, `negative_prompt_3` (sd3 with T5), one for all prompts
+        or one each, are for the second and third text encoder, which read `prompt` and `negative_prompt` otherwise;
+        `clip_skip` (sd, sdxl, sd3) and `guidance_rescale` (sd, sdxl; of both models, as `guidance_scale`) as in diffusers.
 
         `output_type`: `pil`, `np` `(N, H, W, 3)` or `pt` `(N, 3, H, W)`, in [0, 1]. With `return_dict=False` a tuple comes
         back whose first entry is the pictures. `callback_on_step_end(pipe, step, timestep, {"latents": (B, C, h, w)})` is
@@ -428,6 +440,10 @@ class AdaptivePipeline:
             changes["teacher_steps"] = num_inference_steps
         if guidance_scale is not None:
             changes |= {"teacher_guidance": guidance_scale, "student_guidance": guidance_scale}
+        if guidance_rescale is not None:
+            changes |= dict.fromkeys(("teacher_guidance_rescale", "student_guidance_rescale"), guidance_rescale)
+        if clip_skip is not None:
+            changes["clip_skip"] = clip_skip
         known = {f.name for f in dataclasses.fields(CascadeSettings)}
         if not changes.keys() <= known:
             bad = sorted(changes.keys() - known)[0]
@@ -445,20 +461,18 @@ class AdaptivePipeline:
         settings = self.settings.changed(**changes)
         total = len(prompts) * num_images_per_prompt
         seeds = _seeds(total, seed, generator)
-        negatives = (
-            [negative_prompt or ""] * len(prompts)
-            if negative_prompt is None or isinstance(negative_prompt, str)
-            else list(negative_prompt)
-        )
-        if len(negatives) != len(prompts):
-            raise SettingError(
-                f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for all or one each."
-            )
+        words = spread_all(
+            {
+                "negative_prompt": negative_prompt, "prompt_2": prompt_2, "negative_prompt_2": negative_prompt_2,
+                "prompt_3": prompt_3, "negative_prompt_3": negative_prompt_3,
+            },
+            len(prompts),
+        )  # fmt: skip
         of = [i // num_images_per_prompt for i in range(total)]
         starts = [None] * len(prompts) if edits is None else edits
         controls, scales = controls_of(len(prompts), self.controls, control_image, controlnet_conditioning_scale)
         requests = [
-            Request(prompts[k], seeds[i], negatives[k], i, edit=starts[k], controls=controls[k], control_scales=scales)
+            Request(prompts[k], seeds[i], index=i, edit=starts[k], controls=controls[k], control_scales=scales, **words[k])
             for i, k in enumerate(of)
         ]
         policy = self.policy(settings, threshold, budget, mode, steer)

@@ -26,6 +26,7 @@ from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.asks import Ask, Painted, WholePainter
 from allaprima.core.errors import SettingError
 from allaprima.core.seeds import derive
+from allaprima.core.words import given
 from allaprima.diffusion.rollback import Strength
 
 SEEDS = 2**31
@@ -88,14 +89,15 @@ class ImageMachine:
     def _ask(self, request: Request, drafts: bool, **more: Any) -> Ask:
         # Not by who is asked: one painter may be both, in fewer steps and in more.
         s = self.settings
-        steps, guidance, solver = (
-            (s.student_steps, s.student_guidance, s.student_solver)
+        steps, guidance, rescale, solver = (
+            (s.student_steps, s.student_guidance, s.student_guidance_rescale, s.student_solver)
             if drafts
-            else (s.teacher_steps, s.teacher_guidance, s.teacher_solver)
+            else (s.teacher_steps, s.teacher_guidance, s.teacher_guidance_rescale, s.teacher_solver)
         )
-        negative = request.negative_prompt
-        asked: dict[str, Any] = {"prompt": request.prompt, "seed": request.seed % SEEDS, "negative_prompt": negative, **more}
-        return Ask(**asked, steps=steps, guidance=guidance, solver=solver, height=s.height, width=s.width)
+        words = {"prompt": request.prompt, "negative_prompt": request.negative_prompt, **given(request)}
+        asked: dict[str, Any] = {**words, "seed": request.seed % SEEDS, **more}
+        how: dict[str, Any] = {"steps": steps, "guidance": guidance, "guidance_rescale": rescale, "solver": solver}
+        return Ask(**asked, **how, clip_skip=s.clip_skip, height=s.height, width=s.width)
 
     def act(self, stage: Stage, jobs: Sequence[Job]) -> None:
         """Take jobs that are in one stage a step further."""

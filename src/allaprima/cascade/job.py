@@ -31,6 +31,11 @@ class Request:
     """Pictures that the painters' ControlNets read, one each."""
     control_scales: tuple[float, ...] = ()
     """How much each of them is heeded; empty: 1 each."""
+    prompt_2: str = ""
+    """For the second text encoder (`core.words`); empty: the prompt. Likewise the others."""
+    negative_prompt_2: str = ""
+    prompt_3: str = ""
+    negative_prompt_3: str = ""
 
 
 class Stage(StrEnum):

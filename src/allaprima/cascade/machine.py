@@ -26,10 +26,11 @@ from allaprima.cascade.given import (
     teacher_plan,
 )
 from allaprima.cascade.job import Job, Request, Stage
-from allaprima.cascade.look import charge, check_oracle, count_draft, decide, look, pad, padded, recheck, route_one
-from allaprima.cascade.painter import Controlled, Drafts, Negates, Painter, Reads, RefinesOnly, Routed, Scorer, Sized
+from allaprima.cascade.look import charge, check_oracle, count_draft, decide, look, pad, recheck, route_one
+from allaprima.cascade.painter import Controlled, Drafts, Painter, Reads, RefinesOnly, Routed, Scorer, Sized
 from allaprima.cascade.policy import Context, Decision, Policy
 from allaprima.cascade.settings import MAX_STEPS, CascadeSettings
+from allaprima.cascade.words import check_reading, check_words, conditions
 from allaprima.core.errors import SettingError
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
@@ -58,6 +59,7 @@ class _Hand:
     plan: Sequence[Step]
     guidance: float
     interval: GuidanceInterval | None
+    rescale: float
 
     def scale(self, t: Tensor) -> Tensor:
         """Guidance scales `(B,)` at times `t: (B,)`."""
@@ -78,6 +80,7 @@ class Machine:
                 f" {_controls(teacher)}: put such on both that read the same."
             )
         s = settings
+        check_reading(student, teacher, s)
         self.shape = student.latent_shape(s.height, s.width)
         theirs = teacher.latent_shape(s.height, s.width)
         if tuple(theirs) != tuple(self.shape):
@@ -111,16 +114,16 @@ class Machine:
         interval: GuidanceInterval | None = None, start: float | None = None, last_time: float | None = None,
     ) -> _Hand:  # fmt: skip
         made = make_solver(solver, self._schedule(painter), **({} if last_time is None else {"last_time": last_time}))
-        return _Hand(name, painter, painter.denoiser, made, made.plan(steps, start), guidance, interval)
+        s = self.settings
+        rescale = s.student_guidance_rescale if name == STUDENT else s.teacher_guidance_rescale
+        return _Hand(name, painter, painter.denoiser, made, made.plan(steps, start), guidance, interval, rescale)
 
     def check(self, request: Request, policy: Policy | None = None) -> None:
         """Raise `PromptError` or `SettingError` for a request that can't be painted; `policy`: the one that it brings."""
         policy = policy or self.policy
         check_oracle(self.oracle, policy)
         painter = self._student.painter
-        painter.check_prompt(request.prompt)
-        if request.negative_prompt:
-            painter.check_prompt(request.negative_prompt)
+        check_words(painter, request)
         always = getattr(policy, "decision", None)
         if Decision.REGENERATE in (
             (self.settings.strategy, getattr(policy, "otherwise", None)) if always is None else (always,)
@@ -141,10 +144,8 @@ class Machine:
         """Encode prompts and draw the initial noise; drafts begin, unless the policy wants the teacher at once."""
         painter = self._student.painter
         begun = self._clock()
-        texts = self._padded([j.request.prompt for j in jobs])
-        negatives = self._padded([j.request.negative_prompt for j in jobs])
-        cond = painter.condition(texts)
-        negative = painter.negative(negatives) if isinstance(painter, Negates) else painter.condition(negatives)
+        s = self.settings
+        cond, negative = conditions(painter, [j.request for j in jobs], s.batch_size, s.clip_skip)
         noises = noise_batch([j.request.seed for j in jobs], "initial", [0] * len(jobs), self.shape)
         firsts = noise_batch([j.request.seed for j in jobs], "initial", [j.request.attempt for j in jobs], self.shape)
         for i, job in enumerate(jobs):
@@ -266,6 +267,8 @@ class Machine:
             **{f"negative_{k}": v for k, v in negative.items()},
             "guidance_scale": scale,
         }
+        if hand.rescale:
+            known["guidance_rescale"] = torch.full_like(scale, hand.rescale)
         if hand.name == STUDENT and self._routed is not None:
             known["route"] = torch.tensor([j.route for j in jobs])
         cond = Condition(known)
@@ -348,9 +351,6 @@ class Machine:
 
     def _pad(self, x: Tensor) -> Tensor:
         return pad(x, self.settings.batch_size)
-
-    def _padded(self, texts: list[str]) -> list[str]:
-        return padded(texts, self.settings.batch_size)
 
     def _charge(self, jobs: Sequence[Job], name: str, evaluations: int | Sequence[int], begun: float) -> None:
         charge(jobs, name, evaluations, self._clock() - begun)

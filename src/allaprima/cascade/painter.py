@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from allaprima.core.types import Condition
+from allaprima.core.words import Words
 from allaprima.diffusion.guidance import GuidedDenoiser
 from allaprima.diffusion.schedule import Schedule
 
@@ -61,6 +62,39 @@ class Negates(Protocol):
 
     def negative(self, prompts: Sequence[str]) -> Condition:
         """What guidance leads away from, with the tensors of `condition`."""
+        ...
+
+
+@runtime_checkable
+class Worded(Protocol):
+    """What else a painter says that tells its text encoders apart, or reads their earlier layers."""
+
+    @property
+    def prompts_read(self) -> int:
+        """1, 2 or 3: `prompt_2` is read from 2 on, `prompt_3` from 3."""
+        ...
+
+    @property
+    def most_clip_skip(self) -> int:
+        """How many of CLIP's last layers can be left out; 0 where none can."""
+        ...
+
+    def check_words(self, words: Words, negative: bool = False) -> None:
+        """Raise `PromptError` for words that an encoder reads in part only, or, but for a negative, an empty prompt."""
+        ...
+
+    def worded(self, words: Sequence[Words], clip_skip: int = 0) -> Condition:
+        """As `condition`, to the bit where a row has a prompt alone and no layer is left out."""
+        ...
+
+
+@runtime_checkable
+class Rescales(Protocol):
+    """What else a painter says whose denoiser heeds `guidance_rescale: (B,)` in its condition."""
+
+    @property
+    def rescales_guidance(self) -> bool:
+        """Whether it does."""
         ...
 
 

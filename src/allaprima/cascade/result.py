@@ -11,6 +11,7 @@ from allaprima.cascade.job import Request
 from allaprima.cascade.policy import Decision
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.cost import Cost
+from allaprima.core.words import given
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Result:
             seldom["controls"] = [
                 {"image": c.digest, "scale": s} for c, s in zip(self.request.controls, scales, strict=True)
             ]
+        seldom |= given(self.request)
         seldom |= {"edit": None if self.request.edit is None else self.request.edit.row()}
         return {
             "index": self.request.index,

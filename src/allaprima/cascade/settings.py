@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from allaprima.diffusion.solvers import TAKE_LAST_TIME, check_solver, solver_nam
 Strategy = Literal["refine", "regenerate"]
 MAX_STEPS = 1000
 MAX_BATCH = 1024
+SELDOM: Mapping[str, float] = {"student_guidance_rescale": 0.0, "teacher_guidance_rescale": 0.0, "clip_skip": 0}
+"""Settings that records and fingerprints leave out at these values: files from before they existed stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class CascadeSettings:
     batch_size: int = 16
     height: int = 64
     width: int = 64
+    student_guidance_rescale: float = 0.0
+    """How much of the conditional half's spread a guided prediction gets back, 0..1 (arXiv 2305.08891, section 3.4)."""
+    teacher_guidance_rescale: float = 0.0
+    clip_skip: int = 0
+    """How many of CLIP's last layers are left out of what is wanted, as diffusers counts them."""
 
     def __post_init__(self) -> None:
         for name in ("student_steps", "teacher_steps"):
@@ -45,6 +53,12 @@ class CascadeSettings:
             value = getattr(self, name)
             if not 0 <= value <= 100:
                 raise SettingError(f"{name}={value!r} is out of range: 0..100; 1 means no guidance, 3 is usual for `emoji`.")
+        for name in ("student_guidance_rescale", "teacher_guidance_rescale"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise SettingError(f"{name}={value!r} is out of range: 0..1; 0 means none, .7 is the paper's.")
+        if not isinstance(self.clip_skip, int) or self.clip_skip < 0:
+            raise SettingError(f"clip_skip={self.clip_skip!r} is out of range: whole layers, 0 means none, 1 is usual.")
         if not 1 <= self.batch_size <= MAX_BATCH:
             raise SettingError(f"batch_size={self.batch_size!r} is out of range: 1..{MAX_BATCH}; 16 is a good start.")
         for name in ("student_solver", "teacher_solver"):
@@ -76,9 +90,10 @@ class CascadeSettings:
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `sigma` keeps its meaning as `{"variance": .7}` or `{"strength": .7}`."""
+        """JSON-ready, without `SELDOM` at its usual; `sigma` keeps its meaning: `{"variance": .7}` or `{"strength": .7}`."""
         kind = "variance" if isinstance(self.sigma, Variance) else "strength"
-        return {**asdict(self), "sigma": {kind: self.sigma.value}}
+        said = {k: v for k, v in asdict(self).items() if k not in SELDOM or v != SELDOM[k]}
+        return {**said, "sigma": {kind: self.sigma.value}}
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> CascadeSettings:

@@ -15,6 +15,7 @@ from allaprima.cascade.run import run
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.asks import Ask, Painted, grid_for
 from allaprima.core.errors import PromptError
+from allaprima.core.words import given
 from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.diffusion.rollback import Strength
 from allaprima.tasks.edit import Edit, Picture
@@ -66,13 +67,15 @@ class StepPainter:
     def _machine(self, ask: Ask, batch: int) -> Machine:
         """Asks of a run differ in prompt, seed and picture only."""
         over = ask.image is not None
-        key = (ask.solver, ask.steps, ask.guidance, ask.height, ask.width, ask.strength if over else None, batch)
+        told = ask.solver, ask.steps, ask.guidance, ask.guidance_rescale, ask.clip_skip
+        key = (*told, ask.height, ask.width, ask.strength if over else None, batch)
         if key not in self._machines:
             steps = grid_for(ask.steps, ask.strength) if over else ask.steps
             settings = CascadeSettings(
                 student_steps=steps, student_solver=ask.solver, student_guidance=ask.guidance, teacher_steps=steps,
                 teacher_solver=ask.solver, teacher_guidance=ask.guidance, sigma=Strength(0.5), batch_size=batch,
-                height=ask.height, width=ask.width, strategy="regenerate", **self._more,
+                height=ask.height, width=ask.width, strategy="regenerate", clip_skip=ask.clip_skip,
+                student_guidance_rescale=ask.guidance_rescale, teacher_guidance_rescale=ask.guidance_rescale, **self._more,
             )  # fmt: skip
             self._machines[key] = Machine(self.painter, self.painter, None, self._policy, settings)
         return self._machines[key]
@@ -80,4 +83,4 @@ class StepPainter:
 
 def _request(ask: Ask, index: int) -> Request:
     edit = None if ask.image is None else Edit(Picture.of(ask.image), ask.strength)
-    return Request(ask.prompt, ask.seed, ask.negative_prompt, index, edit=edit)
+    return Request(ask.prompt, ask.seed, ask.negative_prompt, index, edit=edit, **given(ask))

@@ -22,6 +22,7 @@ from allaprima.cascade.settings import CascadeSettings
 from allaprima.cli.folder import RunFolder
 from allaprima.cli.watch import DriftWatch
 from allaprima.core.errors import AllaprimaError
+from allaprima.core.words import MORE, given
 from allaprima.data.images import png_bytes, save_png, to_pil, write_bytes_atomically
 from allaprima.data.sheet import SheetRow, contact_sheet
 from allaprima.pipeline import AdaptivePipeline
@@ -75,7 +76,7 @@ def digest(asked: Iterable[tuple[str, Request]]) -> str:
     """Of all that is asked for, in order: prompts as they were given, and requests."""
     made, before = hashlib.sha256(), "["
     for words, r in asked:
-        row = [words, r.prompt, r.negative_prompt, r.seed, *given_rows(r)]
+        row = [words, r.prompt, r.negative_prompt, r.seed, *given_rows(r), *given(r).items()]
         made.update((before + json.dumps(row)).encode())
         before = ", "
     made.update(b"[]" if before == "[" else b"]")
@@ -244,7 +245,7 @@ def keep(folder: RunFolder, packed: Packed) -> None:
 
 
 ROW = (
-    "index", "prompt", "asked", "negative_prompt", "seed", "score", "threshold", "decision", "evaluations", "error", "edit",
+    "index", "prompt", "asked", "negative_prompt", *MORE, "seed", "score", "threshold", "decision", "evaluations", "error", "edit",
     "controls",
 )  # fmt: skip
 """Of an account, what `results.jsonl` tells."""

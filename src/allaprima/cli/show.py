@@ -22,6 +22,7 @@ from allaprima.cascade.settings import CascadeSettings
 from allaprima.cli.edit import read_file
 from allaprima.cli.folder import RunFolder
 from allaprima.core.errors import ModelError, SettingError
+from allaprima.core.words import MORE
 from allaprima.data.images import as_mask, covering, png_bytes, read_chunks, read_exactly, to_pil, write_bytes_atomically
 from allaprima.models.placement import Placement
 from allaprima.tasks.edit import Edit, Picture
@@ -136,7 +137,8 @@ def paint_again(account: dict[str, Any], kept: Kept, card: str | None = None) ->
     controls = tuple(kept.picture(c["image"]) for c in account.get("controls", []))
     scales = tuple(float(c["scale"]) for c in account.get("controls", []))
     request = Request(
-        account["prompt"], account["seed"], account["negative_prompt"], account["index"], 0, edit, controls, scales
+        account["prompt"], account["seed"], account["negative_prompt"], account["index"], 0, edit, controls, scales,
+        **{name: account[name] for name in MORE if name in account},
     )  # fmt: skip
     (result,) = pipe.stream([request], settings, policy)
     if result.image is None:

@@ -22,9 +22,12 @@ Look = Callable[[Tensor, Sequence[str]], dict[str, Tensor]]
 """Pictures `(B, 3, H, W)` uint8 with prompts -> named values `(B, ...)`."""
 _TEACHER_ONLY = (
     "teacher_steps", "teacher_solver", "teacher_guidance", "teacher_guidance_interval", "teacher_last_time",
-    "height", "width", "batch_size",
+    "teacher_guidance_rescale", "clip_skip", "height", "width", "batch_size",
 )  # fmt: skip
-_STUDENT_ONLY = ("student_steps", "student_solver", "student_guidance", "height", "width", "batch_size")
+_STUDENT_ONLY = (
+    "student_steps", "student_solver", "student_guidance", "student_guidance_rescale", "clip_skip", "height", "width",
+    "batch_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,10 @@ class PictureStore:
     def _key(self, painting: Painting, seed: int) -> str:
         settings, prints = painting.settings.to_dict(), self.pipe.fingerprints()
         if painting.mode == "teacher-only":
-            settings = {k: settings[k] for k in _TEACHER_ONLY}
+            settings = {k: settings[k] for k in _TEACHER_ONLY if k in settings}
             prints = {"teacher": prints["teacher"]}
         elif painting.mode == "student-only":
-            settings = {k: settings[k] for k in _STUDENT_ONLY}
+            settings = {k: settings[k] for k in _STUDENT_ONLY if k in settings}
             prints = {k: v for k, v in prints.items() if k != "teacher"}
         what: list[Any] = [painting.mode, settings, prints, list(self.prompts), seed, painting.attempt]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]

@@ -30,6 +30,14 @@ class Ask:
     """`(3, H, W)` in [0, 1], painted over; None: from the prompt alone."""
     strength: float = 1.0
     """In (0, 1): the share of the schedule that `image` is noised up to."""
+    prompt_2: str = ""
+    """For the second text encoder (`core.words`); empty: the prompt. Likewise the others."""
+    negative_prompt_2: str = ""
+    prompt_3: str = ""
+    negative_prompt_3: str = ""
+    clip_skip: int = 0
+    guidance_rescale: float = 0.0
+    """Both as in `cascade.settings`."""
 
 
 @dataclass(frozen=True)

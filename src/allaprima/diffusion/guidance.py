@@ -16,8 +16,12 @@ from torch import Tensor
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition, Denoiser, Samples, Times
-from allaprima.diffusion.prediction import to_x0
+from allaprima.diffusion.denoiser import NetworkDenoiser
+from allaprima.diffusion.prediction import from_x0, to_x0
 from allaprima.diffusion.schedule import Schedule, expand
+
+TOLD = ("guidance_scale", "guidance_rescale")
+"""What a condition tells guidance, not networks."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class GuidedDenoiser(Protocol):
 
 def positive(cond: Condition) -> Condition:
     """What a network is told of a condition without guidance."""
-    return Condition({k: v for k, v in cond.tensors.items() if not k.startswith("negative_") and k != "guidance_scale"})
+    return Condition({k: v for k, v in cond.tensors.items() if not k.startswith("negative_") and k not in TOLD})
 
 
 def doubled(cond: Condition) -> tuple[Times, Condition]:
@@ -83,10 +87,20 @@ def doubled(cond: Condition) -> tuple[Times, Condition]:
     return w, Condition({k: torch.cat([negative[k], cond.tensors[k]]) for k in names})
 
 
+def rescaled(guided: Samples, plain: Samples, share: Times) -> Samples:
+    """`phi u std(u_c) / std(u) + (1 - phi) u`, deviations over each sample (arXiv 2305.08891, equations 15 and 16).
+
+    `guided`: a guided output `u`, `plain`: its conditional half `u_c`, `share: (B,)`: phi in 0..1.
+    """
+    ratio = plain.flatten(1).std(1) / guided.flatten(1).std(1)
+    return guided * expand(share * ratio + (1 - share), guided)
+
+
 class ClassifierFreeGuidance:
     """`x0_u + w (x0_c - x0_u)`: the same as guiding eps or v, since x0 is affine in them at a given x_t and t.
 
-    The condition holds `guidance_scale: (B,)` and, for each guided tensor `X`, a `negative_X`; others are shared.
+    The condition holds `guidance_scale: (B,)` and, for each guided tensor `X`, a `negative_X`; others are shared. With
+    `guidance_rescale: (B,)` in it, too, what a `NetworkDenoiser` says is rescaled (`rescaled`).
     """
 
     evaluations_per_call = 2
@@ -98,7 +112,17 @@ class ClassifierFreeGuidance:
         """`(B,C,H,W), (B,), B rows -> (B,C,H,W)`. Raises `SettingError` without scale or negative."""
         w, double = doubled(cond)
         x0_u, x0_c = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), double).chunk(2)
-        return x0_u + expand(w, x_t) * (x0_c - x0_u)
+        x0, share = x0_u + expand(w, x_t) * (x0_c - x0_u), cond.get("guidance_rescale")
+        return x0 if share is None else self._rescaled(x0, x0_c, x_t, t, share)
+
+    def _rescaled(self, x0: Samples, x0_c: Samples, x_t: Samples, t: Times, share: Times) -> Samples:
+        # The spread that is meant is that of what networks say; on x0 it would be another.
+        of = self.denoiser
+        if not isinstance(of, NetworkDenoiser):
+            raise SettingError(f"guidance_rescale needs what a network said; {type(of).__name__} shows none. Leave it out.")
+        alpha, sigma = of.schedule.alpha(t), of.schedule.sigma(t)
+        guided, plain = (from_x0(of.prediction, x, x_t, alpha, sigma) for x in (x0, x0_c))
+        return to_x0(of.prediction, rescaled(guided, plain, share), x_t, alpha, sigma)
 
     def unguided(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
         """What `__call__` gives at scale 1, up to rounding, in one evaluation: the conditional half alone."""
@@ -170,7 +194,7 @@ class EmbeddedGuidance:
             raise SettingError(
                 f"embedded guidance needs guidance_scale; the condition holds {sorted(cond.tensors)}: give it, 1 being none."
             )
-        known = {k: v for k, v in cond.tensors.items() if not k.startswith("negative_")}
+        known = {**positive(cond).tensors, "guidance_scale": w}
         return self.denoiser(x_t, t, Condition(known))
 
     def unguided(self, x_t: Samples, t: Times, cond: Condition) -> Samples:

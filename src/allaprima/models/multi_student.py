@@ -24,6 +24,7 @@ from torch import Tensor
 
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.types import Condition, Samples, Times
+from allaprima.core.words import Words
 from allaprima.diffusion.guidance import GuidedDenoiser
 from allaprima.diffusion.schedule import Schedule
 from allaprima.models.card import TextSettings
@@ -211,6 +212,29 @@ class MultiStudent:
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Prompts -> everything the students read of them, a row each."""
         return self.shell.condition(prompts)
+
+    @property
+    def prompts_read(self) -> int:
+        """As the students' family."""
+        return self.shell.prompts_read
+
+    @property
+    def most_clip_skip(self) -> int:
+        """As the students' family."""
+        return self.shell.most_clip_skip
+
+    @property
+    def rescales_guidance(self) -> bool:
+        """As the students' family."""
+        return self.shell.rescales_guidance
+
+    def check_words(self, words: Words, negative: bool = False) -> None:
+        """Raise `PromptError` for words that can't be painted."""
+        self.shell.check_words(words, negative)
+
+    def worded(self, words: Sequence[Words], clip_skip: int = 0) -> Condition:
+        """As `condition`, of rows that say something else to each encoder."""
+        return self.shell.worded(words, clip_skip)
 
     def negative(self, prompts: Sequence[str]) -> Condition:
         """What guidance leads away from, as the students' family reads it."""

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from allaprima.core.asks import OWN, Ask, Painted, grid_for
 from allaprima.core.errors import ModelError, PromptError, SettingError
+from allaprima.core.words import MORE
 from allaprima.data.images import as_tensor, png_bytes, to_pil
 from allaprima.models.card import RemoteSource
 
@@ -101,6 +102,9 @@ class RemotePainter:
             raise PromptError("the prompt is empty: say what to paint.")
         if ask.solver != OWN:
             raise SettingError(f"solver={ask.solver!r}: a server paints with its own scheduler, {OWN!r}.")
+        odd = next((n for n in (*MORE, "clip_skip", "guidance_rescale") if getattr(ask, n)), None)
+        if odd is not None:
+            raise SettingError(f"{odd}={getattr(ask, odd)!r}: a server isn't told it. Leave it out.")
         if ask.height * ask.width > self.source.max_pixels:
             raise SettingError(
                 f"{ask.width}x{ask.height} is more than remote.max_pixels={self.source.max_pixels}: ask for less."

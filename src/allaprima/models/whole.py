@@ -13,6 +13,7 @@ from torch import Tensor
 
 from allaprima.core.asks import OWN, Ask, Painted, grid_for
 from allaprima.core.errors import ModelError, PromptError, SettingError
+from allaprima.core.words import MORE, given
 from allaprima.models.content import content_fingerprint
 from allaprima.models.families.family import combined
 from allaprima.models.pipelines import as_model, family_of
@@ -105,6 +106,9 @@ class DiffusersPainter:
         takes, name = _takes(pipe), type(pipe).__name__
         if ask.negative_prompt and "negative_prompt" not in takes:
             raise SettingError(f"{name} takes no negative_prompt: leave it out.")
+        odd = next((n for n in more_of(ask) if n not in takes), None)
+        if odd is not None:
+            raise SettingError(f"{name} takes no {odd}, and {getattr(ask, odd)!r} is asked for: leave it out.")
         if ask.guidance != 1 and "guidance_scale" not in takes:
             raise SettingError(f"{name} takes no guidance_scale, and {ask.guidance:g} is asked for: give 1.")
         tokenizer = getattr(pipe, "tokenizer", None)
@@ -123,10 +127,11 @@ class DiffusersPainter:
         return pipe
 
     def paint(self, asks: Sequence[Ask], batch: int) -> list[Painted | Exception]:
-        """One answer an ask. Those with negatives go apart."""
+        """One answer an ask. Those with negatives go apart, and those that say other things beside the prompt."""
         found: dict[int, Painted | Exception] = {}
-        for negative in (False, True):
-            places = [i for i, ask in enumerate(asks) if bool(ask.negative_prompt) is negative]
+        kinds = [(bool(ask.negative_prompt), *more_of(ask)) for ask in asks]
+        for kind in dict.fromkeys(kinds):
+            places = [i for i, mine in enumerate(kinds) if mine == kind]
             for start in range(0, len(places), self.rows):
                 some = places[start : start + self.rows]
                 found.update(zip(some, self._some([asks[i] for i in some]), strict=True))
@@ -162,6 +167,8 @@ class DiffusersPainter:
         }  # fmt: skip
         if first.negative_prompt:
             told["negative_prompt"] = listed([a.negative_prompt for a in asks])
+        for name in more_of(first):
+            told[name] = listed([getattr(a, name) for a in asks]) if name in MORE else getattr(first, name)
         if first.image is not None:
             told["image"] = listed([to_pil(a.image) for a in asks if a.image is not None])
             told["strength"] = first.strength
@@ -169,6 +176,11 @@ class DiffusersPainter:
         pictures = torch.from_numpy(pipe(**told, output_type="np").images).permute(0, 3, 1, 2).float().clamp(0, 1)
         steps = counted if "callback_on_step_end" in takes else first.steps
         return [Painted(p, steps, steps * (2 if guided else 1)) for p in pictures]
+
+
+def more_of(ask: Ask) -> list[str]:
+    """What an ask says beside what every pipeline is told, by diffusers' names: only what isn't as usual."""
+    return [*given(ask), *(name for name in ("clip_skip", "guidance_rescale") if getattr(ask, name))]
 
 
 def _takes(pipe: Any) -> set[str]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition, Denoiser
+from allaprima.core.words import Words
 from allaprima.diffusion.denoiser import NetworkDenoiser
 from allaprima.diffusion.guidance import ClassifierFreeGuidance, EmbeddedGuidance, GuidedDenoiser
 from allaprima.diffusion.schedule import Schedule
@@ -133,6 +134,29 @@ class Family(Protocol):
 
     def token_count(self, prompt: str) -> int:
         """Tokens of a prompt, begin and end included, by the tokenizer that makes most of it."""
+        ...
+
+    @property
+    def prompts_read(self) -> int:
+        """How many prompts a row has (`core.words`)."""
+        ...
+
+    @property
+    def most_clip_skip(self) -> int:
+        """How many of CLIP's last layers can be left out; 0 where none can."""
+        ...
+
+    @property
+    def rescales_guidance(self) -> bool:
+        """Whether a guided prediction's spread can be given back (`guidance_rescale`)."""
+        ...
+
+    def check_words(self, words: Words, negative: bool = False) -> None:
+        """Raise `PromptError` for words that an encoder reads in part only, or, but for a negative, an empty prompt."""
+        ...
+
+    def worded(self, words: Sequence[Words], clip_skip: int = 0) -> Condition:
+        """As `condition`, of rows that say something else to each encoder (`prompts_read`, `most_clip_skip`)."""
         ...
 
     def with_network(self, network: Any, fingerprints: Mapping[str, str]) -> Self:
@@ -250,6 +274,33 @@ class FamilyBase:
     def check_prompt(self, prompt: str) -> None:
         """Raise `PromptError` for an empty or an over-long prompt: nothing is cut in silence."""
         refuse_unreadable(prompt, self._tokens(prompt))
+
+    @property
+    def prompts_read(self) -> int:
+        """How many prompts a row has (`core.words`)."""
+        return 1
+
+    @property
+    def most_clip_skip(self) -> int:
+        """How many of CLIP's last layers can be left out."""
+        return 0
+
+    @property
+    def rescales_guidance(self) -> bool:
+        """Whether a guided prediction's spread can be given back (`guidance_rescale`)."""
+        return False
+
+    def check_words(self, words: Words, negative: bool = False) -> None:
+        """Raise `PromptError` for words that an encoder reads in part only, or, but for a negative, an empty prompt."""
+        if not negative:
+            refuse_unreadable(words.prompt, [])
+        for place, text in enumerate(words.told[: self.prompts_read]):
+            if text:
+                refuse_unreadable(text, [self._tokens(text)[place]])
+
+    def worded(self, words: Sequence[Words], clip_skip: int = 0) -> Condition:
+        """As `condition`, of rows that say something else to each encoder (`prompts_read`, `most_clip_skip`)."""
+        return self.condition([w.prompt for w in words])
 
     @cached_property
     def _pipeline(self) -> Any:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from allaprima.core.types import Condition
+from allaprima.core.words import Words
 from allaprima.models.card import TextSettings
 from allaprima.models.families.family import Family
 from allaprima.models.families.loading import load_fields
-from allaprima.models.families.prompts import read_length, refuse_text_settings, refuse_unreadable
+from allaprima.models.families.prompts import read_length, refuse_text_settings, refuse_unreadable, told_to
 from allaprima.models.families.transformer import SIDE, ShiftedFamily, shifted
 
 SHARED = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
@@ -74,12 +75,27 @@ class FluxModel(ShiftedFamily):
         """
         refuse_unreadable(prompt, self._tokens(prompt)[1:])
 
-    @torch.inference_mode()
+    @property
+    def prompts_read(self) -> int:
+        """CLIP's and T5's."""
+        return 2
+
+    def check_words(self, words: Words, negative: bool = False) -> None:
+        """As of every family; but what CLIP cuts off is T5's to read only where both are told the same."""
+        if words.prompt_2:
+            super().check_words(words, negative)
+        else:
+            self.check_prompt(words.prompt)
+
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Prompts -> `prompt_embeds` and `pooled`, a row each."""
-        nothing: Any = None
+        return self.worded([Words(prompt) for prompt in prompts])
+
+    @torch.inference_mode()
+    def worded(self, words: Sequence[Words], clip_skip: int = 0) -> Condition:
+        """As `condition`; CLIP reads `prompt`, T5 `prompt_2`."""
         embeds, pooled, _ = self._pipeline.encode_prompt(
-            list(prompts), nothing, device=next(self.text_encoder.parameters()).device,
+            *told_to(words, 2), device=next(self.text_encoder.parameters()).device,
             max_sequence_length=read_length(self.text, T5_LENGTH),
         )  # fmt: skip
         return Condition({"prompt_embeds": embeds, "pooled": pooled})

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from allaprima.core.errors import ModelError, PromptError
+from allaprima.core.words import Words
 from allaprima.models.card import TextSettings
 
 
@@ -30,6 +31,17 @@ def refuse_unreadable(prompt: str, tokens: Sequence[tuple[int, int]]) -> None:
     for n, most in tokens:
         if n > most:
             raise PromptError(f"the prompt {prompt[:60]!r}... has {n} tokens; this text encoder reads {most}. Shorten it.")
+
+
+def clip_layers(*encoders: Any) -> int:
+    """How many layers all of these have, wherever they run; 0 where one isn't CLIP's text encoder."""
+    known = all(getattr(encoder.config, "model_type", None) == "clip_text_model" for encoder in encoders)
+    return min(int(encoder.config.num_hidden_layers) for encoder in encoders) if known else 0
+
+
+def told_to(words: Sequence[Words], count: int) -> list[list[str]]:
+    """Columns: what each of `count` encoders reads, for diffusers' `encode_prompt`."""
+    return [[w.told[place] for w in words] for place in range(count)]
 
 
 def refuse_text_settings(text: TextSettings, family: str, most: int = 512, known: Sequence[str] = ()) -> None:

@@ -12,11 +12,14 @@ from torch import Tensor
 
 from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
+from allaprima.core.words import Words
 from allaprima.diffusion.guidance import guidance_embedding
 from allaprima.diffusion.schedule import DiscreteVP
+from allaprima.models.backends.stand_in import Compiled
 from allaprima.models.card import TextSettings
-from allaprima.models.families.family import Bottleneck, Family, FamilyBase, guidance_dim
+from allaprima.models.families.family import Bottleneck, Family, FamilyBase, guidance_dim, reads_guidance
 from allaprima.models.families.loading import load_fields
+from allaprima.models.families.prompts import clip_layers
 from allaprima.models.load import load_component
 
 SHARED = ("text_encoder", "tokenizer", "vae")
@@ -30,6 +33,11 @@ class UNetFamily(FamilyBase):
     unet: Any
     schedule: DiscreteVP
     component = "unet"
+
+    @property
+    def rescales_guidance(self) -> bool:
+        """Whether guidance is classifier-free: a network that reads its scale says no two halves."""
+        return not reads_guidance(self.network)
 
     @staticmethod
     def bottleneck(network: Any) -> Bottleneck:
@@ -64,19 +72,51 @@ class SDModel(UNetFamily):
         """Its tokens, and how many are read."""
         return [(len(self.tokenizer(prompt).input_ids), self.text.max_length)]
 
-    @torch.inference_mode()
+    @property
+    def most_clip_skip(self) -> int:
+        """How many of CLIP's last layers can be left out, where torch runs it: all leaves what its embeddings say."""
+        return 0 if isinstance(self.text_encoder, Compiled) else clip_layers(self.text_encoder)
+
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> hidden states `(B, L, D)`."""
+        return self._encode(prompts, 0)
+
+    @torch.inference_mode()
+    def _encode(self, prompts: Sequence[str], clip_skip: int) -> Tensor:
         ids = self.tokenizer(
             list(prompts), padding="max_length", max_length=self.text.max_length, truncation=True, return_tensors="pt"
         )
         mask = ids.attention_mask if self.text.attention_mask else None
-        hidden = self.text_encoder(input_ids=ids.input_ids, attention_mask=mask).last_hidden_state
+        if clip_skip:
+            said = self.text_encoder(input_ids=ids.input_ids, attention_mask=mask, output_hidden_states=True)
+            # An earlier layer's, with the norm that the last one's get.
+            hidden = normed(self.text_encoder, said.hidden_states[-clip_skip - 1])
+        else:
+            hidden = self.text_encoder(input_ids=ids.input_ids, attention_mask=mask).last_hidden_state
         return hidden * ids.attention_mask[..., None] if self.text.zero_padding else hidden
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Prompts -> everything `output` reads of them, a row each."""
         return Condition({"prompt_embeds": self.encode(prompts)})
+
+    def worded(self, words: Sequence[Words], clip_skip: int = 0) -> Condition:
+        """As `condition`, `clip_skip` of CLIP's last layers left out."""
+        return Condition({"prompt_embeds": self._encode([w.prompt for w in words], clip_skip)})
+
+
+def final_norm(encoder: Any) -> Any:
+    """The norm after CLIP's last layer, wherever this version of transformers has it."""
+    held = getattr(encoder, "held", encoder)
+    return getattr(held, "text_model", held).final_layer_norm
+
+
+def normed(encoder: Any, hidden: Tensor) -> Tensor:
+    """Hidden states `(B, L, D)` through it, where the encoder is, and back."""
+    norm = final_norm(encoder)
+    there = hidden.to(norm.weight.dtype)
+    # Weights that are fetched for each call (sequential offload) are nowhere before: what fetches them moves the rest.
+    there = there if norm.weight.is_meta else there.to(norm.weight.device)
+    return norm(there).to(hidden)
 
 
 def run_unet(

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
+from allaprima.core.words import Words
 from allaprima.diffusion.schedule import Flow
 from allaprima.models.card import TextSettings
 from allaprima.models.families.family import Family
 from allaprima.models.families.loading import load_fields
-from allaprima.models.families.prompts import read_length, refuse_text_settings, text_side
+from allaprima.models.families.prompts import clip_layers, read_length, refuse_text_settings, text_side, told_to
 from allaprima.models.families.transformer import TransformerFamily
 
 T5 = ("text_encoder_3", "tokenizer_3")
@@ -69,13 +70,27 @@ class SD3Model(TransformerFamily):
         pipeline.transformer = SimpleNamespace(config=SimpleNamespace(joint_attention_dim=width))
         return pipeline
 
-    @torch.inference_mode()
+    @property
+    def prompts_read(self) -> int:
+        """Each encoder its own; without T5 nobody reads a third."""
+        return 2 if self.text_encoder_3 is None else 3
+
+    @property
+    def most_clip_skip(self) -> int:
+        """How many layers before the last but one, which is read, there are."""
+        return max(0, clip_layers(self.text_encoder, self.text_encoder_2) - 1)
+
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Prompts -> `prompt_embeds` and `pooled`, a row each."""
-        nothing: Any = None
+        return self.worded([Words(prompt) for prompt in prompts])
+
+    @torch.inference_mode()
+    def worded(self, words: Sequence[Words], clip_skip: int = 0) -> Condition:
+        """As `condition`; CLIPs read `prompt` and `prompt_2`, T5 `prompt_3`."""
         embeds, _, pooled, _ = self._pipeline.encode_prompt(
-            list(prompts), nothing, nothing, device=next(self.text_encoder.parameters()).device,
+            *told_to(words, 3), device=next(self.text_encoder.parameters()).device,
             do_classifier_free_guidance=False, max_sequence_length=read_length(self.text, T5_LENGTH),
+            clip_skip=clip_skip or None,
         )  # fmt: skip
         return Condition({"prompt_embeds": embeds, "pooled": pooled})
 

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.types import Condition
+from allaprima.core.words import Words
 from allaprima.diffusion.guidance import GuidedDenoiser
 from allaprima.diffusion.schedule import expand
 from allaprima.models.card import TextSettings
 from allaprima.models.families.family import Family, combined, guided
 from allaprima.models.families.loading import ABSENT
-from allaprima.models.families.prompts import text_side
+from allaprima.models.families.prompts import clip_layers, text_side
 from allaprima.models.families.sd import UNetFamily, run_unet
 from allaprima.models.families.sdxl import SDXLModel, read_folder, words_of
 from allaprima.models.latents import downsampling
@@ -107,11 +108,20 @@ class RefinerModel(UNetFamily):
     def _pipeline(self) -> Any:
         return text_side(self.text_pipeline, self, requires_aesthetics_score=True, add_watermarker=False)
 
-    @torch.inference_mode()
+    @property
+    def most_clip_skip(self) -> int:
+        """As of `SDXLModel`, of its one encoder."""
+        return max(0, clip_layers(self.text_encoder_2) - 1)
+
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Prompts -> `prompt_embeds` and `pooled`, a row each."""
+        return self.worded([Words(prompt) for prompt in prompts])
+
+    @torch.inference_mode()
+    def worded(self, words: Sequence[Words], clip_skip: int = 0) -> Condition:
+        """As `condition`. Its one encoder is the base's second, and reads `prompt`: so does diffusers' pipeline."""
         device = next(self.text_encoder_2.parameters()).device
-        return words_of(self._pipeline, prompts, self.zeros_for_empty, device)
+        return words_of(self._pipeline, [Words(w.prompt) for w in words], self.zeros_for_empty, device, clip_skip)
 
 
 @dataclass(frozen=True)
@@ -164,6 +174,11 @@ class Experts:
         """Guided denoiser: two network evaluations a call."""
         model: Any = self
         return AestheticGuidance(guided(model))
+
+    @property
+    def rescales_guidance(self) -> bool:
+        """As the base."""
+        return self.base.rescales_guidance
 
     def output(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Raw output `(B, C, H, W)`: of `network` at the base's times, of the refiner at the others."""

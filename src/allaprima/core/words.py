@@ -1,0 +1,62 @@
+"""What text encoders are told where it isn't one prompt for all: `prompt_2` and the like, named as diffusers names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from allaprima.core.errors import SettingError
+
+MORE = ("prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3")
+"""What a request may say beside `prompt` and `negative_prompt`; empty: as these."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """One row of a condition: what is wanted, or what guidance leads away from."""
+
+    prompt: str
+    prompt_2: str = ""
+    """For the second text encoder; empty: the prompt."""
+    prompt_3: str = ""
+    """For the third."""
+
+    @property
+    def told(self) -> tuple[str, str, str]:
+        """What each of up to three encoders reads."""
+        return self.prompt, self.prompt_2 or self.prompt, self.prompt_3 or self.prompt
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is said to any of them."""
+        return not any(self.told)
+
+
+def given(request: Any) -> dict[str, str]:
+    """Those of `MORE` that a request (or anything with fields of these names) sets."""
+    return {name: value for name in MORE if (value := getattr(request, name))}
+
+
+def words_of(request: Any) -> Words:
+    """What a request wants."""
+    return Words(request.prompt, request.prompt_2, request.prompt_3)
+
+
+def negatives_of(request: Any) -> Words:
+    """What it leads away from."""
+    return Words(request.negative_prompt, request.negative_prompt_2, request.negative_prompt_3)
+
+
+def spread(name: str, value: str | Sequence[str] | None, n: int) -> list[str]:
+    """A text for each of `n` prompts, from one for all, one each or none. Raises `SettingError` for other numbers."""
+    found = [value or ""] * n if value is None or isinstance(value, str) else list(value)
+    if len(found) != n:
+        raise SettingError(f"{name}: {len(found)} of them for {n} prompts. Give one for all or one each.")
+    return found
+
+
+def spread_all(texts: Mapping[str, str | Sequence[str] | None], n: int) -> list[dict[str, str]]:
+    """The same for several names: for each of `n` prompts what is said under each name."""
+    columns = {name: spread(name, value, n) for name, value in texts.items()}
+    return [{name: column[k] for name, column in columns.items()} for k in range(n)]
