@@ -245,8 +245,8 @@ def keep(folder: RunFolder, packed: Packed) -> None:
 
 
 ROW = (
-    "index", "prompt", "asked", "negative_prompt", *MORE, "seed", "score", "threshold", "decision", "evaluations", "error", "edit",
-    "controls",
+    "index", "prompt", "asked", "negative_prompt", *MORE, "seed", "score", "threshold", "decision", "evaluations", "error",
+    "edit", "controls",
 )  # fmt: skip
 """Of an account, what `results.jsonl` tells."""
 
