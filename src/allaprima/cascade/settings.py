@@ -57,7 +57,7 @@ class CascadeSettings:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise SettingError(f"{name}={value!r} is out of range: 0..1; 0 means none, .7 is the paper's.")
-        if not isinstance(self.clip_skip, int) or self.clip_skip < 0:
+        if self.clip_skip != int(self.clip_skip) or self.clip_skip < 0:
             raise SettingError(f"clip_skip={self.clip_skip!r} is out of range: whole layers, 0 means none, 1 is usual.")
         if not 1 <= self.batch_size <= MAX_BATCH:
             raise SettingError(f"batch_size={self.batch_size!r} is out of range: 1..{MAX_BATCH}; 16 is a good start.")

@@ -33,7 +33,7 @@ class Words:
         return not any(self.told)
 
 
-def given(request: Any) -> dict[str, str]:
+def given(request: Any) -> dict[str, Any]:
     """Those of `MORE` that a request (or anything with fields of these names) sets."""
     return {name: value for name in MORE if (value := getattr(request, name))}
 
@@ -56,7 +56,7 @@ def spread(name: str, value: str | Sequence[str] | None, n: int) -> list[str]:
     return found
 
 
-def spread_all(texts: Mapping[str, str | Sequence[str] | None], n: int) -> list[dict[str, str]]:
+def spread_all(texts: Mapping[str, str | Sequence[str] | None], n: int) -> list[dict[str, Any]]:
     """The same for several names: for each of `n` prompts what is said under each name."""
     columns = {name: spread(name, value, n) for name, value in texts.items()}
     return [{name: column[k] for name, column in columns.items()} for k in range(n)]
