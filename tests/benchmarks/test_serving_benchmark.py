@@ -90,6 +90,6 @@ def test_all_sides_paint_the_bundled_card(capsys, monkeypatch):
     few = ["--seconds", "1", "--least", "2", "--at-once", "3", "--probes", "1", "--repeats", "1", "--batch-size", "2"]
     monkeypatch.setattr("sys.argv", ["serving", *few, "--objective", "60"])
     serving.main()
-    said = capsys.readouterr().out
-    assert "engine over teacher: " in said
-    assert "repeat 1, calls: " in said
+    said = capsys.readouterr()
+    assert "engine over teacher: " in said.out
+    assert "repeat 1, calls: " in said.err
