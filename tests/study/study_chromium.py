@@ -1,25 +1,8 @@
-"""A real browser at a study; skips where there is none."""
+"""People at a study, in a real browser."""
 
 import contextlib
-import os
-import shutil
-import time
 
-import pytest
-
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-
-
-@contextlib.contextmanager
-def study_browser():
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        pytest.skip("no browser: apt-get install chromium (make test does, where it may)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e .[dev]")
-    with playwright.sync_playwright() as p:
-        made = p.chromium.launch(executable_path=path, args=["--no-sandbox"] if os.geteuid() == 0 else [])
-        yield made
-        made.close()
+from chromium import until
 
 
 @contextlib.contextmanager
@@ -42,13 +25,6 @@ def begin(page, url, token):
     page.goto(f"{url}/#token={token}")
     page.click("#begin")
     until(page, "['vote', 'message'].includes(document.body.dataset.view)")
-
-
-def until(page, expression, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not page.evaluate(expression):
-        assert time.monotonic() < deadline, f"never true: {expression}"
-        page.wait_for_timeout(15)
 
 
 def slot(page):

@@ -5,8 +5,9 @@ import sqlite3
 from collections import Counter
 
 import pytest
+from chromium import browser, until
 from served_study import served
-from study_chromium import annotator, begin, slot, study_browser, until, until_other
+from study_chromium import annotator, begin, slot, until_other
 
 from allaprima.study.design import Rules
 from allaprima.study.known_pairs import Counts
@@ -14,7 +15,7 @@ from allaprima.study.known_pairs import Counts
 
 @pytest.fixture(scope="module")
 def chromium():
-    with study_browser() as made:
+    with browser() as made:
         yield made
 
 
