@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from allaprima.core.errors import RunFolderError
+from allaprima.cli.folder import claimed
 from allaprima.data.images import write_bytes_atomically
-
-MARKER = "run.json"
 
 
 class AnalysisFolder:
@@ -25,27 +22,7 @@ class AnalysisFolder:
 
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Make the folder this run's. Raises `RunFolderError` naming the first difference from the run it belongs to."""
-        wanted, marker = json.loads(json.dumps(identity)), self.path / MARKER
-        if marker.exists():
-            try:
-                found: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as e:
-                raise RunFolderError(f"{marker} cannot be read: {e}. Choose another --out.") from e
-            odd = [k for k in sorted({*found, *wanted}) if found.get(k) != wanted.get(k)]
-            if odd:
-                raise RunFolderError(
-                    f"{self.path} belongs to another analysis ({odd[0]} was {_brief(found.get(odd[0]))}, is now"
-                    f" {_brief(wanted.get(odd[0]))}). Choose another --out."
-                )
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise RunFolderError(f"{self.path} exists and is not an analysis. Choose another --out.")
-        try:
-            self.painted.mkdir(parents=True, exist_ok=True)
-            self.measured.mkdir(exist_ok=True)
-        except OSError as e:
-            raise RunFolderError(f"{self.path} cannot be made: {e.strerror}. Choose another --out.") from e
-        if not marker.exists():
-            write_bytes_atomically(marker, (json.dumps(wanted, indent=1) + "\n").encode())
+        claimed(self.path, "analysis", "an analysis", identity, (self.painted, self.measured))
 
     def batch(self, number: int, needs: Sequence[str]) -> dict[str, Tensor] | None:
         """A painted batch, or None where it isn't there or lacks what is now asked for."""
@@ -78,8 +55,3 @@ def read(path: Path, needs: Sequence[str]) -> dict[str, Tensor] | None:
     except (SafetensorError, OSError):
         return None
     return found if set(needs) <= set(found) else None
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."

@@ -16,12 +16,48 @@ from allaprima.cascade.record import CHUNK
 from allaprima.core.errors import RunFolderError, SettingError
 from allaprima.data.images import read_chunks, write_bytes_atomically
 
+MARKER = "run.json"
+
 
 def _first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    for key in sorted({*a, *b}):
-        if a.get(key) != b.get(key):
-            return f"{key} was {a.get(key)!r}, is now {b.get(key)!r}"
-    return "nothing"
+    key = next((k for k in sorted({*a, *b}) if a.get(k) != b.get(k)), None)
+    if key is None:
+        return "nothing"
+    return f"{key} was {_brief(a.get(key))}, is now {_brief(b.get(key))}"
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def claimed(path: Path, what: str, whose: str, identity: Mapping[str, Any], folders: Iterable[Path]) -> bool:
+    """Make a folder the job's that `identity` tells, with `folders` in it; whether it was before.
+
+    Raises `RunFolderError` for another job's, naming the first difference, and for what isn't `whose`. Nothing is ever
+    overwritten.
+    """
+    marker, wanted = path / MARKER, json.loads(json.dumps(identity))
+    there = marker.exists()
+    if there:
+        try:
+            found: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise RunFolderError(f"{marker} cannot be read: {e}. Choose another --out.") from e
+        if found != wanted:
+            raise RunFolderError(
+                f"{path} belongs to another {what} ({_first_difference(found, wanted)}). Choose another --out."
+            )
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunFolderError(f"{path} exists and is not {whose}. Choose another --out.")
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise RunFolderError(f"{path} cannot be made: {e.strerror}. Choose another --out.") from e
+    if not there:
+        write_bytes_atomically(marker, (json.dumps(wanted, indent=1) + "\n").encode())
+    return there
 
 
 class RunFolder:
@@ -33,30 +69,8 @@ class RunFolder:
 
     def claim(self, identity: Mapping[str, Any], resume: bool) -> None:
         """Make the folder this run's, or raise `RunFolderError` if it is another's. Nothing is ever overwritten."""
-        marker = self.path / "run.json"
-        wanted: dict[str, Any] = json.loads(json.dumps(identity))
-        if marker.exists():
-            try:
-                found: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as e:
-                raise RunFolderError(f"{marker} cannot be read: {e}. Choose another --out.") from e
-            if found != wanted:
-                raise RunFolderError(
-                    f"{self.path} belongs to another run ({_first_difference(found, wanted)}). Choose another --out."
-                )
-            if not resume:
-                raise RunFolderError(
-                    f"{self.path} already holds this run. Add --resume to finish it, or choose another --out."
-                )
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise RunFolderError(f"{self.path} exists and is not a run of allaprima's. Choose another --out.")
-        try:
-            self.images.mkdir(parents=True, exist_ok=True)
-            self.drafts.mkdir(exist_ok=True)
-        except OSError as e:
-            raise RunFolderError(f"{self.path} cannot be made: {e.strerror}. Choose another --out.") from e
-        if not marker.exists():
-            self.write("run.json", json.dumps(wanted, indent=1) + "\n")
+        if claimed(self.path, "run", "a run of allaprima's", identity, (self.images, self.drafts)) and not resume:
+            raise RunFolderError(f"{self.path} already holds this run. Add --resume to finish it, or choose another --out.")
 
     def source(self, digest: str) -> Path:
         """Where a picture that is edited, or a mask, is kept."""
