@@ -5,6 +5,7 @@ import threading
 import time
 
 import uvicorn
+from cut_line import Line
 
 from allaprima.study.app.app import create_app
 from allaprima.study.app.service import Service
@@ -21,9 +22,11 @@ def served(folder, annotators=3, url=None):
     deadline = time.monotonic() + 60
     while not server.started and time.monotonic() < deadline:
         time.sleep(0.01)
-    service.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    port = server.servers[0].sockets[0].getsockname()[1]
+    service.url, service.line = f"http://127.0.0.1:{port}", Line(("127.0.0.1", port))
     service.tokens = store.invite(annotators)
     yield service
+    service.line.close()
     server.should_exit = True
     thread.join(20)
     store.close()
