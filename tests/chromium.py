@@ -42,5 +42,7 @@ def until(page, expression, seconds=60):
     """Wait for an expression to be true. Playwright's own waiting evaluates strings, which the page's policy forbids."""
     deadline = time.monotonic() + seconds
     while not page.evaluate(expression):
-        assert time.monotonic() < deadline, f"never true: {expression}"
+        if time.monotonic() > deadline:
+            said = page.evaluate("document.body.innerText")
+            raise AssertionError(f"never true: {expression}; the page says {said[:600]!r}")
         page.wait_for_timeout(20)

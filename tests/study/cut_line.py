@@ -16,7 +16,7 @@ class Line:
         self.to, self.lost, self._cut = to, 0, False
         self._lock = threading.Lock()
         self._listening = socket.create_server(("127.0.0.1", 0))
-        self.url = "http://127.0.0.1:{}".format(self._listening.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self):

@@ -126,6 +126,47 @@ def test_a_deleted_picture_is_said_and_another_pair_comes(chromium, study):
         assert slot(page) != handed.slot
 
 
+CLICKS = """async () => {
+    const vote = document.getElementById("vote");
+    const before = vote.dataset.slot;
+    document.getElementById("send").click();
+    while (vote.dataset.slot === before) await new Promise(requestAnimationFrame);
+    const choice = document.querySelector("[data-question=alignment] label");
+    const checked = [];
+    for (const detail of [2, 1]) {
+        choice.dispatchEvent(new MouseEvent("click", { detail, bubbles: true, cancelable: true }));
+        checked.push(document.querySelectorAll("fieldset input:checked").length);
+    }
+    return checked;
+}"""
+
+
+def test_the_second_half_of_a_double_click_answers_nothing_on_the_next_pair(chromium, study):
+    service = study(2)
+    with annotator(chromium) as own:
+        page = own.new_page()
+        begin(page, service.url, service.tokens[0])
+        answer(page)
+        assert page.evaluate(CLICKS) == [0, 1]
+
+
+FOCUS = """() => new Promise((done) => {
+    new MutationObserver(() => done(document.activeElement.id)).observe(document.body, { attributes: true });
+    document.getElementById("begin").focus();
+    document.getElementById("begin").click();
+})"""
+
+
+def test_enter_is_the_pairs_as_soon_as_it_is_there(chromium, study):
+    """A hidden button that keeps the focus would take it, and begin again."""
+    service = study(2)
+    with annotator(chromium) as own:
+        page = own.new_page()
+        page.goto(f"{service.url}/#token={service.tokens[0]}")
+        until(page, "document.body.dataset.view === 'welcome'")
+        assert page.evaluate(FOCUS) == "vote"
+
+
 def test_no_invitation_and_a_forged_one(chromium, study):
     service = study(2)
     with annotator(chromium) as own:

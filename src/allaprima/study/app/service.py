@@ -48,8 +48,7 @@ class Service:
     def state(self, annotator: int) -> dict[str, Any]:
         """The pair to ask about now, if any, and how far the annotator is."""
         missing = self.missing()
-        handed = self.store.next(annotator, self._stopped, missing)
-        progress = self.store.progress(annotator, self._stopped)
+        handed, progress = self.store.ask(annotator, self._stopped, missing)
         shown = None if handed is None else {"id": handed.slot, "kind": handed.kind, "prompt": handed.prompt}
         state = progress.state
         if handed is None and state in ("voting", "training", "qualification"):
@@ -69,8 +68,8 @@ class Service:
 
     def vote(self, annotator: int, slot: str, answers: Mapping[str, Any], seconds: float) -> Kept:
         """Keep a vote given by sides. Raises `StudyError`, `SettingError`."""
-        handed = self.store.handed(annotator, slot)
-        kept = self.store.vote(annotator, slot, by_method(answers, handed) if self.asked.compares else answers, seconds)
+        by_sides = self.asked.compares
+        kept = self.store.vote(annotator, slot, (lambda h: by_method(answers, h)) if by_sides else answers, seconds)
         if kept.first and kept.kind == "study":
             self._recheck()
         return kept

@@ -15,6 +15,7 @@ let answers = {};
 let current = null;
 let busy = false;
 let told = false;  // the feedback of a practice pair is on the screen
+let shown = 0;  // when this pair came
 const seen = { since: 0, sum: 0 };
 
 const names = () => study.questions.map((q) => q.name);
@@ -60,14 +61,16 @@ async function load() {
     if ($(side).src.startsWith("blob:")) URL.revokeObjectURL($(side).src);
     $(side).src = sources[i];
   }
-  await Promise.all(["left", "right"].map((side) => $(side).decode()));
+  // A browser may put off decoding (a tab in the background): that must not hold the pair back.
+  await Promise.race([Promise.all(["left", "right"].map((side) => $(side).decode())), new Promise((done) => setTimeout(done, 2000))]);
   begin();
 }
 
 function begin() {
   const draft = remembered(slot.id);
   answers = draft?.answers ?? {};
-  Object.assign(seen, { since: performance.now(), sum: 1000 * (draft?.seconds ?? 0) });
+  shown = performance.now();
+  Object.assign(seen, { since: shown, sum: 1000 * (draft?.seconds ?? 0) });
   told = false;
   $("prompt").textContent = slot.prompt;
   current = names().find((n) => !answers[n]) ?? names().at(-1);
@@ -75,6 +78,8 @@ function begin() {
   lock(false);
   answered(answers, current, names());
   show("vote");
+  // The button that led here is hidden now, but keeps the focus, and takes Enter, until the browser paints.
+  $("vote").focus({ preventScroll: true });
   scrollTo(0, 0);
   $("vote").dataset.slot = slot.id;
   $("vote").dataset.kind = slot.kind === "training" ? "training" : "vote";  // a check looks like any other pair
@@ -151,7 +156,15 @@ function keyed(event) {
   event.preventDefault();
 }
 
+// The second half of a double click or tap on Send belongs to the pair before, wherever it lands on this one.
+function late(event) {
+  if (event.detail < 2 || performance.now() - shown > 500) return;
+  event.preventDefault();
+  event.stopPropagation();
+}
+
 async function start() {
+  document.addEventListener("click", late, true);
   $("vote").addEventListener("submit", (event) => { event.preventDefault(); run(send); });
   for (const button of document.querySelectorAll(".picture")) button.addEventListener("click", () => enlarge(button.dataset.side));
   $("other").addEventListener("click", () => enlarge($("large").dataset.side === "left" ? "right" : "left"));

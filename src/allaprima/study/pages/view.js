@@ -16,6 +16,7 @@ export function message(title, text, button = null, action = null) {
   $("message-button").textContent = button ?? "";
   $("message-button").onclick = action;
   show("message");
+  (button === null ? $("message") : $("message-button")).focus();
 }
 
 export function trouble(error) {

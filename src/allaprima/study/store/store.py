@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from sqlalchemy import and_, exists, func, or_, select, update
+from sqlalchemy import and_, exists, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -31,6 +31,11 @@ TOKEN_BYTES = 18
 LONGEST = 24 * 3600.0
 """Seconds of a vote that are believed."""
 WAITING = "waiting"
+STATES = {"training": "training", "qualification": "qualification"}
+"""An annotator's state while a pair of this kind is asked; of all others, `voting`."""
+
+
+Ballot = Mapping[str, Any] | Callable[[Handed], Mapping[str, Any]]
 
 
 def hash_of(token: str) -> str:
@@ -46,6 +51,7 @@ class Store:
         self.database, self._clock = Database(url), clock
         self.database.migrate()
         self._about: dict[str, Any] | None = None
+        self._of_study: int | None = None
 
     def close(self) -> None:
         """Let go of the database."""
@@ -113,21 +119,22 @@ class Store:
 
     def annotator(self, token: str) -> int:
         """Whose token it is; at the first time they get their own slots of known pairs. Raises `StudyError`."""
-        wanted = select(AnnotatorRow).where(AnnotatorRow.token_hash == hash_of(token))
+        wanted = select(AnnotatorRow.id, AnnotatorRow.revoked, AnnotatorRow.joined_at)
         with self.database.reading() as s:
-            row = s.scalars(wanted).first()
-            if row is None:
-                raise StudyError("unknown_token", "this invitation is not known here: open the link you were given.")
-            if row.revoked:
-                raise StudyError("revoked", "this invitation was taken back: ask whoever sent it.")
-            number, joined = row.id, row.joined_at
+            row = s.execute(wanted.where(AnnotatorRow.token_hash == hash_of(token))).first()
+        if row is None:
+            raise StudyError("unknown_token", "this invitation is not known here: open the link you were given.")
+        number, revoked, joined = row
+        if revoked:
+            raise StudyError("revoked", "this invitation was taken back: ask whoever sent it.")
         if joined is None:
             self._join(number)
         return number
 
     def _join(self, number: int) -> None:
         with self.database.writing() as s:
-            row = self._turn(s, number)
+            self._turn(s, number)
+            row = s.get(AnnotatorRow, number)
             if row is None or row.joined_at is not None:  # another tab was first
                 return
             row.joined_at = self._clock()
@@ -141,11 +148,11 @@ class Store:
                     s.add(SlotRow(public=_public(), pair_id=i, left=left, annotator_id=number, done=0))
                 s.flush()
 
-    def _turn(self, s: Session, annotator: int) -> AnnotatorRow | None:
+    def _turn(self, s: Session, annotator: int) -> None:
         """Tabs of one annotator take turns. Writers lock an annotator first, then a slot: none wait in a circle."""
-        # Not `FOR UPDATE`: a vote's foreign key would wait for that.
-        lock = {"key_share": True} if self.database.locks_rows else None
-        return s.get(AnnotatorRow, annotator, with_for_update=cast(Any, lock))
+        if self.database.locks_rows:  # Not `FOR UPDATE`: a vote's foreign key would wait for that.
+            row = select(AnnotatorRow.id).where(AnnotatorRow.id == annotator)
+            s.execute(row.with_for_update(key_share=True))
 
     # What is asked next.
 
@@ -154,22 +161,33 @@ class Store:
 
         `stopped`: hand out none of the study's. `missing`: files that aren't there; pairs with one of them are left out.
         """
+        return self.ask(annotator, stopped, missing)[0]
+
+    def ask(
+        self, annotator: int, stopped: bool = False, missing: frozenset[str] = frozenset()
+    ) -> tuple[Handed | None, Progress]:
+        """`next`, and `progress` as it is then, in one transaction."""
         with self.database.writing() as s:
             self._turn(s, annotator)
             tally = _tally(s, annotator)
-            for kind in ("training", "qualification"):
-                if tally.open(kind):
-                    found = self._own(s, annotator, kind, missing)
-                    if found is not None:
-                        return found
-            if self._failed(s, annotator) or stopped:
-                return None
-            every = self.rules.gold_every
-            if every and tally.done.get("study", 0) >= every * (tally.done.get("gold", 0) + 1):
-                found = self._own(s, annotator, "gold", missing)
+            handed = self._choose(s, annotator, tally, stopped, missing)
+            state = STATES.get(handed.kind, "voting") if handed else self._state(s, annotator, tally, stopped)
+            return handed, self._progress(s, tally, state)
+
+    def _choose(self, s: Session, annotator: int, tally: _Tally, stopped: bool, missing: frozenset[str]) -> Handed | None:
+        for kind in ("training", "qualification"):
+            if tally.open(kind):
+                found = self._own(s, annotator, kind, missing)
                 if found is not None:
                     return found
-            return self._lease(s, annotator, missing)
+        if self._failed(s, annotator, tally) or stopped:
+            return None
+        every = self.rules.gold_every
+        if every and tally.done.get("study", 0) >= every * (tally.done.get("gold", 0) + 1):
+            found = self._own(s, annotator, "gold", missing)
+            if found is not None:
+                return found
+        return self._lease(s, annotator, missing)
 
     def _own(self, s: Session, annotator: int, kind: Kind, missing: frozenset[str]) -> Handed | None:
         mine = and_(SlotRow.annotator_id == annotator, SlotRow.done == 0, PairRow.kind == kind)
@@ -225,51 +243,54 @@ class Store:
 
     # Votes.
 
-    def vote(self, annotator: int, public: str, answers: Mapping[str, Any], seconds: float) -> Kept:
+    def vote(self, annotator: int, public: str, answers: Ballot, seconds: float) -> Kept:
         """Keep a vote; when this returns it is on the disk. The first vote on a slot counts, later ones change nothing.
 
-        `answers` are by method, `a` and `b`. Raises `StudyError` (`not_yours`) for a slot that others have, `SettingError`
-        for answers that aren't possible.
+        `answers` are by method, `a` and `b`, or a function that makes them so of the pair as it was handed. Raises
+        `StudyError` (`not_yours`) for a slot that others have, `SettingError` for answers that aren't possible.
         """
         try:
             return self._vote(annotator, public, answers, seconds)
         except IntegrityError:  # Only where rows can't be locked: the other one was first, so now it is found.
             return self._vote(annotator, public, answers, seconds)
 
-    def _vote(self, annotator: int, public: str, answers: Mapping[str, Any], seconds: float) -> Kept:
-        checked = self.questions.check(answers)
+    def _vote(self, annotator: int, public: str, answers: Ballot, seconds: float) -> Kept:
         with self.database.writing() as s:
             self._turn(s, annotator)
             slot, pair = self._slot(s, annotator, public, lock=True)
             kind = cast(Kind, pair.kind)
-            there = s.scalars(select(VoteRow).where(VoteRow.slot_id == slot.id)).first()
-            if there is not None:
+            checked = self.questions.check(answers(_handed(slot, pair)) if callable(answers) else answers)
+            if slot.done:
+                there = s.scalars(select(VoteRow).where(VoteRow.slot_id == slot.id)).one()
                 return _kept(False, there.answers, kind, pair)
             now = self._clock()
             most = min(LONGEST, max(0.0, now - (slot.handed_at or now)))
             took = min(max(0.0, seconds), most) if seconds == seconds else most
             s.add(VoteRow(slot_id=slot.id, annotator_id=annotator, answers=checked, seconds=took, at=now))
-            s.execute(update(SlotRow).where(SlotRow.id == slot.id).values(done=1, leased_until=None))
+            slot.done, slot.leased_until = 1, None
         return _kept(True, checked, kind, pair)
 
     def progress(self, annotator: int, stopped: bool = False) -> Progress:
         """Where this annotator is."""
         with self.database.reading() as s:
             tally = _tally(s, annotator)
-            of_study = s.scalar(select(func.count()).select_from(PairRow).where(PairRow.kind == "study")) or 0
-            left = {k: tally.open(k) for k in ("training", "qualification")}
-            state = self._state(s, annotator, left, stopped)
-        votes = tally.done.get("study", 0) + tally.done.get("gold", 0)
-        checks = min(sum(tally.all.get("gold", [0])), of_study // self.rules.gold_every if self.rules.gold_every else 0)
-        return Progress(state, votes, of_study + checks, left["training"], left["qualification"])
+            return self._progress(s, tally, self._state(s, annotator, tally, stopped))
 
-    def _state(self, s: Session, annotator: int, left: Mapping[str, int], stopped: bool) -> str:
-        """No more is asked of the database than it takes: this is told after every vote."""
-        if left["training"]:
+    def _progress(self, s: Session, tally: _Tally, state: str) -> Progress:
+        if self._of_study is None:  # a study's pairs stay as they were made
+            self._of_study = s.scalar(select(func.count()).select_from(PairRow).where(PairRow.kind == "study")) or 0
+        every, of_study = self.rules.gold_every, self._of_study
+        votes = tally.done.get("study", 0) + tally.done.get("gold", 0)
+        checks = min(sum(tally.all.get("gold", [0])), of_study // every if every else 0)
+        return Progress(state, votes, of_study + checks, tally.open("training"), tally.open("qualification"))
+
+    def _state(self, s: Session, annotator: int, tally: _Tally, stopped: bool) -> str:
+        """No more is asked of the database than it takes."""
+        if tally.open("training"):
             return "training"
-        if left["qualification"]:
+        if tally.open("qualification"):
             return "qualification"
-        if self._failed(s, annotator):
+        if self._failed(s, annotator, tally):
             return "failed"
         if stopped:
             return "stopped"
@@ -283,8 +304,10 @@ class Store:
                 return "voting"
         return "done" if s.execute(unfinished.where(~mine).limit(1)).first() is None else WAITING
 
-    def _failed(self, s: Session, annotator: int) -> bool:
-        """Whether too few of the qualification's answers were right; never before all of them were given."""
+    def _failed(self, s: Session, annotator: int, tally: _Tally) -> bool:
+        """Whether too few of the qualification's answers were right; asked when all of them were given."""
+        if not tally.done.get("qualification"):
+            return False
         query = select(VoteRow.answers, PairRow.expected).join(SlotRow, VoteRow.slot_id == SlotRow.id)
         query = query.join(PairRow, SlotRow.pair_id == PairRow.id)
         rows = s.execute(query.where(PairRow.kind == "qualification", VoteRow.annotator_id == annotator)).all()
