@@ -7,11 +7,13 @@ from collections import Counter
 
 import pytest
 from PIL import Image
+from sqlalchemy import text
 
 from allaprima.core.errors import RunFolderError, SettingError
 from allaprima.study.create import missing_files, open_study
 from allaprima.study.design import Rules
 from allaprima.study.known_pairs import Counts
+from allaprima.study.store.database import engine_of
 from allaprima.study.votes import StudyError
 
 ALL_A = {"alignment": "a", "quality": "a", "aesthetics": "a", "overall": "a"}
@@ -210,6 +212,31 @@ def test_a_stopped_study_hands_out_nothing(opened_study):
     store = opened_study(2)
     (one,) = annotators(store, 1)
     assert store.next(one, stopped=True) is None and store.progress(one, stopped=True).state == "stopped"
+
+
+def test_a_restarted_postgres_is_named_once_and_the_same_vote_then_kept(opened_study, database):
+    if database is None:
+        pytest.skip("SQLite has no server to restart")
+    store = opened_study(2)
+    one = store.annotator(store.invite(1)[0])
+    handed = store.next(one)
+    gone = engine_of(database)
+    with gone.begin() as c:  # as a restart does to every connection
+        c.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = 'study'"
+            )
+        )
+    gone.dispose()
+    refusals = []
+    for _ in range(10):
+        try:
+            store.vote(one, handed.slot, ALL_A, 1.0)
+            break
+        except StudyError as e:
+            refusals.append(e.code)
+    assert refusals == ["database_away"]
+    assert len(store.votes()) == 1
 
 
 def test_nothing_in_the_pictures_names_a_method(make_study):

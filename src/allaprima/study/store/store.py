@@ -231,14 +231,14 @@ class Store:
             return _handed(*self._slot(s, annotator, public))
 
     def _slot(self, s: Session, annotator: int, public: str, lock: bool = False) -> tuple[SlotRow, PairRow]:
-        query = select(SlotRow).where(SlotRow.public == public)
-        slot = s.scalars(query.with_for_update(key_share=True) if lock and self.database.locks_rows else query).first()
-        if slot is None or slot.annotator_id is None or slot.handed_at is None:
+        query = select(SlotRow, PairRow).join(PairRow, SlotRow.pair_id == PairRow.id).where(SlotRow.public == public)
+        locked = lock and self.database.locks_rows
+        row = s.execute(query.with_for_update(of=SlotRow, key_share=True) if locked else query).first()
+        if row is None or row[0].annotator_id is None or row[0].handed_at is None:
             raise StudyError("not_yours", "this pair is not yours to judge: reload the page for the one that is.")
+        slot, pair = row
         if slot.annotator_id != annotator:
             raise StudyError("not_yours", "this pair is not, or no longer, yours: reload the page for the one that is.")
-        pair = s.get(PairRow, slot.pair_id)
-        assert pair is not None
         return slot, pair
 
     # Votes.
@@ -256,7 +256,7 @@ class Store:
 
     def _vote(self, annotator: int, public: str, answers: Ballot, seconds: float) -> Kept:
         with self.database.writing() as s:
-            self._turn(s, annotator)
+            # The slot is locked, not the annotator: its vote is the one thing that two tabs could write twice.
             slot, pair = self._slot(s, annotator, public, lock=True)
             kind = cast(Kind, pair.kind)
             checked = self.questions.check(answers(_handed(slot, pair)) if callable(answers) else answers)
