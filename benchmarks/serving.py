@@ -275,7 +275,7 @@ def main() -> None:
     p.add_argument("--prompts", type=Path, help="a prompt a line; default: captions of the bundled card")
     p.add_argument("--objective", type=float, default=6.0, help="seconds that 95 %% of the latencies are within")
     p.add_argument("--budget", type=float, default=8.0, help="mean steps of the cascade")
-    p.add_argument("--batch-size", type=int, default=8)
+    p.add_argument("--batch-size", type=int, default=4, help="of `calls` and `engine`")
     p.add_argument("--in-flight", type=int, default=32, help="jobs the engine paints at once")
     p.add_argument("--seconds", type=float, default=40.0, help="of arrivals a trial")
     p.add_argument("--least", type=int, default=24, help="arrivals a trial, at least")

@@ -126,6 +126,40 @@ def test_a_deleted_picture_is_said_and_another_pair_comes(chromium, study):
         assert slot(page) != handed.slot
 
 
+def test_who_fails_the_test_is_told_so_and_asked_no_more(chromium, study):
+    service = study(4, counts=Counts(0, 2, 0))
+    with annotator(chromium) as own:
+        page = own.new_page()
+        begin(page, service.url, service.tokens[0])
+        for k in range(2):
+            now = slot(page)
+            assert page.inner_text("#stage") == f"Test: {2 - k} to go"
+            answer(page, "2222")  # equal, of a picture of another text and of a blurred copy
+            page.keyboard.press("Enter")
+            until_other(page, now)
+            assert page.locator("#feedback").is_hidden()
+        assert page.inner_text("#message-title") == "Thank you."
+        assert "differently" in page.inner_text("#message-text")
+        assert page.locator("#message-button").is_hidden()
+        begin(page, service.url, service.tokens[0])  # coming back changes nothing
+        assert slot(page) is None
+    assert service.store.votes() == []
+
+
+def test_two_seeds_are_judged_for_what_is_alike(chromium, study):
+    service = study(1, questions="diversity")
+    with annotator(chromium) as own:
+        page = own.new_page()
+        begin(page, service.url, service.tokens[0])
+        now = slot(page)
+        assert page.locator("fieldset:first-of-type .choices").inner_text().split() == ["Same", "Unsure", "Different"]
+        answer(page, "1231")
+        page.keyboard.press("Enter")
+        until_other(page, now)
+    (vote,) = service.store.votes()
+    assert vote.answers == {"angle": "similar", "background": "unsure", "object": "different", "style": "similar"}
+
+
 CLICKS = """async () => {
     const vote = document.getElementById("vote");
     const before = vote.dataset.slot;

@@ -106,6 +106,7 @@ def test_flagged_votes_can_be_left_out_and_scores_are_held_against_votes(make_st
     assert "1 of 3 annotators flagged" in said[-2] and "1.000" in said[-1]
     page = (tmp_path / "report.html").read_text()
     assert "16 votes of 2 people" in page and "left out" in page
+    assert page.count("class=curve") == 1
     store.close()
 
 

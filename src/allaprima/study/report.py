@@ -14,6 +14,7 @@ from allaprima.data.images import write_bytes_atomically
 from allaprima.evaluation.intervals import Interval
 from allaprima.study.annotators import Quality, qualities
 from allaprima.study.create import PICTURES
+from allaprima.study.curve import draw
 from allaprima.study.outcomes import by_pair
 from allaprima.study.results import Comparison, agreement, compare, differences, strengths
 from allaprima.study.store.store import Store
@@ -36,6 +37,7 @@ th,td{padding:.25rem .75rem;text-align:left;border-bottom:1px solid #8886}
 .pairs img{width:48%}
 .pairs p{margin:0;font-size:.875rem}
 .scroll{overflow-x:auto}
+.curve{max-width:100%}
 """
 
 
@@ -191,7 +193,10 @@ def _oracle(c: Calibrated) -> str:
         ["log loss of win probability on held-out prompts (nothing known: .693)", _number(c.log_loss)],
         ["slope: P(first preferred) = 1 / (1 + exp(-slope (E(first) - E(second))))", _number(c.slope)],
     ]
-    return f"<h2>The oracle against the votes</h2><p>{c.pairs} pairs with a preference.</p>" + _table(["", ""], rows)
+    return (
+        f"<h2>The oracle against the votes</h2><p>{c.pairs} pairs with a preference.</p>" + _table(["", ""], rows)
+        + f'<img class=curve alt="Probability of being preferred over the difference of scores" src="{_data(draw(c))}">'
+    )  # fmt: skip
 
 
 def _gallery(votes: Sequence[Vote], folder: Path, question: str) -> str:
@@ -212,9 +217,13 @@ def _gallery(votes: Sequence[Vote], folder: Path, question: str) -> str:
 
 def _picture(path: Path) -> str:
     try:
-        return f'<img alt="" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+        return f'<img alt="" src="{_data(path.read_bytes())}">'
     except OSError:
         return "<em>(picture gone)</em>"
+
+
+def _data(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _said(found: Sequence[Comparison], people: Sequence[Quality], alpha: float, oracle: Calibrated | None) -> list[str]:
