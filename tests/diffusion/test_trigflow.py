@@ -5,7 +5,7 @@ import math
 import diffusers
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from allaprima.core.errors import SettingError
@@ -152,6 +152,9 @@ def test_the_end_of_a_stretched_grid_by_its_strength(n, whole):
 
 
 @given(st.integers(1, 60), st.floats(0.001, 0.999), st.sampled_from([None, 0.02, 0.3]), st.floats(0.3, 5))
+@example(2, 0.30000000000000004, 0.3, 1.0)
+@example(60, 0.3 * (1 + 2e-9), 0.3, 5.0)
+@example(60, 0.3 * (1 + 2e-9), 0.3, 0.3)
 def test_n_steps_from_anywhere(n, start, terminal, shift):
     grid = Flow(shift, terminal=terminal).grid(n, start)
     assert (len(grid), grid[0]) == (n, start)

@@ -300,7 +300,8 @@ class Flow:
             raise SettingError(f"steps={n} is out of range: at least 1 step is due.")
         if start is None:
             return [self._stretched(self.top * ((n - i) / n), self.top, n) for i in range(n)]
-        if self.terminal is not None and start <= self.terminal:
+        # Between the terminal and a start that is it but for rounding, no times lie.
+        if self.terminal is not None and start <= self.terminal * (1 + 1e-9):
             return [start, *(start * (n - i) / n for i in range(1, n))]
         # Unshift the start, walk evenly, shift back.
         u = self._unstretched(start, n)
