@@ -3,7 +3,8 @@
     python -m benchmarks.study [--json] [--annotators 50] [--pairs 20] [--database URL]
 
 A study of plain pictures is served by `allaprima study serve` in a process of its own; each annotator is a thread with its
-own connection, asks for a pair, looks at it for a moment (`--look`), and votes; every fifth vote is sent twice at once. The
+own connection, asks for a pair, looks at it for a moment (half to one and a half times `--look`, drawn anew for each pair:
+people don't vote in step), and votes; every fifth vote is sent twice at once. The
 time of a vote runs from the request to its acknowledgement, which comes after the vote is on the disk. SQLite lies in a
 temporary folder; `--database` is an empty Postgres database.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import random
 import re
 import subprocess
 import sys
@@ -64,6 +66,7 @@ def annotate(address: str, token: str, seen: Seen, look: float, most: int) -> No
     connection = HTTPConnection(address, timeout=60)
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     body = json.dumps({"answers": ANSWERS, "seconds": 1.0})
+    draw = random.Random(token)
 
     def ask(method: str, path: str, with_body: bool, own: HTTPConnection) -> Any:
         own.request(method, path, body if with_body else None, headers)
@@ -85,7 +88,7 @@ def annotate(address: str, token: str, seen: Seen, look: float, most: int) -> No
             slot = ask("GET", "/api/next", False, connection)["slot"]
             if slot is None:
                 return
-            time.sleep(look)
+            time.sleep(look * draw.uniform(0.5, 1.5))
             path = f"/api/slots/{slot['id']}/vote"
             twin = threading.Thread(target=again, args=(path,)) if k % 5 == 0 else None
             if twin is not None:

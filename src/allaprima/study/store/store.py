@@ -196,19 +196,21 @@ class Store:
         return None if row is None else self._hand(row[0], row[1], annotator)
 
     def _lease(self, s: Session, annotator: int, missing: frozenset[str]) -> Handed | None:
-        joined = select(SlotRow, PairRow).join(PairRow, SlotRow.pair_id == PairRow.id)
-        joined = joined.where(PairRow.kind == "study", SlotRow.done == 0, *_shown(missing)).order_by(SlotRow.id).limit(1)
-        mine = joined.where(SlotRow.annotator_id == annotator)
-        row = s.execute(mine.with_for_update(of=SlotRow, key_share=True) if self.database.locks_rows else mine).first()
-        if row is None:
-            other = aliased(SlotRow)
-            seen = exists().where(other.pair_id == SlotRow.pair_id, other.annotator_id == annotator)
-            now = self._clock()
-            free = joined.where(or_(SlotRow.annotator_id.is_(None), SlotRow.leased_until < now), ~seen)
-            row = s.execute(
-                free.with_for_update(of=SlotRow, key_share=True, skip_locked=True) if self.database.locks_rows else free
-            ).first()
-        return None if row is None else self._hand(row[0], row[1], annotator)
+        """The annotator's own lease, else a slot that nobody was handed, else one whose lease ran out."""
+        other = aliased(SlotRow)
+        seen = select(other.pair_id).where(other.annotator_id == annotator)
+        of_study = exists().where(PairRow.id == SlotRow.pair_id, PairRow.kind == "study", *_shown(missing))
+        # Three questions, each along one index: as one, Postgres sorted all slots for every pair that was handed out.
+        never = and_(SlotRow.annotator_id.is_(None), SlotRow.pair_id.not_in(seen), *([of_study] if missing else []))
+        late = and_(SlotRow.leased_until < self._clock(), SlotRow.pair_id.not_in(seen), of_study)
+        for which, waits in ((and_(SlotRow.annotator_id == annotator, of_study), True), (never, False), (late, False)):
+            query = select(SlotRow).where(SlotRow.done == 0, which).order_by(SlotRow.id).limit(1)
+            if self.database.locks_rows:
+                query = query.with_for_update(of=SlotRow, key_share=True, skip_locked=not waits)
+            slot = s.scalars(query).first()
+            if slot is not None:
+                return self._hand(slot, s.get_one(PairRow, slot.pair_id), annotator)
+        return None
 
     def _hand(self, slot: SlotRow, pair: PairRow, annotator: int) -> Handed:
         now = self._clock()
