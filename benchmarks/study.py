@@ -23,7 +23,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def annotate(address: str, token: str, seen: Seen, look: float, most: int) -> No
         try:
             with contextlib.closing(HTTPConnection(address, timeout=60)) as own:
                 ask("POST", path, True, own)
-        except (OSError, RuntimeError) as e:
+        except (OSError, RuntimeError, HTTPException) as e:
             seen.faults.append(str(e))
 
     try:
@@ -99,7 +99,7 @@ def annotate(address: str, token: str, seen: Seen, look: float, most: int) -> No
             seen.acknowledged.append(slot["id"])
             if twin is not None:
                 twin.join()
-    except (OSError, RuntimeError) as e:
+    except (OSError, RuntimeError, HTTPException) as e:
         seen.faults.append(f"{type(e).__name__}: {e}")
     finally:
         connection.close()
