@@ -94,6 +94,19 @@ def test_a_lease_that_ran_out_goes_to_others_but_not_before(opened_study):
     assert store.next(one) is None and store.progress(one).state == "done"
 
 
+def test_a_lease_that_ran_out_goes_before_slots_that_nobody_had(opened_study):
+    """Else the pair of somebody who left would be a gap until the end, and early stopping counts up to the first gap."""
+    store = opened_study(5, rules=Rules(votes=1, lease_minutes=10))
+    now = [1000.0]
+    store._clock = lambda: now[0]
+    gone, here = annotators(store, 2)
+    left = store.next(gone).slot
+    assert store.next(here).slot != left
+    now[0] += 601
+    store.vote(here, store.next(here).slot, ALL_A, 1)
+    assert store.next(here).slot == left
+
+
 def test_a_late_vote_counts_while_nobody_took_the_pair(opened_study):
     store = opened_study(1, rules=Rules(votes=1, lease_minutes=10))
     now = [1000.0]

@@ -196,14 +196,14 @@ class Store:
         return None if row is None else self._hand(row[0], row[1], annotator)
 
     def _lease(self, s: Session, annotator: int, missing: frozenset[str]) -> Handed | None:
-        """The annotator's own lease, else a slot that nobody was handed, else one whose lease ran out."""
+        """The annotator's own lease, else one that ran out (early stopping counts pairs up to the first gap), else a new one."""
         other = aliased(SlotRow)
         seen = select(other.pair_id).where(other.annotator_id == annotator)
         of_study = exists().where(PairRow.id == SlotRow.pair_id, PairRow.kind == "study", *_shown(missing))
         # Three questions, each along one index: as one, Postgres sorted all slots for every pair that was handed out.
         never = and_(SlotRow.annotator_id.is_(None), SlotRow.pair_id.not_in(seen), *([of_study] if missing else []))
         late = and_(SlotRow.leased_until < self._clock(), SlotRow.pair_id.not_in(seen), of_study)
-        for which, waits in ((and_(SlotRow.annotator_id == annotator, of_study), True), (never, False), (late, False)):
+        for which, waits in ((and_(SlotRow.annotator_id == annotator, of_study), True), (late, False), (never, False)):
             query = select(SlotRow).where(SlotRow.done == 0, which).order_by(SlotRow.id).limit(1)
             if self.database.locks_rows:
                 query = query.with_for_update(of=SlotRow, key_share=True, skip_locked=not waits)
