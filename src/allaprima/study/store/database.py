@@ -21,6 +21,7 @@ from allaprima.core.errors import SettingError
 from allaprima.study.votes import StudyError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+AWAY = "the database of this study can't be reached at the moment: try again."
 FULL = ("database or disk is full", "disk i/o error", "no space left", "53100")
 """How SQLite and Postgres say that there is no room."""
 
@@ -41,7 +42,15 @@ def engine_of(url: str) -> Engine:
     if made.dialect.name == "sqlite":
         event.listen(made, "connect", _prepare_sqlite)
         event.listen(made, "begin", _begin_immediate)
+    else:
+        event.listen(made, "handle_error", _lost)
     return made
+
+
+def _lost(context: Any) -> None:
+    # pg8000 lets some of a socket's own errors through, of which SQLAlchemy doesn't know that the connections are gone.
+    if isinstance(context.original_exception, OSError):
+        context.is_disconnect = True
 
 
 def _options(backend: str) -> dict[str, Any]:
@@ -120,5 +129,7 @@ def _named_trouble() -> Generator[None]:
                 "disk_full", "the disk of this study is full, so nothing was written: make room, then go on."
             ) from e
         if e.connection_invalidated or "connect" in said.lower() or "InterfaceError" in type(e).__name__:
-            raise StudyError("database_away", "the database of this study can't be reached at the moment: try again.") from e
+            raise StudyError("database_away", AWAY) from e
         raise StudyError("database", f"the database refused: {said[:200]}. See that the study's file is whole.") from e
+    except OSError as e:
+        raise StudyError("database_away", AWAY) from e

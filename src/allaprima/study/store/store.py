@@ -196,7 +196,7 @@ class Store:
         return None if row is None else self._hand(row[0], row[1], annotator)
 
     def _lease(self, s: Session, annotator: int, missing: frozenset[str]) -> Handed | None:
-        """The annotator's own lease, else one that ran out (early stopping counts pairs up to the first gap), else a new one."""
+        """The annotator's own lease, else one that ran out (early stopping counts pairs up to a gap), else a new one."""
         other = aliased(SlotRow)
         seen = select(other.pair_id).where(other.annotator_id == annotator)
         of_study = exists().where(PairRow.id == SlotRow.pair_id, PairRow.kind == "study", *_shown(missing))
