@@ -57,7 +57,7 @@ def _options(backend: str) -> dict[str, Any]:
     if backend == "sqlite":
         return {"connect_args": {"timeout": 30, "check_same_thread": False}}
     # A connection that a restarted server closed is noticed when it is used: the page asks again by itself. Asking the
-    # server before each use would cost a third of a vote's time.
+    # server before each use would be one more question for each of a vote's few.
     return {"pool_size": 40, "max_overflow": 0}
 
 
