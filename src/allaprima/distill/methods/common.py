@@ -60,7 +60,7 @@ class TrainingSetup:
     recipe: Recipe
     folder: Path
     """Where checkpoints go; resumed from when it holds one."""
-    watch: Watch | None = None
+    watcher: Watch | None = None
     devices: Devices = field(default_factory=Devices)
     whole: SharedPartition | None = None
     """Of a multi-student training; `data` is this student's part."""

@@ -208,7 +208,7 @@ def guided(model: Family) -> GuidedDenoiser:
 def guidance_of(model: Family, network: Callable[[Tensor, Tensor, Condition], Tensor], told: Any = None) -> GuidedDenoiser:
     """What guides a network, given as its raw output: the family's own `guidance` if it has one, else `guidance_for`.
 
-    `per_encoder`: the network itself, where it isn't the model's.
+    `told`: the network itself, where it isn't the model's.
     """
     own = getattr(model, "guidance", None)
     if own is not None:

@@ -154,7 +154,7 @@ class RequestParser:
         except SettingError as e:
             raise ApiError(400, "invalid_value", str(e)) from e
 
-    def parsed(
+    def parse(
         self, body: ImageRequestBody, settings: CascadeSettings, client: str, uploads: UploadedImages | None = None
     ) -> ParsedRequest:
         """What the engine is to be asked. Raises `ApiError`. May run the text encoder: call it off the event loop."""
