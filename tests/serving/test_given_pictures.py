@@ -98,9 +98,9 @@ def given(cases, seed, nets=False):
             if nets:
                 more["controls"] = (picture(dice), picture(dice, 4))
                 more["control_scales"] = dice.choice(((), (1.0, 0.5), (0.0, 2.0)))
-            request = GenerationRequest(**{**vars(request.request), **more})
+            changed = GenerationRequest(**{**vars(request.request), **more})
             case.requests[i] = EngineRequest(
-                request, request.settings, request.policy, request.priority, None, request.client
+                changed, request.settings, request.policy, request.priority, None, request.client
             )
     return cases
 
