@@ -33,7 +33,8 @@ from torch import Tensor
 
 from allaprima.bundled.emoji import load_judge
 from allaprima.bundled.emoji.dataset import STYLES, known_concepts
-from allaprima.calibration.threshold import share_for_budget, threshold_for
+from allaprima.calibration.budget import Prices
+from allaprima.calibration.threshold import threshold_for
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import SettingError
@@ -187,7 +188,7 @@ def rows_of(
         f"teacher, card's {s.teacher_steps}": Row(stack("teacher"), s.teacher_steps),
     }
     for budget in budgets:
-        share = share_for_budget(budget, s.student_steps, s.teacher_steps)
+        share = Prices.from_steps(s.student_steps, s.teacher_steps).share_for(budget)
         keep = scores >= held_out_thresholds(scores, share)
         images = torch.where(keep[..., None, None, None], drafts, action)
         accepted = float(keep.double().mean())

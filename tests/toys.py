@@ -2,6 +2,7 @@
 
 import torch
 
+from allaprima.cascade.model import DiffusionModel
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import ClassifierFreeGuidance
@@ -15,7 +16,7 @@ SETTINGS = CascadeSettings(
 )  # fmt: skip
 
 
-class Toy:
+class Toy(DiffusionModel):
     """Paints a grey per prompt ('0.3' -> .3 + its own bias + a pinch of noise); its text states are (1, 1)."""
 
     schedule = VP

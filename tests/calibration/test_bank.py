@@ -9,8 +9,6 @@ import torch
 from allaprima.calibration.outcome_table import (
     OutcomeTable,
     generate_outcomes,
-    load_outcomes,
-    save_outcomes,
     simulate_policy,
 )
 from allaprima.calibration.policies import fit_all, fit_threshold, spend
@@ -19,7 +17,7 @@ from allaprima.cascade.policy import AlwaysPolicy, BandPolicy, BestOf, Decision,
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.router import PromptRouter
 from allaprima.cascade.runner import run
-from allaprima.core.errors import CalibrationError, SettingError
+from allaprima.core.errors import SettingError
 from tests.toys import SETTINGS, Grey, Toy
 
 PROMPTS = [f"{i / 24:.4f}" for i in range(24)]
@@ -76,17 +74,6 @@ def test_a_policy_that_wants_more_than_the_bank_holds_is_told(painted):
     only = OutcomeTable(**{**painted.__dict__, "made": {Decision.REFINE: painted.made[Decision.REFINE]}})
     with pytest.raises(SettingError, match="wants to regenerate, the bank holds refine"):
         simulate_policy(ThresholdPolicy(9.0, Decision.REGENERATE), only)
-
-
-def test_a_bank_survives_its_file(painted, tmp_path):
-    save_outcomes(painted, tmp_path / "bank.safetensors")
-    again = load_outcomes(tmp_path / "bank.safetensors")
-    assert (again.prompts, again.seeds, again.costs) == (painted.prompts, painted.seeds, painted.costs)
-    assert simulate_policy(POLICIES["band"], again).chosen == simulate_policy(POLICIES["band"], painted).chosen
-    assert all(torch.equal(again.pictures[k], v) for k, v in painted.pictures.items())
-    (tmp_path / "bad.safetensors").write_bytes(b"no")
-    with pytest.raises(CalibrationError, match="not a bank"):
-        load_outcomes(tmp_path / "bad.safetensors")
 
 
 def synthetic(n, seed, steps=5.0, teacher=20.0):

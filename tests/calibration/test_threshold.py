@@ -4,19 +4,20 @@ from hypothesis import strategies as st
 
 from allaprima.calibration.artifact import Calibration
 from allaprima.calibration.budget import Prices
-from allaprima.calibration.threshold import bootstrap_interval, mean_steps, share_for_budget, threshold_for
+from allaprima.calibration.threshold import threshold_for
 from allaprima.cascade.policy import BandPolicy, Decision, Recheck, ThresholdPolicy
 from allaprima.core.errors import CalibrationError, SettingError
 
 
 def test_the_papers_accounting():
-    assert mean_steps(5, 20, 0.5) == 15
-    assert share_for_budget(15, 5, 20) == 0.5
+    assert Prices.from_steps(5, 20).mean(0.5) == 15
+    assert Prices.from_steps(5, 20).share_for(15) == 0.5
 
 
 @given(st.floats(5, 25))
 def test_a_budget_and_its_share_are_inverse(budget):
-    assert mean_steps(5, 20, share_for_budget(budget, 5, 20)) == pytest.approx(budget)
+    prices = Prices.from_steps(5, 20)
+    assert prices.mean(prices.share_for(budget)) == pytest.approx(budget)
 
 
 @given(st.lists(st.floats(0, 1), min_size=50, max_size=80, unique=True), st.floats(0, 1))
@@ -25,21 +26,10 @@ def test_the_threshold_sends_the_share(scores, share):
     assert sum(s < tau for s in scores) / len(scores) == pytest.approx(share, abs=1.01 / len(scores))
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    import numpy as np
-
-    rng = np.random.default_rng(1)
-    hits = 0
-    for _ in range(200):
-        low, high = bootstrap_interval(rng.uniform(size=300).tolist(), 0.5, rounds=300)
-        hits += low <= 0.5 <= high
-    assert hits / 200 == pytest.approx(0.95, abs=0.045)
-
-
 @pytest.mark.parametrize("budget", [4.9, 25.1])
 def test_a_budget_that_cannot_be_spent_is_refused(budget):
     with pytest.raises(SettingError, match=r"5 .* to 25"):
-        share_for_budget(budget, 5, 20)
+        Prices.from_steps(5, 20).share_for(budget)
 
 
 STUDENT, PRINTS, ACTION = {"student_steps": 5}, {"student": "a", "oracle": "b"}, {"teacher_steps": 20, "strategy": "refine"}
@@ -56,7 +46,8 @@ def test_an_artifact_gives_any_budget_and_survives_the_disk(tmp_path):
     assert c.threshold == pytest.approx(0.5)
     assert c.threshold_for_budget(10, ACTION) == pytest.approx(0.25)
     assert c.threshold_for_budget(10, {**ACTION, "teacher_steps": 10}) == pytest.approx(0.5), "half of 10 steps are 5"
-    assert c.expected_cost(c.threshold) == pytest.approx(15, abs=0.2)
+    below = sum(score < c.threshold for score in c.scores) / len(c.scores)
+    assert c.prices.mean(below) == pytest.approx(15, abs=0.2)
     assert c.policy_for(None, ACTION) == ThresholdPolicy(c.threshold, Decision.REFINE)
     assert c.cost_interval[0] < 15 < c.cost_interval[1]
     c.save(tmp_path / "c.json")

@@ -211,7 +211,7 @@ def test_the_pipeline_takes_diffusers_arguments():
     pipe = AdaptivePipeline(Editor(), Editor(), Grey(), EDITING)
     out = pipe(["0.3", "0.9"], image=grey(0.2), strength=0.5, seed=1, threshold=0.5)
     assert out.decisions == ["regenerate", "accept"]
-    assert [r.row()["edit"]["strength"] for r in out.results] == [0.5, 0.5]
+    assert [r.record()["edit"]["strength"] for r in out.results] == [0.5, 0.5]
     again = pipe(["0.3", "0.9"], image=[grey(0.2)] * 2, strength=[0.5, 0.5], seed=1, threshold=0.5)
     assert all(torch.equal(a.image, b.image) for a, b in zip(out.results, again.results, strict=True))
     assert pipe(["0.3"], image=grey(0.2), seed=1, mode="student-only").results[0].request.edit.strength == 0.8

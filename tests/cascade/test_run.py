@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from allaprima.cascade.latent_cascade import LatentCascade
+from allaprima.cascade.model import DiffusionModel
 from allaprima.cascade.policy import AlwaysPolicy, Decision, ThresholdPolicy
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.runner import run
@@ -20,7 +21,7 @@ from allaprima.diffusion.schedules import DiscreteVP
 VP = DiscreteVP.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 
 
-class Toy:
+class Toy(DiffusionModel):
     """Paints a picture of one grey per prompt ('0.3' -> .3 + its own bias), and records the shapes it is called with."""
 
     schedule = VP
@@ -186,3 +187,29 @@ def test_guidance_is_full_inside_its_interval_and_none_costs_one_evaluation():
     assert painted(GuidanceInterval(100, 1000)) == (pytest.approx(0.25, abs=0.02), 7, [2 * size] * 3 + [size])
     assert painted(GuidanceInterval(100, 1000, 1.2)) == (pytest.approx(0.3, abs=0.02), 8, [2 * size] * 4)
     assert painted(GuidanceInterval(0, 600)) == (pytest.approx(0.75, abs=0.02), 7, [size] + [2 * size] * 3)
+
+
+class Stumbling(Toy):
+    """Raises for one prompt, when it is encoded."""
+
+    def condition(self, prompts):
+        if "0.9" in prompts:
+            raise RuntimeError("no such token")
+        return super().condition(prompts)
+
+
+def test_a_prompt_whose_encoder_raises_costs_itself_only():
+    requests = [GenerationRequest(p, seed, index=seed) for seed, p in enumerate(("0.3", "0.9", "0.5"))]
+
+    def painted(student, some):
+        cascade = LatentCascade(student, Toy(0.1), None, AlwaysPolicy(Decision.REFINE), SETTINGS)
+        return {r.request.index: r for r in run(cascade, some)}
+
+    found, alone = painted(Stumbling(), requests), painted(Toy(), [requests[0], requests[2]])
+    assert (found[1].image, found[1].error) == (None, "RuntimeError: no such token")
+    for i in (0, 2):
+        assert torch.equal(found[i].image, alone[i].image)
+        assert found[i].cost.evaluations == alone[i].cost.evaluations
+    cascade = LatentCascade(Stumbling(), Toy(0.1), None, AlwaysPolicy(Decision.REFINE), SETTINGS)
+    with pytest.raises(RuntimeError, match="no such token"):
+        list(run(cascade, requests, isolate=False))

@@ -7,6 +7,7 @@ Students with the same data, steps and size differ only in how many conditions e
 import pytest
 import torch
 import torch.nn.functional as F
+from sliced_wasserstein import sliced_wasserstein
 from torch import nn
 
 from allaprima.core.types import Condition
@@ -15,7 +16,6 @@ from allaprima.distill.distribution_matching import DistributionMatching, NoiseI
 from allaprima.distill.generators import RenoisedChain
 from allaprima.distill.loop import LoopConfig
 from allaprima.distill.two_time_scale import TwoTimeScaleConfig, train_two_time_scale
-from allaprima.evaluation.sliced_wasserstein import sliced_wasserstein
 
 VP = DiscreteVP.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 CONDITIONS, MODES, STD, SEEDS = 8, 3, 0.15, 3

@@ -9,7 +9,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from allaprima.core.errors import SettingError
-from allaprima.evaluation.frontier import FrontierPoint, Measure, at_cost, by_method, draw, markdown, steps_to_reach, write
+from allaprima.evaluation.frontier import FrontierPoint, Measure, by_method, draw, markdown, steps_to_reach, write
 from allaprima.evaluation.intervals import Interval
 
 JUDGE, FRECHET = Measure("judge", "judge's score", True), Measure("frechet", "Frechet", False)
@@ -23,13 +23,6 @@ def point(method, steps, judge, frechet=None, bound=False):
 
 
 TEACHER = [point("teacher", 10, 1.0, 30), point("teacher", 20, 2.0, 20), point("teacher", 50, 2.3, 10)]
-
-
-def test_between_points_it_is_linear_and_outside_unknown():
-    assert at_cost(TEACHER, "judge", 15) == pytest.approx(1.5)
-    assert at_cost(TEACHER[::-1], "frechet", 35) == pytest.approx(15)
-    assert math.isnan(at_cost(TEACHER, "judge", 9))
-    assert math.isnan(at_cost([], "judge", 9))
 
 
 def test_the_cost_of_a_quality_is_the_inverse():

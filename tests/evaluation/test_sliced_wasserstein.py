@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from sliced_wasserstein import sliced_wasserstein
 
 from allaprima.core.errors import SettingError
-from allaprima.evaluation.sliced_wasserstein import sliced_wasserstein
 
 
 def points(n, d, seed):

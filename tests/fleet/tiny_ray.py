@@ -56,4 +56,4 @@ def digests(result, note):
 
     image = None if result.image is None else hashlib.sha256(result.image.numpy().tobytes()).hexdigest()
     draft = None if result.draft is None else hashlib.sha256(result.draft.numpy().tobytes()).hexdigest()
-    return note, result.request.index, image, draft, result.row(), os.getpid()
+    return note, result.request.index, image, draft, result.record(), os.getpid()

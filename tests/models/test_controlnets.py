@@ -115,7 +115,7 @@ def test_the_teachers_net_steers_the_student_too_alone_or_in_a_batch(world, maps
         assert torch.equal(one.results[0].image, both[i])
     drafts = [paint(pipe, control_image=m, mode="student-only") for m in maps]
     assert float((drafts[0] - drafts[1]).abs().max()) > 1e-3
-    account = pipe(PROMPTS, seed=SEEDS, control_image=maps, mode="student-only").results[0].row()
+    account = pipe(PROMPTS, seed=SEEDS, control_image=maps, mode="student-only").results[0].record()
     assert account["controls"][0]["scale"] == 1.0
 
 

@@ -21,7 +21,7 @@ from allaprima.models.placement.device_config import DeviceConfig
 from allaprima.models.placement.placer import ModelPlacer
 from allaprima.oracles.load import OracleRequest
 from allaprima.oracles.settings import EncoderSettings
-from allaprima.pipeline import AdaptivePipeline, saving
+from allaprima.pipeline import AdaptivePipeline, from_cards
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_language_models_are_placed_too(tmp_path, family):
 def test_published_oracles_are_where_the_placement_is_unless_they_say(path, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(saving, "load_pair", lambda card, placer: load_pair(card))
+    monkeypatch.setattr(from_cards, "load_pair", lambda card, placer: load_pair(card))
     monkeypatch.setattr(pipeline, "load_oracle", lambda *a: asked.append(a))
     AdaptivePipeline.from_card(path, device="cuda:1")
     (kind, folder, encode, settings, step, device) = asked[0]

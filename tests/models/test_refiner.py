@@ -5,8 +5,10 @@ import torch
 import yaml
 from tiny_folders import SIZE, card, refiner
 
+from allaprima.cascade.policy import BandPolicy, BestOf, Decision, Recheck, ThresholdPolicy
+from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.settings import CascadeSettings
-from allaprima.core.errors import ModelError, SettingError
+from allaprima.core.errors import ModelError, PaintingError, SettingError
 from allaprima.core.seeds import noise_batch
 from allaprima.diffusion.noising import Variance, add_noise
 from allaprima.models.cards.card import load_card
@@ -177,6 +179,10 @@ def test_a_refiner_alone_cannot_paint_from_noise(alone, folder):
         pipe = AdaptivePipeline(alone.student, alone.teacher, _Never(), SETTINGS)
         with pytest.raises(SettingError, match="can't paint from pure noise"):
             pipe("fox", seed=1, **asked)
+    short = ThresholdPolicy(0.5, Decision.REGENERATE)
+    for policy in (BandPolicy(0.6, 0.2), Recheck(short), BestOf(short, 2), Recheck(BestOf(BandPolicy(0.6, 0.2)))):
+        with pytest.raises(SettingError, match="can't paint from pure noise"):
+            pipe.cascade(pipe.settings, policy).check(GenerationRequest("fox", 1))
     assert paint(alone, mode="student-only", strategy="regenerate").shape[0] == 2
     with pytest.raises(ModelError, match="can't paint from noise"):
         load_pair(written(folder, "again.yaml", ALONE, OWN, cascade={"strategy": "regenerate"}))
@@ -198,5 +204,5 @@ def test_bad_cards_are_named(folder, alone, both):
         load_pair(written(folder, "twice.yaml", {"refiner": "teacher"}))
     # A student that tells no words of a refiner's.
     pipe = AdaptivePipeline(both.teacher.base, alone.teacher, None, SETTINGS)
-    with pytest.raises(SettingError, match="telling"):
+    with pytest.raises(PaintingError, match="telling"):
         pipe("fox", seed=1, mode="refine-all")

@@ -162,13 +162,17 @@ def test_results_and_settings_tell_it_only_where_it_is_said(pairs):
     pipe = AdaptivePipeline(pair.student, pair.teacher, None, SETTINGS)
     told = {"prompt_2": "hut", "negative_prompt_2": "fog", "clip_skip": 1, "guidance_rescale": 0.5}
     (said,) = pipe("fox", seed=1, mode="student-only", **told).results
-    assert {k: said.row()[k] for k in ("prompt_2", "negative_prompt_2")} == {"prompt_2": "hut", "negative_prompt_2": "fog"}
+    kept = {k: said.record()[k] for k in ("prompt_2", "negative_prompt_2")}
+    assert kept == {
+        "prompt_2": "hut",
+        "negative_prompt_2": "fog",
+    }
     written = json.loads(json.dumps(said.settings.to_dict()))
     assert written["clip_skip"] == 1 and written["student_guidance_rescale"] == written["teacher_guidance_rescale"] == 0.5
     assert CascadeSettings.from_dict(written) == said.settings
     (plain,) = pipe("fox", seed=1, mode="student-only").results
     names = {"prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"}
-    assert not names & plain.row().keys()
+    assert not names & plain.record().keys()
     rare = {"clip_skip", "student_guidance_rescale", "teacher_guidance_rescale"}
     assert not rare & plain.settings.to_dict().keys()
     assert CascadeSettings.from_dict(plain.settings.to_dict()) == plain.settings

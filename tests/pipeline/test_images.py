@@ -64,7 +64,7 @@ def test_drafts_and_repaintings_are_the_pipelines_own(sd, whole):
     # Two steps without guidance; three of six with it, two evaluations each.
     assert over.costs[0].evaluations == {"student": 2, "oracle": 1, "teacher": 6}
     assert over.results[0].steps == 5
-    assert over.results[0].row()["steps"] == 5
+    assert over.results[0].record()["steps"] == 5
 
 
 def test_adaptive_from_end_to_end(whole):

@@ -138,7 +138,7 @@ def same(served, offline):
     """Bytes, scores, decisions and evaluations."""
     assert torch.equal(served.image, offline.image), served.request
     assert torch.equal(served.draft, offline.draft) if offline.draft is not None else served.draft is None
-    assert served.row() == offline.row()
+    assert served.record() == offline.record()
     assert served.cost.evaluations == offline.cost.evaluations
     assert served.settings == offline.settings
 

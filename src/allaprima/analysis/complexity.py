@@ -51,7 +51,7 @@ def edge_density(images: Tensor, edge: float = EDGE) -> Tensor:
 
 
 def from_onnx(path: Path) -> Callable[[Tensor], Tensor]:
-    """A network's complexity: ImageNet-normalised `(B, 3, 512, 512)` in, one number a picture in its first output.
+    """Return a network's complexity: ImageNet-normalised `(B, 3, 512, 512)` in, one number a picture in its first output.
 
     Raises `ModelError` for a file that can't be run, and without the extra `onnxruntime`.
     """

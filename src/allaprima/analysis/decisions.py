@@ -96,7 +96,7 @@ def observe(pairs: AnalyzedPairs) -> Observation:
 
 
 def observe_simulated(pairs: AnalyzedPairs) -> Observation:
-    """What an oracle of any accuracy would buy at one half of the drafts escalated."""
+    """Return what an oracle of any accuracy would buy at one half of the drafts escalated."""
     pair = as_study(pairs)
     s, t = pair.student.tolist(), pair.teacher.tolist()
     points, chance = study.simulated(pair)[SHARE], random_choice(s, t, SHARE)

@@ -80,11 +80,11 @@ class _Noted:
         self.evaluations_per_call: int = inner.evaluations_per_call
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """The inner one's."""
+        """Return the inner one's."""
         return self._said(self._inner(x_t, t, cond), t)
 
     def unguided(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """The inner one's."""
+        """Return the inner one's."""
         return self._said(self._inner.unguided(x_t, t, cond), t)
 
     def _said(self, x0: Tensor, t: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def paint_side(cascade: StepsCascade, requests: Sequence[GenerationRequest], mod
 
 
 def tensors_of(student: PairSide, teacher: PairSide) -> dict[str, Tensor]:
-    """What is kept of a batch: pictures, and, where they were watched, Gram matrix, times, attention."""
+    """Return what is kept of a batch: pictures, and, where they were watched, Gram matrix, times, attention."""
     kept = {"student": student.images, "teacher": teacher.images}
     if len(student.times) and len(teacher.times):
         kept |= {

@@ -120,7 +120,10 @@ class Observation:
 
 
 def verdict(interval: Interval, expected: int) -> str:
-    """`expected`: the sign that the paper saw. An interval that holds 0 shows nothing, whatever its middle."""
+    """Return a finding. `expected`: the sign that the paper saw.
+
+    An interval that holds 0 shows nothing, whatever its middle.
+    """
     if not interval.low > 0 and not interval.high < 0:
         return NOT_SEEN
     return CONFIRMED if (interval.low > 0) == (expected > 0) else REFUTED

@@ -72,7 +72,7 @@ def _alpha(count: int) -> float:
 
 
 def _shows(what: str, seen: Observation, key: str) -> str:
-    """A caption with what is seen."""
+    """Return a caption with what is seen."""
     found = next((f for f in seen.findings if f.key == key), None)
     return what if found is None else f"{what}: {found.number}, {found.verdict}"
 

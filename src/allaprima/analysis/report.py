@@ -86,7 +86,7 @@ def ends(values: np.ndarray, prompt: np.ndarray, count: int = SHOWN) -> tuple[li
 def page(
     title: str, lead: Sequence[str], pairs: AnalyzedPairs, sections: Sequence[Section], about: Mapping[str, Any]
 ) -> str:
-    """The whole page."""
+    """Return the whole page."""
     shown = "".join(_section(s, pairs) for s in sections)
     toc = " · ".join(f'<a href="#{s.seen.key}">{html.escape(s.seen.title)}</a>' for s in sections)
     intro = "".join(f"<p>{html.escape(line)}</p>" for line in lead)

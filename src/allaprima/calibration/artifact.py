@@ -69,11 +69,11 @@ class Calibration:
         )  # fmt: skip
 
     def applied(self, settings: CascadeSettings) -> CascadeSettings:
-        """These settings with those this was made for in their place."""
+        """Return these settings with those this was made for in their place."""
         return CascadeSettings.from_dict({**settings.to_dict(), **OMITTED_DEFAULTS, **self.settings, **self.action})
 
     def threshold_for_budget(self, budget: float, action: dict[str, Any]) -> float:
-        """The threshold that spends `budget`, in this calibration's unit, with the teacher's settings at hand."""
+        """Return the threshold that spends `budget`, in this calibration's unit, with the teacher's settings at hand."""
         return threshold_for(self.scores, self.prices_for(action).share_for(budget))
 
     def prices_for(self, action: dict[str, Any]) -> Prices:
@@ -88,7 +88,8 @@ class Calibration:
         return self.prices
 
     def steered(self, budget: float | None, action: dict[str, Any]) -> SteeredThreshold:
-        """A threshold that is corrected during one run so that its mean cost is the budget; make one for every run."""
+        """Return a threshold that is corrected during one run so that its mean cost is the budget; make one for every run.
+        Return a threshold that is corrected during one run so that its mean cost is the budget; make one for every run."""
         if self.policy is not None:
             raise CalibrationError(
                 f"this calibration's policy is {self.policy['kind']}, and only a threshold can be steered. Run `allaprima"
@@ -102,7 +103,7 @@ class Calibration:
         return DriftMonitor(sum(s < threshold for s in self.scores) / len(self.scores), len(self.scores))
 
     def policy_for(self, budget: float | None, action: dict[str, Any]) -> Policy:
-        """The calibrated policy; a budget of one's own is possible for thresholds only."""
+        """Return the calibrated policy; a budget of one's own is possible for thresholds only."""
         wanted = self.budget if budget is None else budget
         if self.policy is None:
             return ThresholdPolicy(self.threshold_for_budget(wanted, action), Decision(action["strategy"]))
@@ -113,10 +114,6 @@ class Calibration:
             )
         _refuse_differences("action", self.action, action)
         return policy_from_dict(self.policy)
-
-    def expected_cost(self, threshold: float) -> float:
-        """Mean cost a picture at this threshold, on the calibration's prompts."""
-        return self.prices.mean(sum(s < threshold for s in self.scores) / len(self.scores))
 
     def check(self, settings: dict[str, Any], fingerprints: dict[str, str]) -> None:
         """Raise `CalibrationError` naming the first difference to what this was made with."""

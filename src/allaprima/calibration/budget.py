@@ -42,7 +42,8 @@ class Prices:
         return self.draft + share * self.escalation
 
     def share_for(self, budget: float) -> float:
-        """The share, in [0, 1], that spends `budget` a picture; `SettingError` with the range when it can't be spent."""
+        """Return the share, in [0, 1], that spends `budget` a picture; `SettingError` with the range when it can't be
+        spent."""
         low, high = self.draft, self.draft + self.escalation
         slack = 1e-9 * high  # a budget added up in another order
         if not low - slack <= budget <= high + slack:
@@ -54,7 +55,7 @@ class Prices:
 
     @classmethod
     def from_steps(cls, student_steps: int, teacher_steps: int) -> Prices:
-        """The paper's accounting: network steps, all else free."""
+        """Return the paper's accounting: network steps, all else free."""
         return _added("steps", {"student": student_steps}, {"teacher": teacher_steps})
 
     @classmethod

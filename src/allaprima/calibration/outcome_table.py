@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from allaprima.cascade.policy import AlwaysPolicy, Context, Decision, Policy
@@ -65,7 +62,7 @@ class OutcomeTable:
         return {Decision.ACCEPT: self.draft_scores, **self.made_scores}
 
     def rows(self, index: Tensor) -> OutcomeTable:
-        """The bank of some of its requests, `index: (M,)`."""
+        """Return the bank of some of its requests, `index: (M,)`."""
         chosen = index.tolist()
         return dataclasses.replace(
             self,
@@ -195,35 +192,6 @@ def generate_outcomes(
     embeds = torch.cat([encode(prompts[i : i + 64]) for i in range(0, len(prompts), 64)])
     made_scores = {a: torch.stack([scored(x) for x in v]) for a, v in made.items()}
     return OutcomeTable(tuple(prompts), tuple(seeds), embeds, drafts, draft_scores, made, made_scores, costs)
-
-
-def save_outcomes(table: OutcomeTable, path: Path) -> None:
-    """One safetensors file, written beside and renamed."""
-    tensors = {"embeds": table.embeds, "drafts": table.drafts, "draft_scores": table.draft_scores}
-    tensors |= {f"made.{a}": v for a, v in table.made.items()}
-    tensors |= {f"made_scores.{a}": v for a, v in table.made_scores.items()}
-    about = {"prompts": table.prompts, "seeds": table.seeds, "costs": {str(k): v for k, v in table.costs.items()}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, beside, {"bank": json.dumps(about)})
-    beside.replace(path)
-
-
-def load_outcomes(path: Path) -> OutcomeTable:
-    """Inverse of `save_outcomes`. Raises `CalibrationError` for a file that is not a bank."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, "pt") as f:
-            about = json.loads(f.metadata()["bank"])
-        t = load_file(path)
-        made = {Decision(k[5:]): v for k, v in t.items() if k.startswith("made.")}
-        scores = {Decision(k[12:]): v for k, v in t.items() if k.startswith("made_scores.")}
-        costs = {Decision(k): v for k, v in about["costs"].items()}
-        prompts, seeds = tuple(about["prompts"]), tuple(about["seeds"])
-        return OutcomeTable(prompts, seeds, t["embeds"], t["drafts"], t["draft_scores"], made, scores, costs)
-    except Exception as e:
-        raise CalibrationError(f"{path} is not a bank of pictures: {e}. Paint it again.") from e
 
 
 def prompts_digest(prompts: Sequence[str]) -> str:

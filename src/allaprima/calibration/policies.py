@@ -48,7 +48,7 @@ class Fitted:
 
 
 def spend(family: Callable[[float], Policy], low: float, high: float, table: OutcomeTable, budget: float) -> Policy:
-    """The member of a family, between `low` (cheapest) and `high` (dearest), that costs most within the budget.
+    """Return the member of a family, between `low` (cheapest) and `high` (dearest), that costs most within the budget.
 
     Raises `SettingError` when even the cheapest costs more.
     """
@@ -76,7 +76,7 @@ def _range(table: OutcomeTable) -> tuple[float, float]:
 
 
 def fit_threshold(table: OutcomeTable, budget: float, otherwise: Decision) -> Policy:
-    """The paper's."""
+    """Return the paper's."""
     return spend(lambda tau: ThresholdPolicy(tau, otherwise), *_range(table), table, budget)
 
 
@@ -86,12 +86,12 @@ def fit_best_of(table: OutcomeTable, budget: float, otherwise: Decision, drafts:
 
 
 def fit_recheck(table: OutcomeTable, budget: float, otherwise: Decision) -> Policy:
-    """The threshold, with a second look (which costs no steps)."""
+    """Return the threshold, with a second look (which costs no steps)."""
     return Recheck(fit_threshold(table, budget, otherwise))
 
 
 def fit_clear_recheck(table: OutcomeTable, budget: float, otherwise: Decision) -> Policy:
-    """The same, but a draft is kept only when it leads by more than half of the leading drafts do.
+    """Return the same, but a draft is kept only when it leads by more than half of the leading drafts do.
 
     A margin can't be chosen by the oracle's own score, which likes none best. Half is a compromise between the oracle's
     word and the teacher's: drafts kept on a narrow lead are as often worse, and are further from real pictures.
@@ -182,7 +182,7 @@ def fit_value(table: OutcomeTable, budget: float, quality: Quality) -> Policy:
 
 
 def best_by(quality: Quality, table: OutcomeTable, name: str, candidates: Sequence[Policy]) -> Fitted:
-    """The candidate whose pictures are best on the bank."""
+    """Return the candidate whose pictures are best on the bank."""
     if not candidates:
         raise SettingError(f"no setting of {name} meets the budget: raise it.")
     tried: list[Fitted] = []

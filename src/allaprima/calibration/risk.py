@@ -44,7 +44,7 @@ class RiskControl:
 
 
 def expected_risk(scores: Scores, losses: Scores, alpha: float, bound: float = 1.0) -> RiskControl:
-    """The smallest tau with `n / (n + 1) * R(tau) + bound / (n + 1) <= alpha` (arXiv 2208.02814, equation 4)."""
+    """Return the smallest tau with `n / (n + 1) * R(tau) + bound / (n + 1) <= alpha` (arXiv 2208.02814, equation 4)."""
     s, y = _checked(scores, losses, alpha, None, bound)
     taus, sums = _candidates(s, y)
     fine = (sums + bound) / (len(s) + 1) <= alpha + 1e-12
@@ -52,7 +52,7 @@ def expected_risk(scores: Scores, losses: Scores, alpha: float, bound: float = 1
 
 
 def sure_risk(scores: Scores, losses: Scores, alpha: float, delta: float = 0.1, bound: float = 1.0) -> RiskControl:
-    """The smallest tau such that from it up the hypothesis "the loss over all drafts exceeds alpha" is rejected."""
+    """Return the smallest tau such that from it up the hypothesis "the loss over all drafts exceeds alpha" is rejected."""
     s, y = _checked(scores, losses, alpha, delta, bound)
     taus, sums = _candidates(s, y)
     p = p_values(sums / bound, np.full(len(taus), len(s)), alpha / bound, _binary(y, bound))
@@ -63,7 +63,7 @@ def accepted_risk(
     scores: Scores, losses: Scores, alpha: float, delta: float = 0.1, bound: float = 1.0,
     grid: Scores | None = None,
 ) -> RiskControl:  # fmt: skip
-    """The smallest tau of `grid` such that at it and all above it "the mean loss among the accepted exceeds alpha" is
+    """Return the smallest tau of `grid` such that at it and all above it "the mean loss among the accepted exceeds alpha" is
     rejected.
 
     `grid`: thresholds chosen without these drafts, e.g. the scores of others nobody judged; its largest must accept
@@ -119,7 +119,7 @@ def _candidates(s: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _last(taus: np.ndarray, fine: np.ndarray) -> float:
-    """The last threshold before the first that is not fine; taus fall."""
+    """Return the last threshold before the first that is not fine; taus fall."""
     stop = int(np.argmin(fine)) if not fine.all() else len(fine)
     return float(taus[stop - 1]) if stop else math.inf
 

@@ -36,7 +36,7 @@ class Candidate:
     """Rollback depth; None when regenerating."""
 
     def applied(self, base: CascadeSettings) -> CascadeSettings:
-        """The settings of a run with it."""
+        """Return the settings of a run with it."""
         changes: dict[str, Any] = {} if self.sigma is None else {"sigma": self.sigma}
         return base.changed(
             student_steps=self.student_steps, strategy=self.strategy, teacher_steps=self.teacher_steps,
@@ -60,7 +60,7 @@ class EvaluatedPair:
     """The same of what the teacher made."""
 
     def joined(self, more: EvaluatedPair) -> EvaluatedPair:
-        """These and further ones."""
+        """Return these and further ones."""
         pairs = zip(self.columns, more.columns, strict=True)
         return EvaluatedPair(*(np.concatenate(p) for p in pairs))
 
@@ -124,7 +124,7 @@ def escalated(scores: np.ndarray, share: float) -> np.ndarray:
 
 
 def share_of(c: Candidate, budget: float) -> float:
-    """The share escalated that spends the budget, or all when that costs less."""
+    """Return the share escalated that spends the budget, or all when that costs less."""
     return min((budget - c.student_steps) / c.teacher_steps, 1.0)
 
 
@@ -167,7 +167,7 @@ def _trial(c: Candidate, budget: float, final: np.ndarray, best: np.ndarray) -> 
 
 
 def share_for_target(looked: EvaluatedPair, target: float) -> float:
-    """The least share of drafts, those of the lowest scores, that must be escalated for a mean quality of `target`.
+    """Return the least share of drafts, those of the lowest scores, that must be escalated for a mean quality of `target`.
 
     Raises `SettingError` with what can be reached when it can't.
     """

@@ -79,7 +79,7 @@ class SteeredThreshold(DraftFirstPolicy):
         return self.spent / self.pictures if self.pictures else self.budget
 
     def worst_case(self, pictures: int) -> float:
-        """The most by which the mean cost of that many pictures can differ from the budget, whatever their scores.
+        """Return the most by which the mean cost of that many pictures can differ from the budget, whatever their scores.
 
         `escalation * (horizon * max(p, 1 - p) + 1) / pictures`, as long as prices are what pictures cost and scores are
         numbers. Scores that are like the held-out ones stay far below it.

@@ -207,7 +207,7 @@ def convergence_table(
     scores: Scores, share: float, prices: Prices, seconds_per_draft: float, sizes: Sequence[int] = SIZES,
     level: float = 0.95, rounds: int = 2000, seed: int = 0,
 ) -> list[ConvergenceRow]:  # fmt: skip
-    """The paper's table of tau against the number of prompts (500: tau = .569 +- .010), with cost and seconds.
+    """Return the paper's table of tau against the number of prompts (500: tau = .569 +- .010), with cost and seconds.
 
     Up to as many prompts as there are scores by the bootstrap (n drawn with replacement), beyond by the Beta law.
     """

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from allaprima.cascade.latent_cascade import LatentCascade
-from allaprima.cascade.model import DiffusionModel, EncodesImages
+from allaprima.cascade.model import DiffusionModel
 from allaprima.cascade.policy import AlwaysPolicy, Decision
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.runner import run
@@ -44,10 +44,10 @@ class GeneratorAdapter:
     @property
     def paints_over(self) -> bool:
         """Whether the model reads pictures."""
-        return isinstance(self.model, EncodesImages)
+        return self.model.reads_images
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """The model's."""
+        """Return the model's."""
         return self.model.encode(prompts)
 
     def check(self, request: GeneratorRequest) -> None:

@@ -68,7 +68,7 @@ def student_steps(edit: Edit, solver: Solver, steps: int) -> list[Step]:
 
 
 def teacher_steps(edit: Edit, whole: Sequence[Step]) -> list[Step]:
-    """The end of the teacher's plan."""
+    """Return the end of the teacher's plan."""
     return last_steps(whole, edit.strength)
 
 
@@ -90,7 +90,7 @@ def _noised(job: Job, t: float, noise: Tensor, schedule: Schedule) -> Tensor:
 
 
 def paste_outside_mask(job: Job, image: Tensor) -> Tensor:
-    """A painted picture with the edited one's own pixels outside the mask: decoding its latents would change them."""
+    """Return a painted picture with the edited one's own pixels outside the mask: decoding its latents would change them."""
     if job.mask is None or job.request.edit is None:
         return image
     return blend_outside_mask(image, job.request.edit.image.read(), job.mask)

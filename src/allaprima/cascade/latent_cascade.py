@@ -26,16 +26,7 @@ from allaprima.cascade.image_conditioning import (
     teacher_steps,
 )
 from allaprima.cascade.job import Job, Stage
-from allaprima.cascade.model import (
-    DiffusionModel,
-    EncodesImages,
-    HasControlNets,
-    HasPreviewDecoder,
-    ImageScorer,
-    MultiStudentModel,
-    RefinerOnly,
-    ScheduleBySize,
-)
+from allaprima.cascade.model import DiffusionModel, ImageScorer
 from allaprima.cascade.policy import Context, Decision, Policy
 from allaprima.cascade.prompt_encoding import check_prompt_settings, check_prompts, encode_conditions
 from allaprima.cascade.request import GenerationRequest
@@ -98,10 +89,10 @@ class LatentCascade:
     ) -> None:
         self.settings, self.policy, self.oracle = settings, policy, oracle
         check_oracle(oracle, policy)
-        if _controls(student) != _controls(teacher):
+        if student.controls != teacher.controls:
             raise SettingError(
-                f"the student's ControlNets read pictures of {_controls(student)} channels, the teacher's of"
-                f" {_controls(teacher)}: put such on both that read the same."
+                f"the student's ControlNets read pictures of {student.controls} channels, the teacher's of"
+                f" {teacher.controls}: put such on both that read the same."
             )
         s = settings
         check_prompt_settings(student, teacher, s)
@@ -114,8 +105,8 @@ class LatentCascade:
             )
         self._clock = time.perf_counter
         self.on_step: OnStep | None = None
-        self._routed = student if isinstance(student, MultiStudentModel) else None
-        self._rough = student if isinstance(student, HasPreviewDecoder) and student.preview_decoder else None
+        self._routed = student if student.students > 1 else None
+        self._preview = student.preview_decoder
         self._student = self._config(STUDENT, student, s.student_solver, s.student_steps, s.student_guidance)
         start = start_time(self._schedule(teacher), s.sigma, s.teacher_steps)
         args = ("teacher", teacher, s.teacher_solver, s.teacher_steps, s.teacher_guidance, s.teacher_guidance_interval)
@@ -129,9 +120,8 @@ class LatentCascade:
         return 1 if self._routed is None else self._routed.students
 
     def _schedule(self, model: DiffusionModel) -> Schedule:
-        """A painter's, for the size of this run."""
-        sized = isinstance(model, ScheduleBySize)
-        return model.schedule_at(self.settings.height, self.settings.width) if sized else model.schedule
+        """Return a painter's, for the size of this run."""
+        return model.schedule_at(self.settings.height, self.settings.width)
 
     def _config(
         self, name: str, model: DiffusionModel, solver: str, steps: int, guidance: float,
@@ -148,19 +138,14 @@ class LatentCascade:
         check_oracle(self.oracle, policy)
         model = self._student.model
         check_prompts(model, request)
-        always = getattr(policy, "decision", None)
-        if Decision.REGENERATE in (
-            (self.settings.strategy, getattr(policy, "otherwise", None)) if always is None else (always,)
-        ):
+        if Decision.REGENERATE in policy.actions(Decision(self.settings.strategy)):
             self._refuse_noise(request)
-        check_image_inputs(
-            request, isinstance(model, EncodesImages), _controls(model), self.settings.height, self.settings.width
-        )
+        check_image_inputs(request, model.reads_images, model.controls, self.settings.height, self.settings.width)
 
     def _refuse_noise(self, request: GenerationRequest) -> None:
         """Raise `SettingError` where the teacher is to paint from noise and can't."""
         from_noise = request.edit is None or request.edit.strength == 1
-        if from_noise and isinstance(self._regenerate.model, RefinerOnly) and self._regenerate.model.refines_only:
+        if from_noise and self._regenerate.model.refines_only:
             raise SettingError(
                 "strategy='regenerate' with a refiner as the only teacher: it was trained on low noise and can't paint from"
                 " pure noise. Say strategy='refine' (or mode='refine-all'), or give the card's teacher a base and a refiner."
@@ -178,7 +163,7 @@ class LatentCascade:
             job.cond, job.negative = cond.rows([i]), negative.rows([i])
             job.noise = noises[i]
             if job.request.controls:
-                given = control_condition(job.request, _controls(model), self.settings.height, self.settings.width)
+                given = control_condition(job.request, model.controls, self.settings.height, self.settings.width)
                 job.cond = Condition({**job.cond.tensors, **given.tensors})
         self._read([j for j in jobs if j.request.edit is not None])
         if self._routed is not None:
@@ -200,7 +185,6 @@ class LatentCascade:
         if not jobs:
             return
         model, images = self._student.model, list[Tensor]()
-        assert isinstance(model, EncodesImages)
         for job in jobs:
             assert job.request.edit is not None
             image, job.mask = edit_tensors(job.request.edit, self.settings.height, self.settings.width)
@@ -236,7 +220,7 @@ class LatentCascade:
         return self._refine if job.decision is Decision.REFINE else self._from(self._regenerate, job)
 
     def _from(self, config: SamplerConfig, job: Job) -> SamplerConfig:
-        """The hand, with an edit's plan if it is one."""
+        """Return the hand, with an edit's plan if it is one."""
         edit = job.request.edit
         if edit is None or edit.strength == 1:
             return config
@@ -316,7 +300,7 @@ class LatentCascade:
     def score(self, jobs: Sequence[Job]) -> None:
         """Decode drafts, score them, decide, and send them on."""
         started = self._clock()
-        drafts = self._decode(self._student.model.decode if self._rough is None else self._rough.decode_preview, jobs)
+        drafts = self._decode(self._student.model.decode_preview if self._preview else self._student.model.decode, jobs)
         self._charge(jobs, "decode", 0, started)
         started = self._clock()
         scores = score_images(self.oracle, jobs, drafts, self.settings.batch_size)
@@ -327,7 +311,7 @@ class LatentCascade:
         self._charge(jobs, "oracle", 1 if self.oracle is not None else 0, started)
         for job in jobs:
             decision = job.decision
-            if decision is Decision.ACCEPT and self._rough is not None:
+            if decision is Decision.ACCEPT and self._preview:
                 job.x, job.stage = job.best_x, Stage.DECODE
             elif decision is Decision.ACCEPT:
                 job.image, job.stage = job.draft, Stage.DONE
@@ -368,7 +352,7 @@ class LatentCascade:
         started = self._clock()
         recheck_jobs(self.oracle, self.policy, jobs, self.settings.batch_size)
         for job in jobs:
-            if self._rough is not None and job.selected == "draft":
+            if self._preview and job.selected == "draft":
                 job.x = job.best_x
                 (job.image,) = self._decode(self._student.model.decode, [job])
         self._charge(jobs, "oracle", 1, started)
@@ -388,10 +372,6 @@ class LatentCascade:
     def act(self, stage: Stage, jobs: Sequence[Job]) -> None:
         """Take jobs that are in one stage a step further."""
         ACTIONS[stage](self, jobs)
-
-
-def _controls(model: DiffusionModel) -> tuple[int, ...]:
-    return model.controls if isinstance(model, HasControlNets) else ()
 
 
 ACTIONS: dict[Stage, Callable[[LatentCascade, Sequence[Job]], None]] = {

@@ -27,7 +27,7 @@ def record(
     `policy`: None where mode and the picture's own threshold tell it, as a steered one's do. `extras`: what was put on the
     card's models, of `RECORD_EXTRAS`.
     """
-    row = result.row()
+    row = result.record()
     extra: dict[str, Any] = {} if asked == result.request.prompt else {"asked": asked}
     if policy is not None and not isinstance(policy, ThresholdPolicy | AlwaysPolicy):
         # Mode and this picture's own threshold tell those; any other must come along, or it can't be painted again.
@@ -87,5 +87,5 @@ class RecordWriter:
         """`asked`: the prompt as it was given."""
         account = record(result, self.card, self.mode, asked, self.fingerprints, self.policy, self.extras)
         draft = None if result.draft is None or result.image is None else png_bytes(to_pil(result.draft), {})
-        image = None if result.image is None else png_bytes(to_pil(result.image), chunks(account))
+        image = None if result.image is None else result.to_png(chunks(account))
         return ImageRecord(account, image, draft, sum(result.cost.seconds.values()))

@@ -1,20 +1,26 @@
-"""What the machine asks of a student, a teacher and an oracle."""
+"""What a cascade asks of a student, a teacher and an oracle."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from allaprima.conditioning.prompt_inputs import PromptInputs
+from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import GuidedDenoiser
 from allaprima.diffusion.schedules import Schedule
 
 
 class DiffusionModel(Protocol):
-    """What the machine asks of a student or teacher model; `models.families.family` says all that a family offers."""
+    """A student or a teacher that is sampled step by step.
+
+    A model of your own subclasses this and gives the first seven members; the others have defaults, for a model with one
+    text encoder that reads no images. Families of `models.families` offer all of them (`families.family.FamilyBase`).
+    """
 
     @property
     def denoiser(self) -> GuidedDenoiser:
@@ -27,146 +33,107 @@ class DiffusionModel(Protocol):
         ...
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Shape of one latent."""
+        """Return the shape of one latent of an image of this size, in pixels."""
         ...
 
     def check_prompt(self, prompt: str) -> None:
-        """Raise `PromptError` for a prompt that can't be painted."""
+        """Raise `PromptError` for a prompt that can't be encoded."""
         ...
 
     def condition(self, prompts: Sequence[str]) -> Condition:
-        """What the networks read of prompts, a row each; `prompt_embeds (B, L, D)` is among it."""
+        """Return what the networks read of prompts, a row each; `prompt_embeds (B, L, D)` is among it."""
         ...
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """`prompt_embeds (B, L, D)` alone, which routers, vocabularies and banks go by; the machine doesn't ask for it."""
+        """Return `prompt_embeds (B, L, D)` alone, which routers and vocabularies go by; a cascade doesn't ask for it."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """`(B, 3, H, W)` in [0, 1]."""
+        """Return images `(B, 3, H, W)` in [0, 1]."""
         ...
 
-
-@runtime_checkable
-class EncodesImages(Protocol):
-    """What else a painter says that can edit pictures."""
+    @property
+    def reads_images(self) -> bool:
+        """Whether images can be encoded, and so edited."""
+        return type(self).encode_images is not DiffusionModel.encode_images
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Pictures `(B, 3, H, W)` in [0, 1] -> latents, which `decode` turns back."""
-        ...
-
-
-@runtime_checkable
-class EncodesNegatives(Protocol):
-    """What else a painter says that reads negative prompts in another way than prompts (`models.families.sana`)."""
+        """Return latents of images `(B, 3, H, W)` in [0, 1], which `decode` turns back."""
+        raise SettingError("this model has no encode_images, so it can't edit images: use another.")
 
     def negative(self, prompts: Sequence[str]) -> Condition:
-        """What guidance leads away from, with the tensors of `condition`."""
-        ...
-
-
-@runtime_checkable
-class EncodesPromptInputs(Protocol):
-    """What else a painter says that tells its text encoders apart, or reads their earlier layers."""
+        """Return what guidance leads away from, with the tensors of `condition`."""
+        return self.condition(prompts)
 
     @property
     def prompts_read(self) -> int:
         """1, 2 or 3: `prompt_2` is read from 2 on, `prompt_3` from 3."""
-        ...
+        return 1
 
     @property
     def most_clip_skip(self) -> int:
         """How many of CLIP's last layers can be left out; 0 where none can."""
-        ...
-
-    def check_prompts(self, inputs: PromptInputs, negative: bool = False) -> None:
-        """Raise `PromptError` for words that an encoder reads in part only, or, but for a negative, an empty prompt."""
-        ...
-
-    def encode_prompts(self, inputs: Sequence[PromptInputs], clip_skip: int = 0) -> Condition:
-        """As `condition`, to the bit where a row has a prompt alone and no layer is left out."""
-        ...
-
-
-@runtime_checkable
-class RescalesGuidance(Protocol):
-    """What else a painter says whose denoiser heeds `guidance_rescale: (B,)` in its condition."""
+        return 0
 
     @property
     def rescales_guidance(self) -> bool:
-        """Whether it does."""
-        ...
+        """Whether the denoiser heeds `guidance_rescale: (B,)` in its condition."""
+        return False
 
+    def check_prompts(self, inputs: PromptInputs, negative: bool = False) -> None:
+        """Raise `PromptError` for texts that an encoder reads in part only, or, but for a negative, an empty prompt."""
+        if inputs.prompt or not negative:
+            self.check_prompt(inputs.prompt)
 
-@runtime_checkable
-class HasPreviewDecoder(Protocol):
-    """What else a painter says that may have a second, small autoencoder for drafts (`models.adapters.tiny_vae`)."""
+    def encode_prompts(self, inputs: Sequence[PromptInputs], clip_skip: int = 0) -> Condition:
+        """Return as `condition`, to the bit where a row has a prompt alone and no layer is left out."""
+        return self.condition([row.prompt for row in inputs])
 
     @property
     def preview_decoder(self) -> bool:
-        """Whether it has one: drafts are scored by its pictures then, and accepted ones decoded again."""
-        ...
+        """Whether there is a small autoencoder for drafts: they are scored by its images, accepted ones decoded again."""
+        return False
 
     def decode_preview(self, latents: Tensor) -> Tensor:
-        """`(B, 3, H, W)` in [0, 1]."""
-        ...
-
-
-@runtime_checkable
-class ScheduleBySize(Protocol):
-    """What else a painter says whose schedule depends on the size (`models.families.flux`)."""
+        """Return images `(B, 3, H, W)` in [0, 1] to be scored."""
+        return self.decode(latents)
 
     def schedule_at(self, height: int, width: int) -> Schedule:
-        """The schedule for pictures of a size, in pixels."""
-        ...
-
-
-@runtime_checkable
-class HasControlNets(Protocol):
-    """What else a painter says that has ControlNets (`models.adapters.controlnet`)."""
+        """Return the schedule for images of a size, in pixels."""
+        return self.schedule
 
     @property
     def controls(self) -> tuple[int, ...]:
-        """Channels of the picture that each of them reads: a request brings one for each."""
-        ...
-
-
-@runtime_checkable
-class RefinerOnly(Protocol):
-    """What else a teacher says that can't paint from pure noise (SDXL's refiner)."""
+        """Channels of the image that each ControlNet reads: a request brings one for each."""
+        return ()
 
     @property
     def refines_only(self) -> bool:
-        """True."""
-        ...
-
-
-@runtime_checkable
-class MultiStudentModel(Protocol):
-    """What else a painter says that is several students, of which one paints a prompt (`models.multi_student.model`)."""
+        """Whether it can't sample from pure noise (SDXL's refiner)."""
+        return False
 
     @property
     def students(self) -> int:
-        """How many."""
-        ...
+        """How many students it is, one of which samples a prompt (`models.multi_student`)."""
+        return 1
 
     def route(self, embeds: Tensor) -> Tensor:
-        """`(B, L, D) -> (B,)`, whose each prompt is."""
-        ...
+        """Return the index of each prompt's student: `(B, L, D) -> (B,)`."""
+        return torch.zeros(len(embeds), dtype=torch.long)
 
 
 @runtime_checkable
 class ControlScorer(Protocol):
-    """What else an oracle says that looks at the pictures which control (`oracles.conditional`)."""
+    """What else an oracle offers that looks at the control images (`oracles.conditional`)."""
 
     def score_given(self, images: Tensor, prompts: Sequence[str], controls: Sequence[Tensor]) -> Tensor:
-        """`(B,)`, higher is better; `controls`: `(B, C, H, W)`, one a ControlNet."""
+        """Return `(B,)`, higher is better; `controls`: `(B, C, H, W)`, one a ControlNet."""
         ...
 
 
 class ImageScorer(Protocol):
-    """What the machine asks of an oracle."""
+    """What a cascade asks of an oracle."""
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """`(B,)`, higher is better."""
+        """Return `(B,)`, higher is better."""
         ...

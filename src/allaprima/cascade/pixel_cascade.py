@@ -20,7 +20,7 @@ import torch
 
 from allaprima.cascade.job import Job, Stage
 from allaprima.cascade.model import ImageScorer
-from allaprima.cascade.policy import AlwaysPolicy, BandPolicy, Context, Decision, Policy, PreRoute, ThresholdPolicy
+from allaprima.cascade.policy import Context, Decision, Policy
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.scoring import charge, check_oracle, count_draft, decide_job, recheck_jobs, route_one, score_images
 from allaprima.cascade.settings import CascadeSettings
@@ -35,7 +35,7 @@ SEEDS = 2**31
 
 
 def derived(seed: int, purpose: str, step: int) -> int:
-    """The seed of a further picture of a request."""
+    """Return the seed of a further picture of a request."""
     return derive(seed, purpose, step) % SEEDS
 
 
@@ -57,21 +57,14 @@ class PixelCascade:
         self.strength = settings.sigma.value if isinstance(settings.sigma, Strength) else None
         self._ways = self._ways_of(policy)
 
-    def _ways_of(self, policy: Policy) -> set[Decision]:
+    def _ways_of(self, policy: Policy) -> frozenset[Decision]:
         """How the teacher may be asked under a policy. Raises `SettingError` for what these painters can't do."""
         check_oracle(self.oracle, policy)
-        inner: Any = policy
-        ways = {Decision(self.settings.strategy)}
-        while inner is not None:
-            if isinstance(inner, AlwaysPolicy):
-                ways = {inner.decision}
-            elif isinstance(inner, ThresholdPolicy):
-                ways = {inner.otherwise}
-            elif isinstance(inner, BandPolicy):
-                ways = {Decision.REFINE, Decision.REGENERATE}
-            if isinstance(inner, PreRoute) or hasattr(inner, "model"):
-                raise SettingError(f"{type(inner).__name__} reads prompts' hidden states, which whole painters don't show.")
-            inner = getattr(inner, "inner", None)
+        if policy.uses_embeddings:
+            raise SettingError(
+                f"{type(policy).__name__} reads prompts' hidden states, which models that are called whole don't show."
+            )
+        ways = policy.actions(Decision(self.settings.strategy))
         if Decision.REFINE in ways and not self._teacher.paints_over:
             raise SettingError("this teacher can't paint over a picture: choose strategy='regenerate'.")
         if Decision.REFINE in ways and self.strength is None:
@@ -122,7 +115,7 @@ class PixelCascade:
         return Context([j.request.prompt for j in jobs], [nothing] * len(jobs), drafts, [j.attempts for j in jobs])
 
     def draft(self, jobs: Sequence[Job]) -> None:
-        """The student paints."""
+        """Let the student generate drafts."""
         requests: list[GeneratorRequest] = []
         for job in jobs:
             place = job.request.attempt + job.attempts
@@ -172,7 +165,7 @@ class PixelCascade:
             job.image = job.draft if job.stage is Stage.DONE else None
 
     def repaint(self, jobs: Sequence[Job]) -> None:
-        """The teacher paints over drafts, or anew; a group of each."""
+        """Let the teacher generate over drafts, or anew; a group of each."""
         for over in (True, False):
             some = [j for j in jobs if (j.decision is Decision.REFINE) is over]
             if some:

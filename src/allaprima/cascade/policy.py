@@ -65,6 +65,20 @@ class Policy(Protocol):
         """By how much a draft's score must be above the teacher's picture's to be kept after all."""
         ...
 
+    @property
+    def uses_scores(self) -> bool:
+        """Whether decisions depend on the oracle's scores."""
+        ...
+
+    @property
+    def uses_embeddings(self) -> bool:
+        """Whether decisions depend on the prompts' hidden states, which image generators don't show."""
+        ...
+
+    def actions(self, strategy: Decision) -> frozenset[Decision]:
+        """Return every decision that the policy may come to; `strategy`: the run's, for policies that name none."""
+        ...
+
     def route(self, context: Context) -> list[Decision | None]:
         """Before drafts: REGENERATE goes straight to the teacher, None paints a draft."""
         ...
@@ -79,9 +93,15 @@ class DraftFirstPolicy:
 
     rechecks = False
     margin = 0.0
+    uses_scores = True
+    uses_embeddings = False
+
+    def actions(self, strategy: Decision) -> frozenset[Decision]:
+        """Accept, or do as `otherwise` says, or the run's strategy."""
+        return frozenset((Decision.ACCEPT, Decision(getattr(self, "otherwise", strategy))))
 
     def route(self, context: Context) -> list[Decision | None]:
-        """A draft for everyone."""
+        """Return a draft for everyone."""
         return [None] * len(context.prompts)
 
 
@@ -106,13 +126,18 @@ class AlwaysPolicy(DraftFirstPolicy):
 
     decision: Decision
     threshold: None = None
+    uses_scores = False
+
+    def actions(self, strategy: Decision) -> frozenset[Decision]:
+        """Return the one decision."""
+        return frozenset((self.decision,))
 
     def route(self, context: Context) -> list[Decision | None]:
         """Who repaints everything needs no drafts."""
         return [self.decision if self.decision is Decision.REGENERATE else None] * len(context.prompts)
 
     def decide(self, scores: Sequence[float], context: Context | None = None) -> list[Decision]:
-        """The one decision."""
+        """Return the one decision."""
         return [self.decision] * len(scores)
 
 
@@ -133,6 +158,10 @@ class BandPolicy(DraftFirstPolicy):
                 f"regenerate_below={self.regenerate_below!r} is above threshold={self.threshold!r}: drafts between them"
                 " would be accepted and repainted. Swap the two."
             )
+
+    def actions(self, strategy: Decision) -> frozenset[Decision]:
+        """Return all three: accept, refine, regenerate."""
+        return frozenset((Decision.ACCEPT, Decision.REFINE, Decision.REGENERATE))
 
     def decide(self, scores: Sequence[float], context: Context | None = None) -> list[Decision]:
         """By the band the score falls into."""
@@ -163,6 +192,17 @@ class PolicyWrapper:
     def margin(self) -> float:
         return self.inner.margin
 
+    @property
+    def uses_scores(self) -> bool:
+        return self.inner.uses_scores
+
+    @property
+    def uses_embeddings(self) -> bool:
+        return self.inner.uses_embeddings
+
+    def actions(self, strategy: Decision) -> frozenset[Decision]:
+        return self.inner.actions(strategy)
+
     def route(self, context: Context) -> list[Decision | None]:
         return self.inner.route(context)
 
@@ -182,6 +222,10 @@ class BestOf(PolicyWrapper):
     def __post_init__(self) -> None:
         if not 1 <= self.drafts <= 64:
             raise SettingError(f"drafts={self.drafts!r} is out of range: 1..64 attempts; 2 to 4 are useful.")
+
+    def actions(self, strategy: Decision) -> frozenset[Decision]:
+        """Return the inner policy's, and REDRAFT."""
+        return self.inner.actions(strategy) | {Decision.REDRAFT}
 
     def decide(self, scores: Sequence[float], context: Context | None = None) -> list[Decision]:
         """REDRAFT while attempts are left and the inner policy would not accept."""
@@ -242,6 +286,14 @@ class PreRoute(PolicyWrapper):
 
     router: PromptRouter
     below: float
+
+    @property
+    def uses_embeddings(self) -> bool:
+        return True
+
+    def actions(self, strategy: Decision) -> frozenset[Decision]:
+        """Return the inner policy's, and REGENERATE."""
+        return self.inner.actions(strategy) | {Decision.REGENERATE}
 
     def route(self, context: Context) -> list[Decision | None]:
         """By the router's expectation, from the prompt alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from allaprima.cascade.model import DiffusionModel, EncodesNegatives, EncodesPromptInputs, RescalesGuidance
+from allaprima.cascade.model import DiffusionModel
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.scoring import pad_texts
 from allaprima.cascade.settings import CascadeSettings
@@ -18,8 +18,7 @@ NUMBERS = {1: "one prompt", 2: "two prompts, prompt and prompt_2", 3: "three pro
 def check_prompts(model: DiffusionModel, request: GenerationRequest) -> None:
     """Raise `PromptError` or `SettingError` for words that a painter can't read, or would read in part only."""
     more = extra_prompts(request)
-    if not more or not isinstance(model, EncodesPromptInputs):
-        refuse_extra_prompts(more, 1)
+    if not more:
         model.check_prompt(request.prompt)
         if request.negative_prompt:
             model.check_prompt(request.negative_prompt)
@@ -42,7 +41,7 @@ def refuse_extra_prompts(more: dict[str, str], read: int) -> None:
 
 def check_prompt_settings(student: DiffusionModel, teacher: DiffusionModel, settings: CascadeSettings) -> None:
     """Raise `SettingError` for a `clip_skip` or a `guidance_rescale` that these models don't have."""
-    most = student.most_clip_skip if isinstance(student, EncodesPromptInputs) else 0
+    most = student.most_clip_skip
     if settings.clip_skip > most:
         rule = f"0..{most} layers of these text encoders can be left out; give one of them"
         none = "only CLIP of the families sd, sdxl and sd3, run by torch, shows its earlier layers; leave it out"
@@ -51,7 +50,7 @@ def check_prompt_settings(student: DiffusionModel, teacher: DiffusionModel, sett
         ("student_guidance_rescale", student, settings.student_guidance_rescale),
         ("teacher_guidance_rescale", teacher, settings.teacher_guidance_rescale),
     ):
-        if value and not (isinstance(model, RescalesGuidance) and model.rescales_guidance):
+        if value and not model.rescales_guidance:
             raise SettingError(
                 f"{name}={value!r}: models of sd and sdxl whose guidance is classifier-free have it, this one is another or"
                 f" reads its scale. Set {name} to 0; the other model's can be given by its own name."
@@ -61,18 +60,18 @@ def check_prompt_settings(student: DiffusionModel, teacher: DiffusionModel, sett
 def encode_conditions(
     model: DiffusionModel, requests: Sequence[GenerationRequest], rows: int, clip_skip: int
 ) -> tuple[Condition, Condition]:
-    """What is wanted and what guidance leads away from, as `model` reads it, filled up to `rows` rows.
+    """Return what is wanted and what guidance leads away from, as `model` reads it, filled up to `rows` rows.
 
     Layers are left out of what is wanted alone, as in diffusers' pipelines.
     """
     texts = pad_texts([r.prompt for r in requests], rows)
     negatives = pad_texts([r.negative_prompt for r in requests], rows)
     more = any(extra_prompts(r) for r in requests)
-    if isinstance(model, EncodesPromptInputs) and (more or clip_skip):
+    if more or clip_skip:
         filled = [*requests, *[requests[0]] * (rows - len(requests))]
         wanted = model.encode_prompts([positive_inputs(r) for r in filled], clip_skip)
         if more:
             return wanted, model.encode_prompts([negative_inputs(r) for r in filled])
     else:
         wanted = model.condition(texts)
-    return wanted, model.negative(negatives) if isinstance(model, EncodesNegatives) else model.condition(negatives)
+    return wanted, model.negative(negatives)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,11 @@ from torch import Tensor
 from allaprima.cascade.policy import Decision
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.settings import CascadeSettings
+from allaprima.conditioning.edit import share_of
 from allaprima.conditioning.prompt_inputs import extra_prompts
 from allaprima.core.cost import Cost
+from allaprima.core.errors import PromptError
+from allaprima.data.images import png_bytes, to_pil
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,28 @@ class Result:
     """After a second look: which picture `image` is, `draft` or `final`."""
     warning: str | None = None
     """What went wrong without stopping this picture, for example an oracle that failed."""
-    steps: int | None = None
-    """Network steps as the painters counted them; None: as the settings say."""
+    reported_steps: int | None = None
+    """Network steps as the models counted them; None: as the settings say."""
 
-    def row(self) -> dict[str, Any]:
-        """JSON-ready account of this picture, without timings that would differ between equal runs."""
+    @property
+    def steps(self) -> int:
+        """Network steps of student and teacher (a guided step is two evaluations but one step)."""
+        if self.reported_steps is not None:
+            return self.reported_steps
+        edit = self.request.edit
+        strength = edit.strength if edit is not None and self.decision is Decision.REGENERATE else None
+        return count_steps(self.settings, self.attempts, self.cost.evaluations, strength)
+
+    def to_png(self, text: Mapping[str, str] | None = None) -> bytes:
+        """Return the image as a PNG with these text chunks. Raises `PromptError` where there is none."""
+        if self.image is None:
+            raise PromptError(f"{self.request.prompt!r} has no image: {self.error}.")
+        return png_bytes(to_pil(self.image), dict(text or {}))
+
+    def record(self) -> dict[str, Any]:
+        """Return a JSON-ready account of this image, without timings that would differ between equal runs."""
         seldom: dict[str, Any] = {"final_score": self.final_score, "kept": self.selected, "warning": self.warning}
-        seldom["steps"] = self.steps
+        seldom["steps"] = self.reported_steps
         seldom |= {"attempts": self.attempts} if self.attempts > 1 else {}
         if self.request.controls:
             scales = self.request.control_scales or (1.0,) * len(self.request.controls)
@@ -64,3 +83,18 @@ class Result:
             "error": self.error,
             **{k: v for k, v in seldom.items() if v is not None},
         }
+
+
+def count_steps(settings: CascadeSettings, attempts: int, evaluations: Mapping[str, float], strength: float | None) -> int:
+    """Return the network steps that made an image, by its settings and by which models were evaluated.
+
+    Args:
+        settings: Of the run.
+        attempts: Drafts that were generated.
+        evaluations: By model; a model without any took no steps.
+        strength: Of an edit that the teacher regenerated, which takes a share of its steps; None: all of them.
+    """
+    student = settings.student_steps * attempts if evaluations.get("student") else 0
+    if not evaluations.get("teacher"):
+        return student
+    return student + (settings.teacher_steps if strength is None else share_of(settings.teacher_steps, strength))

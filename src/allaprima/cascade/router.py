@@ -76,7 +76,7 @@ class PromptRouter:
         return cls(Ridge.fit(np.stack([prompt_features(e) for e in embeds]), np.asarray(scores, np.float64), strength))
 
     def expect(self, embed: Tensor) -> float:
-        """Expected score for `(L, D)` hidden states."""
+        """Return the expected score for `(L, D)` hidden states."""
         return self.model.predict(prompt_features(embed))
 
     def to_dict(self) -> dict[str, Any]:

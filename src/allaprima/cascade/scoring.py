@@ -21,12 +21,12 @@ def pad_rows(x: Tensor, rows: int) -> Tensor:
 
 
 def pad_texts(texts: list[str], rows: int) -> list[str]:
-    """The same for texts."""
+    """Return the same for texts."""
     return texts + texts[:1] * (rows - len(texts))
 
 
 def score_images(oracle: ImageScorer | None, jobs: Sequence[Job], images: Tensor, rows: int) -> list[float | None]:
-    """The oracle's scores; an oracle that raises costs the pictures it raises for their score (nan), not the run."""
+    """Return the oracle's scores; an oracle that raises costs the pictures it raises for their score (nan), not the run."""
     if oracle is None:
         return [None] * len(jobs)
     try:
@@ -90,7 +90,7 @@ def beats(score: float | None, best: float | None, margin: float = 0.0) -> bool:
 
 
 def charge(jobs: Sequence[Job], name: str, evaluations: float | Sequence[float], seconds: float) -> None:
-    """Evaluations each, and an even share of the seconds that all took."""
+    """Charge evaluations each, and an even share of the seconds that all took."""
     each = [evaluations] * len(jobs) if isinstance(evaluations, int | float) else evaluations
     for job, n in zip(jobs, each, strict=True):
         job.cost.add(name, n, seconds / len(jobs))

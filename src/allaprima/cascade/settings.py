@@ -110,7 +110,7 @@ class CascadeSettings:
 
 
 def make_sigma(kind: str, value: float) -> Sigma:
-    """A rollback depth by the name of its meaning."""
+    """Return a rollback depth by the name of its meaning."""
     if kind == "variance":
         return Variance(float(value))
     if kind == "strength":

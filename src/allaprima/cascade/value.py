@@ -23,7 +23,7 @@ FEATURES = ("score", "score^2", "tokens", "edges", "contrast", "colour", "backgr
 
 
 def draft_features(score: float, embed: Tensor, image: Tensor) -> np.ndarray:
-    """The regression's row for one draft, `(9,)` float64. `embed: (L, D)`, `image: (3, H, W)` in [0, 1].
+    """Return the regression's row for one draft, `(9,)` float64. `embed: (L, D)`, `image: (3, H, W)` in [0, 1].
 
     Image complexity is edge density (mean gradient length), the entropy of 32 grey levels and speckle (what a 3-pixel
     median-like smoothing would remove); all are computed picture by picture.
@@ -66,7 +66,7 @@ class GainModel:
         return cls({name: Ridge.fit(features, values, strength) for name, values in sorted(gains.items())})
 
     def expect(self, features: np.ndarray) -> dict[str, float]:
-        """Expected gain by action for one row."""
+        """Return the expected gain by action for one row."""
         return {name: model.predict(features) for name, model in self.gains.items()}
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,6 +93,11 @@ class ValuePolicy(DraftFirstPolicy):
     drafts: int = 1
     """Attempts that `redraft` may use up."""
     threshold: None = None
+    uses_embeddings = True
+
+    def actions(self, strategy: Decision) -> frozenset[Decision]:
+        """Return ACCEPT and the actions that have a cost."""
+        return frozenset((Decision.ACCEPT, *map(Decision, self.costs)))
 
     def __post_init__(self) -> None:
         if self.costs.keys() != self.model.gains.keys() or min(self.costs.values()) <= 0:

@@ -71,7 +71,7 @@ class AnalyzeOptions:
         return chosen(self.measures, self.skip)
 
     def command(self) -> str:
-        """What to type for the same run."""
+        """Return what to type for the same run."""
         parts = [f"--card {self.card} --prompts {self.prompts} --seeds {self.seeds} --seed {self.seed}"]
         parts += [f"--prompts-file {self.prompts_file}"] if self.prompts_file is not None else []
         parts += [f"--measures {','.join(self.measures)}"] if self.measures else []
@@ -112,7 +112,7 @@ def prompts_of(o: AnalyzeOptions, pipe: AdaptivePipeline) -> list[str]:
 
 
 def changed(o: AnalyzeOptions, pipe: AdaptivePipeline) -> AdaptivePipeline:
-    """The pipeline with the settings that were asked for."""
+    """Return the pipeline with the settings that were asked for."""
     changes = {"student_steps": o.student_steps, "teacher_steps": o.steps, "batch_size": o.batch_size}
     made = copy.copy(pipe)
     made.settings = pipe.settings.changed(**{k: v for k, v in changes.items() if v is not None})
@@ -168,7 +168,7 @@ def paint(
 def kept_columns(
     folder: AnalysisFolder, bars: Counted, count: int
 ) -> Callable[[str, str, Callable[[slice], Tensor]], np.ndarray]:
-    """A function that measures `(N,)` values in slices, or reads them if the same measure was taken before."""
+    """Return a function that measures `(N,)` values in slices, or reads them if the same measure was taken before."""
 
     def column(name: str, identity: str, measure: Callable[[slice], Tensor]) -> np.ndarray:
         key = f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
@@ -228,7 +228,7 @@ def analyze_command(o: AnalyzeOptions) -> None:
 
 
 def lead_of(o: AnalyzeOptions, pipe: AdaptivePipeline, prompts: int) -> list[str]:
-    """What the report begins with."""
+    """Return what the report begins with."""
     s, left = pipe.settings, [m for m in o.skip if m not in o.wanted]
     return [
         f"{prompts * o.seeds} pairs of the card {o.card}: {prompts} prompts, {o.seeds} seeds each. Student {s.student_steps}"

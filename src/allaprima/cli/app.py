@@ -31,6 +31,12 @@ RayAddress = Annotated[
 StudentSteps = Annotated[int | None, typer.Option(help="Student steps.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale of both models.")]
 NegativePrompt = Annotated[str, typer.Option(help="What not to paint.")]
+Prompt2 = Annotated[str, typer.Option("--prompt-2", help="Prompt of the second text encoder (sdxl, sd3, flux).")]
+NegativePrompt2 = Annotated[str, typer.Option("--negative-prompt-2", help="What not to paint, for the second text encoder.")]
+Prompt3 = Annotated[str, typer.Option("--prompt-3", help="Prompt of the third text encoder (sd3 with T5).")]
+NegativePrompt3 = Annotated[str, typer.Option("--negative-prompt-3", help="What not to paint, for the third text encoder.")]
+ClipSkip = Annotated[int | None, typer.Option(help="CLIP's last layers that are left out (sd, sdxl, sd3).")]
+GuidanceRescale = Annotated[float | None, typer.Option(help="Guidance rescale of both models, 0..1 (sd, sdxl).")]
 Seed = Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")]
 ImagesPerPrompt = Annotated[int, typer.Option(help="Pictures a prompt.")]
 BatchSize = Annotated[int | None, typer.Option(help="Pictures a network call; constant, padded.")]
@@ -101,6 +107,12 @@ def generate(
         float | None, typer.Option(help="The teacher's guidance scale outside that interval; 1 is none, and half the work.")
     ] = None,
     negative_prompt: NegativePrompt = "",
+    prompt_2: Prompt2 = "",
+    negative_prompt_2: NegativePrompt2 = "",
+    prompt_3: Prompt3 = "",
+    negative_prompt_3: NegativePrompt3 = "",
+    clip_skip: ClipSkip = None,
+    guidance_rescale: GuidanceRescale = None,
     seed: Seed = 0,
     images_per_prompt: ImagesPerPrompt = 1,
     batch_size: BatchSize = None,
@@ -182,6 +194,12 @@ def edit(
     student_steps: Annotated[int | None, typer.Option(help="Student steps; an edit takes them all.")] = None,
     guidance: Guidance = None,
     negative_prompt: NegativePrompt = "",
+    prompt_2: Prompt2 = "",
+    negative_prompt_2: NegativePrompt2 = "",
+    prompt_3: Prompt3 = "",
+    negative_prompt_3: NegativePrompt3 = "",
+    clip_skip: ClipSkip = None,
+    guidance_rescale: GuidanceRescale = None,
     seed: Seed = 0,
     images_per_prompt: Annotated[int, typer.Option(help="Pictures a prompt and strength.")] = 1,
     batch_size: BatchSize = None,
@@ -241,6 +259,12 @@ def control(
     student_steps: StudentSteps = None,
     guidance: Guidance = None,
     negative_prompt: NegativePrompt = "",
+    prompt_2: Prompt2 = "",
+    negative_prompt_2: NegativePrompt2 = "",
+    prompt_3: Prompt3 = "",
+    negative_prompt_3: NegativePrompt3 = "",
+    clip_skip: ClipSkip = None,
+    guidance_rescale: GuidanceRescale = None,
     seed: Seed = 0,
     images_per_prompt: ImagesPerPrompt = 1,
     batch_size: BatchSize = None,

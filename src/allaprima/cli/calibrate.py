@@ -158,7 +158,7 @@ class ScoreBook:
             raise SettingError(f"{path} cannot be written: {e.strerror}. Choose another --out.") from e
 
     def add(self, result: Result) -> None:
-        """A finished draft; one whose score is no finite number is not kept, so that it is tried again next time."""
+        """Add a finished draft; one whose score is no finite number is not kept, so that it is tried again next time."""
         if result.score is None or not math.isfinite(result.score):
             return
         row = {"index": result.request.index, "score": result.score, "cost": result.cost.to_dict()}
@@ -213,7 +213,8 @@ def measured_prices(
 
 
 def trusted_score(pipe: AdaptivePipeline, images: Any, prompts: Sequence[str]) -> Any:
-    """The oracle's scores `(B,)`; raises `CalibrationError` where it fails, for no policy can be fitted around that."""
+    """Return the oracle's scores `(B,)`; raises `CalibrationError` where it fails, for no policy can be fitted around that.
+    Return the oracle's scores `(B,)`; raises `CalibrationError` where it fails, for no policy can be fitted around that."""
     import torch
 
     assert pipe.oracle is not None
@@ -233,7 +234,8 @@ def trusted_score(pipe: AdaptivePipeline, images: Any, prompts: Sequence[str]) -
 def painted_bank(
     pipe: AdaptivePipeline, settings: CascadeSettings, prompts: Sequence[str], o: CalibrateOptions, console: Console
 ) -> OutcomeTable:
-    """What a policy beyond the threshold is fitted on: drafts, refinements and repaintings of the held-out prompts."""
+    """Return what a policy beyond the threshold is fitted on: drafts, refinements and repaintings of the held-out prompts.
+    Return what a policy beyond the threshold is fitted on: drafts, refinements and repaintings of the held-out prompts."""
     with Progress(console=console) as progress:
 
         def paint(requests: Sequence[GenerationRequest], settings: CascadeSettings, policy: Policy) -> list[Result]:
@@ -302,7 +304,7 @@ def calibrate_command(o: CalibrateOptions) -> None:
 
 
 def report(console: Console, made: Calibration, o: CalibrateOptions, scores: Sequence[float], share: float) -> None:
-    """What was found, how sure it is, and what would make it surer."""
+    """Print what was found, how sure it is, and what would make it surer."""
     unit: Unit = made.prices.unit
     (low, high), (least, most) = made.interval, made.cost_interval
     console.print(

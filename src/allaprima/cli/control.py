@@ -12,7 +12,7 @@ from torch import Tensor
 
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cli.edit import check_asked, read_file, rows_of
-from allaprima.cli.generate import GenerateOptions, cascade_settings, policy_beside, words_for
+from allaprima.cli.generate import GenerateOptions, cascade_settings, policy_beside, texts_of, words_for
 from allaprima.conditioning.control import check_scales
 from allaprima.conditioning.edit import ImageInput
 from allaprima.conditioning.vocabulary import ResolvedPrompt
@@ -22,6 +22,7 @@ from allaprima.data.edits import EditRow
 from allaprima.experiments.runner import RunPlan, paint
 from allaprima.models.cards.card import Card
 from allaprima.pipeline import AdaptivePipeline
+from allaprima.pipeline.requests import compose_requests
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,10 @@ def nets_of(card: Card, o: ControlOptions) -> tuple[tuple[str, ...], tuple[str, 
 
 
 def read_map(row: EditRow, size: tuple[int, int], fit: bool, name: str) -> Tensor:
-    """The map of a row's picture, or the picture if it is the map. Raises `SettingError` for a hole without a mask."""
+    """Return the map of a row's picture, or the picture if it is the map.
+
+    Raises `SettingError` for a hole without a mask.
+    """
     image = read_file(row.image, size, fit, mask=False)
     if name != HOLE:
         return image if name == GIVEN else control_map(name, image)
@@ -96,8 +100,7 @@ def prepare_controls(o: ControlOptions, console: Console) -> RunPlan:
         for k in range(o.images_per_prompt):
             i = len(requests)
             seed = o.seed + i if row.seed is None else row.seed + k
-            negative = row.negative_prompt or o.negative_prompt
-            requests.append(GenerationRequest(word.painted, seed, negative, i, controls=pictures, control_scales=o.scales))
+            requests += compose_requests([word.painted], [seed], None, [pictures], o.scales, i, texts=texts_of(row, o))
             wordings.append(word)
     beside: dict[str, Any] = {"nets": list(nets)}
     if o.condition_weight:

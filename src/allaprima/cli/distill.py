@@ -53,7 +53,7 @@ def list_methods(console: Console) -> None:
 
 
 def data_of(recipe: Recipe, card: Card, teacher: Family, out: Path, console: Console) -> tuple[TrainingData, str]:
-    """What is trained on, and that in words. Raises `TrainingError` or `SettingError` for data that can't be read."""
+    """Return what is trained on, and that in words. Raises `TrainingError` or `SettingError` for data that can't be read."""
     adapter = METHODS[recipe.method].adapter
     if recipe.data is None:
         prompts = _prompts(recipe, card)
@@ -121,7 +121,7 @@ class DistillRun:
         return [captions[i * len(captions) // SAMPLES] for i in range(min(SAMPLES, len(captions)))]
 
     def made(self, progress: TrainingProgress, setup: TrainingSetup) -> Publication:
-        """What is published."""
+        """Return what is published."""
         network = "; ".join(dict.fromkeys(self.notes))
         return Publication(
             self.recipe, self.card, progress, self.data_description, len(self.data), setup.identity(), self.use, network

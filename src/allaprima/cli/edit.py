@@ -12,13 +12,14 @@ from rich.console import Console
 from torch import Tensor
 
 from allaprima.cascade.request import GenerationRequest
-from allaprima.cli.generate import GenerateOptions, cascade_settings, policy_beside, words_for
+from allaprima.cli.generate import GenerateOptions, cascade_settings, policy_beside, texts_of, words_for
 from allaprima.conditioning.edit import DEFAULT_STRENGTH, Edit, ImageInput
 from allaprima.core.errors import PromptError, SettingError
 from allaprima.data.edits import EditRow, read_edits
 from allaprima.data.images import as_mask, as_tensor, covering, opaque
 from allaprima.experiments.runner import RunPlan, paint
 from allaprima.pipeline import AdaptivePipeline
+from allaprima.pipeline.requests import compose_requests
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class EditOptions(GenerateOptions):
 
 
 def read_file(path: Path, size: tuple[int, int], fit: bool, mask: bool) -> Tensor:
-    """A picture `(3, H, W)` or mask `(1, H, W)` of `size` (width, height). Raises `SettingError` naming the file."""
+    """Return a picture `(3, H, W)` or mask `(1, H, W)` of `size` (width, height). Raises `SettingError` naming the file."""
     try:
         with Image.open(path) as image:
             image.load()
@@ -81,7 +82,7 @@ def check_asked(o: ImageRowOptions, file: Path | None, option: str) -> None:
 
 
 def rows_of(o: ImageRowOptions, file: Path | None) -> list[EditRow]:
-    """What is asked. Raises `PromptError` when that is nothing."""
+    """Return what is asked. Raises `PromptError` when that is nothing."""
     if file is not None:
         rows = list(read_edits(file))
         if not rows:
@@ -116,8 +117,9 @@ def prepare_edits(o: EditOptions, console: Console) -> RunPlan:
         for k in range(o.images_per_prompt):
             for strength in strengths if row.strength is None else (row.strength,):
                 edit = Edit(image, strength, mask)
-                negative = row.negative_prompt or o.negative_prompt
-                requests.append(GenerationRequest(word.painted, first + k, negative, len(requests), edit=edit))
+                requests += compose_requests(
+                    [word.painted], [first + k], [edit], first_index=len(requests), texts=texts_of(row, o)
+                )
                 wordings.append(word)
     return RunPlan(pipe, policy, settings, requests, wordings)
 

@@ -140,7 +140,7 @@ def evaluate_command(o: EvaluateOptions) -> None:
 
 
 def open_reference(path: Path | None) -> Reference | None:
-    """A folder, a run, or a safetensors file of features."""
+    """Return a folder, a run, or a safetensors file of features."""
     if path is None:
         return None
     if path.suffix == ".safetensors":
@@ -149,7 +149,7 @@ def open_reference(path: Path | None) -> Reference | None:
 
 
 def card_of(path: Path) -> str | None:
-    """The card that a run folder says it was painted with."""
+    """Return the card that a run folder says it was painted with."""
     folder = path.parent if path.name == RESULTS else path
     for marker in (folder / "run.json", folder.parent / "run.json"):
         try:
@@ -161,7 +161,7 @@ def card_of(path: Path) -> str | None:
 
 
 def paint(o: EvaluateOptions) -> Path:
-    """A run of `allaprima generate` in `--out`; the same command goes on with one that was stopped."""
+    """Return a run of `allaprima generate` in `--out`; the same command goes on with one that was stopped."""
     from allaprima.cli.generate import GenerateOptions, generate_command
 
     assert o.out is not None
@@ -189,7 +189,7 @@ def describe_reference(reference: Reference, setup: MetricSuite) -> dict[str, An
 
 
 def describe(taken: MeasuredSet) -> dict[str, Any]:
-    """A set with its metrics, JSON-ready."""
+    """Return a set with its metrics, JSON-ready."""
     prompts = taken.pictures.prompts
     return {
         "name": taken.pictures.name,
@@ -221,7 +221,7 @@ def _ends(interval: Interval | None) -> list[float] | None:
 
 
 def compare(a: MeasuredSet, b: MeasuredSet) -> dict[str, Any]:
-    """A minus B and A's wins over B, pair by pair; for set metrics the difference alone."""
+    """Return a minus B and A's wins over B, pair by pair; for set metrics the difference alone."""
     by_seed = a.pictures.seeded and b.pictures.seeded
     keys_a, keys_b = a.pictures.keys(by_seed), b.pictures.keys(by_seed)
     check_prompts_agree(a.pictures, b.pictures, by_seed)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 
 def print_table(console: Console, report: Mapping[str, Any]) -> None:
-    """A row a metric, a column a set, then difference and win rate; 95 % intervals in brackets."""
+    """Print a row a metric, a column a set, then difference and win rate; 95 % intervals in brackets."""
     sets, comparison = report["sets"], report["comparison"]
     table = Table("metric")
     for title in (*(escape(f"{s['name']}\n{_count(s)}") for s in sets), *(["difference", "win rate"] if comparison else [])):

@@ -95,7 +95,7 @@ def _picture(path: Path, where: str, width: int, height: int) -> Tensor:
 
 
 def scorer_of(card: Card) -> tuple[nn.Module, Any]:
-    """The card's oracle as logits to train, and what of it is saved. Raises `SettingError` for other kinds."""
+    """Return the card's oracle as logits to train, and what of it is saved. Raises `SettingError` for other kinds."""
     folder = card.path(card.oracle.source)
     if card.oracle.kind == "dual_encoder":
         encoder = DualEncoder.from_pretrained(folder)

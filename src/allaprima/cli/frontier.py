@@ -42,7 +42,7 @@ class FrontierOptions:
     out: Path
 
     def command(self) -> str:
-        """What to type for the same run."""
+        """Return what to type for the same run."""
         parts = [f"--card {self.card}", f"--prompts {self.prompts}", f"--seeds {self.seeds}"]
         parts += [f"--prompts-file {self.prompts_file}"] if self.prompts_file is not None else []
         parts += ["--budgets " + ",".join(f"{b:g}" for b in self.budgets)]

@@ -22,6 +22,7 @@ from allaprima.diffusion.noising import Variance
 from allaprima.experiments.runner import RunPlan, paint
 from allaprima.models.placement.device_config import DeviceConfig
 from allaprima.pipeline import AdaptivePipeline
+from allaprima.pipeline.requests import PROMPT_TEXTS, compose_requests, settings_changes
 
 MAX_PICTURES = 1_000_000
 NONE = "no prompts: give some as arguments, --prompts-file FILE (or - for stdin), or --demo."
@@ -62,6 +63,12 @@ class GenerateOptions:
     ray_address: str | None = field(default=None, kw_only=True)
     workers: int = field(default=2, kw_only=True)
     device_config: DeviceConfig = field(default_factory=DeviceConfig, kw_only=True)
+    prompt_2: str = field(default="", kw_only=True)
+    negative_prompt_2: str = field(default="", kw_only=True)
+    prompt_3: str = field(default="", kw_only=True)
+    negative_prompt_3: str = field(default="", kw_only=True)
+    clip_skip: int | None = field(default=None, kw_only=True)
+    guidance_rescale: float | None = field(default=None, kw_only=True)
 
     @property
     def mode(self) -> str:
@@ -72,7 +79,7 @@ class GenerateOptions:
 
 
 def cascade_settings(defaults: CascadeSettings, o: GenerateOptions) -> CascadeSettings:
-    """The card's settings with the caller's changes; out-of-range values raise `SettingError`."""
+    """Return the card's settings with the caller's changes; out-of-range values raise `SettingError`."""
     changes: dict[str, Any] = {
         "strategy": o.strategy,
         "teacher_solver": o.solver,
@@ -80,8 +87,7 @@ def cascade_settings(defaults: CascadeSettings, o: GenerateOptions) -> CascadeSe
         "teacher_last_time": o.last_time,
         "student_steps": o.student_steps,
         "batch_size": o.batch_size,
-        "teacher_guidance": o.guidance,
-        "student_guidance": o.guidance,
+        **settings_changes(guidance_scale=o.guidance, guidance_rescale=o.guidance_rescale, clip_skip=o.clip_skip),
     }
     if o.guidance_interval is not None or o.guidance_outside is not None:
         changes["teacher_guidance_interval"] = _interval(defaults.teacher_guidance_interval, o)
@@ -92,7 +98,7 @@ def cascade_settings(defaults: CascadeSettings, o: GenerateOptions) -> CascadeSe
 
 
 def _interval(default: GuidanceInterval | None, o: GenerateOptions) -> GuidanceInterval:
-    """The card's interval with the caller's changes."""
+    """Return the card's interval with the caller's changes."""
     if o.guidance_interval is not None:
         made = GuidanceInterval(*o.guidance_interval, 1.0 if default is None else default.outside)
     elif default is not None:
@@ -140,7 +146,7 @@ def words_for(pipe: AdaptivePipeline, prompts: Sequence[str], nearest: bool, con
 
 
 def vocabulary_of(pipe: AdaptivePipeline, nearest: bool) -> Vocabulary:
-    """The words that a card knows; without `nearest` every word passes."""
+    """Return the words that a card knows; without `nearest` every word passes."""
     assert pipe.card is not None
     card = pipe.card
     concepts = card.known_concepts() if nearest else []
@@ -148,7 +154,7 @@ def vocabulary_of(pipe: AdaptivePipeline, nearest: bool) -> Vocabulary:
 
 
 def say_word(word: ResolvedPrompt, console: Console) -> None:
-    """That a prompt is painted in other words."""
+    """Say that a prompt is painted in other words."""
     console.print(
         f"[yellow]note:[/] {word.asked!r} is not a concept this card knows; painting {word.painted!r}"
         f" (similarity {word.similarity:.2f}; --no-nearest paints it as asked)"
@@ -156,7 +162,7 @@ def say_word(word: ResolvedPrompt, console: Console) -> None:
 
 
 def loaded(o: GenerateOptions, console: Console) -> tuple[AdaptivePipeline, CascadeSettings, Policy]:
-    """The models, and how they are to paint."""
+    """Return the models, and how they are to paint."""
     mode = o.mode
     with console.status("loading models"):
         pipe = AdaptivePipeline.from_card(o.card, device_config=o.device_config)
@@ -182,18 +188,21 @@ def prepare(o: GenerateOptions, console: Console) -> RunPlan:
 
 
 def requests_of(row: PromptRow, painted: str, first: int, o: GenerateOptions) -> list[GenerationRequest]:
-    """A prompt's pictures, of which the first is picture `first` of the run."""
-    made: list[GenerationRequest] = []
-    for k in range(o.images_per_prompt):
-        seed = o.seed + first + k if row.seed is None else row.seed + k
-        made.append(GenerationRequest(painted, seed, row.negative_prompt or o.negative_prompt, first + k))
-    return made
+    """Return a prompt's pictures, of which the first is picture `first` of the run."""
+    begin = o.seed + first if row.seed is None else row.seed
+    seeds = range(begin, begin + o.images_per_prompt)
+    return compose_requests([painted], seeds, first_index=first, texts=texts_of(row, o))
+
+
+def texts_of(row: object, o: GenerateOptions) -> dict[str, str | None]:
+    """Return the texts beside a row's prompt: the row's own, else the command's."""
+    return {name: getattr(row, name, None) or getattr(o, name) for name in PROMPT_TEXTS}
 
 
 def policy_beside(
     pipe: AdaptivePipeline, settings: CascadeSettings, usual: float | None, o: GenerateOptions, console: Console
 ) -> Policy:
-    """The policy of a task that the card wasn't calibrated for: the threshold given, or the card's own as a mark to reach.
+    """Return the policy of a task without calibration: the threshold given, or the card's own as a mark to reach.
 
     `usual`: the card's own. Raises `SettingError` where there is neither.
     """

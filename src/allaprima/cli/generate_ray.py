@@ -21,6 +21,7 @@ from rich.console import Console
 from allaprima.cascade.metadata import ImageRecord, RecordWriter
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cli.generate import NONE, GenerateOptions, loaded, prompt_rows, requests_of, say_word, vocabulary_of
+from allaprima.conditioning.prompt_inputs import extra_prompts
 from allaprima.core.errors import PromptError, SettingError
 from allaprima.experiments.drift_watch import DriftWatch
 from allaprima.experiments.run_folder import RunFolder
@@ -57,7 +58,7 @@ class Spool:
             if word.similarity < 1 and others <= NOTES:
                 say_word(word, console)
             for request in requests_of(row, word.painted, self.pictures, o):
-                told = [word.asked, request.prompt, request.negative_prompt, request.seed]
+                told = [word.asked, request.prompt, request.negative_prompt, request.seed, extra_prompts(request)]
                 self._file.write(json.dumps(told) + "\n")
                 self.pictures += 1
                 yield word.asked, request
@@ -65,11 +66,11 @@ class Spool:
             console.print(f"[yellow]note:[/] {others - NOTES} more prompts are painted in words that this card knows")
 
     def items(self) -> Iterator[Item]:
-        """Requests with the prompts as they were given."""
+        """Yield requests with the prompts as they were given."""
         self._file.seek(0)
         for index, line in enumerate(self._file):
-            asked, prompt, negative, seed = json.loads(line)
-            yield GenerationRequest(prompt, seed, negative, index), asked
+            asked, prompt, negative, seed, more = json.loads(line)
+            yield GenerationRequest(prompt, seed, negative, index, **more), asked
 
 
 @dataclass
@@ -85,7 +86,7 @@ class _Run:
     seconds: float = 0.0
 
     def missing(self) -> Iterator[Item]:
-        """What isn't there yet."""
+        """Yield what isn't there yet."""
         for item in self.spool.items():
             account = self.folder.done(item[0].index)
             if account is None:
@@ -96,7 +97,7 @@ class _Run:
             self._see(account)
 
     def keep(self, packed: ImageRecord) -> None:
-        """A picture has come."""
+        """Keep a picture that has come."""
         keep(self.folder, packed)
         self.new, self.seconds = self.new + 1, self.seconds + packed.seconds
         self.bar.painted(packed.account)

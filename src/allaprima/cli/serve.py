@@ -67,7 +67,7 @@ class ServeOptions:
 
 
 def controller_of(o: ServeOptions, pipe: AdaptivePipeline) -> Controller | None:
-    """What lowers thresholds under load, if that is asked for.
+    """Return what lowers thresholds under load, if that is asked for.
 
     Without `--lowest-threshold` it goes down to where half as many drafts fall short as calibrated. Raises `SettingError`.
     """

@@ -38,7 +38,7 @@ class SourceImages:
     """Width and height that files are fitted to, as a server fits uploads."""
 
     def picture(self, digest: str, mask: bool = False) -> ImageInput:
-        """A picture or mask. Raises `SettingError` where it isn't, or is another."""
+        """Return a picture or mask. Raises `SettingError` where it isn't, or is another."""
         path = RunFolder(self.run).source(digest)
         if not path.is_file():
             for found in self._given(mask):
@@ -69,7 +69,7 @@ class SourceImages:
 
 
 def clear(file: Path, size: tuple[int, int]) -> Tensor:
-    """A mask `(1, H, W)` as servers of OpenAI's kind read it: 1 where a file is transparent."""
+    """Return a mask `(1, H, W)` as servers of OpenAI's kind read it: 1 where a file is transparent."""
     with Image.open(file) as image:
         alpha = np.asarray(image.convert("RGBA").getchannel("A"))
     return as_mask(covering(Image.fromarray(255 - alpha), *size))
@@ -106,13 +106,13 @@ def show_command(
 
 
 def edit_again(row: dict[str, Any], kept: SourceImages) -> Edit:
-    """The edit that an account tells of. Raises `SettingError`."""
+    """Return the edit that an account tells of. Raises `SettingError`."""
     mask = kept.picture(row["mask"], mask=True) if "mask" in row else None
     return Edit(kept.picture(row["image"]), row["strength"], mask)
 
 
 def paint_again(account: dict[str, Any], kept: SourceImages, card: str | None = None) -> bytes:
-    """The PNG that this account describes; `card`: its card, if the name that the account has isn't enough.
+    """Return the PNG that this account describes; `card`: its card, if the name that the account has isn't enough.
 
     Raises `ModelError` if the models are others than those that made it, `SettingError` if an edited picture isn't there.
     """

@@ -122,7 +122,7 @@ def serve_command(folder: Path, host: str, port: int, database: str | None) -> N
 
 
 def made_folder(out: Path) -> Path:
-    """A folder to write into. Raises `RunFolderError`."""
+    """Return a folder to write into. Raises `RunFolderError`."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:

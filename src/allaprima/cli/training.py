@@ -31,7 +31,7 @@ SAMPLES = 12
 
 @torch.inference_mode()
 def sample_grid(student: Any, use: SamplingDefaults, card: Card, prompts: Sequence[str], title: str) -> Any:
-    """A contact sheet of a student's drafts, the same seeds each time: a PIL image."""
+    """Return a contact sheet of a student's drafts, the same seeds each time: a PIL image."""
     settings = CascadeSettings(
         student_steps=use.steps, student_solver=use.solver, student_guidance=use.guidance, height=card.height,
         width=card.width,
@@ -43,7 +43,7 @@ def sample_grid(student: Any, use: SamplingDefaults, card: Card, prompts: Sequen
 
 @torch.inference_mode()
 def adapter_grid(card: Card, kind: str, data: TrainingData, mode: str) -> Any:
-    """Maps of a few pictures of the data beside what is painted with them, the same seeds each time: a PIL image."""
+    """Return maps of a few pictures of the data beside what is painted with them, the same seeds each time: a PIL image."""
     g, count = torch.Generator().manual_seed(0), min(SAMPLES, len(data))
     index = [i * len(data) // count for i in range(count)]
     maps = [shown(data, kind, i, g) for i in index]

@@ -69,7 +69,7 @@ class Edit:
 
 
 def last_steps(steps: Sequence[Step], strength: float) -> list[Step]:
-    """The last `strength` of a plan, `int(n * strength)` of its n grid times and at least one (diffusers' rule).
+    """Return the last `strength` of a plan, `int(n * strength)` of its n grid times and at least one (diffusers' rule).
 
     A step of several parts (Heun) is kept whole: counting goes by the parts that begin one.
     """
@@ -83,7 +83,7 @@ def share_of(steps: int, strength: float) -> int:
 
 
 def latent_mask(mask: Float[Tensor, "1 h w"], like: Float[Tensor, "c u v"]) -> Float[Tensor, "1 u v"]:
-    """A mask of pixels as one of latents: the nearest pixel's, as diffusers has it."""
+    """Return a mask of pixels as one of latents: the nearest pixel's, as diffusers has it."""
     return torch.nn.functional.interpolate(mask[None], size=like.shape[-2:])[0]
 
 

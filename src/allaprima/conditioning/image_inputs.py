@@ -19,7 +19,7 @@ Images = Image | Tensor | Sequence[Image | Tensor]
 def edits_of(
     n: int, image: Images | None, strength: float | Sequence[float] | None, mask_image: Images | None
 ) -> list[Edit] | None:
-    """An edit for each of `n` prompts, None when there is no picture to edit. Raises `SettingError`."""
+    """Return an edit for each of `n` prompts, None when there is no picture to edit. Raises `SettingError`."""
     if image is None:
         given = {"strength": strength, "mask_image": mask_image}
         odd = next((k for k, v in given.items() if v is not None), None)

@@ -39,17 +39,17 @@ def extra_prompts(request: Any) -> dict[str, Any]:
 
 
 def positive_inputs(request: Any) -> PromptInputs:
-    """What a request wants."""
+    """Return what a request wants."""
     return PromptInputs(request.prompt, request.prompt_2, request.prompt_3)
 
 
 def negative_inputs(request: Any) -> PromptInputs:
-    """What it leads away from."""
+    """Return what it leads away from."""
     return PromptInputs(request.negative_prompt, request.negative_prompt_2, request.negative_prompt_3)
 
 
 def broadcast(name: str, value: str | Sequence[str] | None, n: int) -> list[str]:
-    """A text for each of `n` prompts, from one for all, one each or none. Raises `SettingError` for other numbers."""
+    """Return a text for each of `n` prompts, from one for all, one each or none. Raises `SettingError` for other numbers."""
     found = [value or ""] * n if value is None or isinstance(value, str) else list(value)
     if len(found) != n:
         raise SettingError(f"{name}: {len(found)} of them for {n} prompts. Give one for all or one each.")
@@ -57,6 +57,6 @@ def broadcast(name: str, value: str | Sequence[str] | None, n: int) -> list[str]
 
 
 def broadcast_all(texts: Mapping[str, str | Sequence[str] | None], n: int) -> list[dict[str, Any]]:
-    """The same for several names: for each of `n` prompts what is said under each name."""
+    """Return the same for several names: for each of `n` prompts what is said under each name."""
     columns = {name: broadcast(name, value, n) for name, value in texts.items()}
     return [{name: column[k] for name, column in columns.items()} for k in range(n)]

@@ -68,5 +68,6 @@ def _several(value: Any) -> list[Any]:
 
 
 def enlarged(image: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
-    """A small picture brought to `size` by bicubic interpolation, as the maps that super-resolution learnt from were."""
+    """Return a small picture brought to `size` by bicubic interpolation, as the maps that super-resolution learnt from
+    were."""
     return as_tensor(to_pil(as_tensor(image)).resize(size, Image.Resampling.BICUBIC))

@@ -15,7 +15,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises `ModelError` with the next step."""
+    """Return a JSON object; raises `ModelError` with the next step."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
@@ -41,7 +41,8 @@ def shards_of(folder: Path) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors of a component, opened once so that a missing or truncated file is named before anything is built."""
+    """Return the safetensors of a component, opened once so that a missing or truncated file is named before anything is
+    built."""
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder: a component in diffusers' format is due. Check the card's sources.")
     files = sorted(folder.glob("*.safetensors"))

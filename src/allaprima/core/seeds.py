@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def derive(seed: int, *parts: str | int) -> int:
-    """A 63-bit seed from a seed and a path of names, the same on every machine and in every Python."""
+    """Return a 63-bit seed from a seed and a path of names, the same on every machine and in every Python."""
     text = "\x1f".join([str(int(seed)), *map(str, parts)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def noise(seed: int, purpose: str, step: int, shape: Sequence[int]) -> Float32[Tensor, " ..."]:
-    """Standard normal float32 of this shape, on the CPU, for one sample."""
+    """Return standard normal float32 of this shape, on the CPU, for one sample."""
     generator = torch.Generator().manual_seed(derive(seed, purpose, step))
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
 

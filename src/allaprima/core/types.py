@@ -37,11 +37,11 @@ class Condition:
         return 0 if not self.tensors else next(iter(self.tensors.values())).shape[0]
 
     def get(self, name: str) -> Shaped[Tensor, " b ..."] | None:
-        """A tensor by name, or None."""
+        """Return a tensor by name, or None."""
         return self.tensors.get(name)
 
     def rows(self, index: Shaped[Tensor, " n"] | slice | Sequence[int]) -> Condition:
-        """Some of the samples, in this order."""
+        """Return some of the samples, in this order."""
         chosen = index if isinstance(index, slice | Tensor) else torch.tensor(list(index), dtype=torch.long)
         return Condition({k: v[chosen] for k, v in self.tensors.items()})
 
@@ -53,15 +53,15 @@ class Condition:
         return Condition({k: torch.cat([p.tensors[k] for p in parts]) for k in parts[0].tensors})
 
     def to(self, device: torch.device | str) -> Condition:
-        """The same bundle on another device."""
+        """Return the same bundle on another device."""
         return Condition({k: v.to(device) for k, v in self.tensors.items()})
 
     def clone(self) -> Condition:
-        """The same bundle in memory of its own: what inference mode made can be trained with after."""
+        """Return the same bundle in memory of its own: what inference mode made can be trained with after."""
         return Condition({k: v.clone() for k, v in self.tensors.items()})
 
     def float(self) -> Condition:
-        """The same bundle with floating-point tensors in float32."""
+        """Return the same bundle with floating-point tensors in float32."""
         return Condition({k: v.float() if v.is_floating_point() else v for k, v in self.tensors.items()})
 
     def replaced(self, mask: Bool[Tensor, " b"], other: Condition) -> Condition:
@@ -79,5 +79,5 @@ class Denoiser(Protocol):
     """The one currency: `(x_t: (B,C,H,W), t: (B,), cond of B rows) -> x0_hat: (B,C,H,W)`."""
 
     def __call__(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
-        """The clean sample predicted from `x_t` at times `t`."""
+        """Return the clean sample predicted from `x_t` at times `t`."""
         ...

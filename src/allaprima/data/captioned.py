@@ -41,7 +41,7 @@ class Captioned:
 
 
 def caption_of(fields: Mapping[str, Any]) -> str | None:
-    """The first of `text`, `caption`, `prompt` that is there."""
+    """Return the first of `text`, `caption`, `prompt` that is there."""
     for name in CAPTIONS:
         if isinstance(fields.get(name), str):
             return str(fields[name])

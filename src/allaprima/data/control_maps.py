@@ -80,14 +80,14 @@ GIVEN = "given"
 
 
 def control_map(name: str, image: Tensor) -> Tensor:
-    """The map of that name. Raises `SettingError` for one that isn't computed here."""
+    """Return the map of that name. Raises `SettingError` for one that isn't computed here."""
     if name not in MAPS:
         raise SettingError(f"map={name!r} is not computed here, {', '.join(MAPS)} are: give the map itself.")
     return MAPS[name](image)
 
 
 def training_map(name: str, image: Tensor, g: torch.Generator) -> Tensor:
-    """What a network that learns the map of that name is shown; holes are drawn."""
+    """Return what a network that learns the map of that name is shown; holes are drawn."""
     return with_hole(image, random_mask(image.shape[-2], image.shape[-1], g)) if name == HOLE else control_map(name, image)
 
 

@@ -27,7 +27,7 @@ MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
 def opaque(image: Image.Image, name: str) -> Image.Image:
-    """A picture as RGB. Raises `SettingError` for transparent places, or more than 8 bits a channel."""
+    """Return a picture as RGB. Raises `SettingError` for transparent places, or more than 8 bits a channel."""
     if image.mode not in MODES:
         raise SettingError(f"{name} is of Pillow's mode {image.mode!r}: 8 bits a channel are due. Convert it first.")
     clear = "A" in image.getbands() or "transparency" in image.info
@@ -46,7 +46,7 @@ def covering(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def as_tensor(image: Image.Image | Tensor) -> Tensor:
-    """A picture as `(3, H, W)` in [0, 1]; a tensor may have a fourth channel, a mask (`control_maps.with_hole`).
+    """Return a picture as `(3, H, W)` in [0, 1]; a tensor may have a fourth channel, a mask (`control_maps.with_hole`).
 
     Raises `SettingError` for what has no such reading.
     """
@@ -65,7 +65,7 @@ def as_tensor(image: Image.Image | Tensor) -> Tensor:
 
 
 def read_exactly(path: Path) -> Tensor:
-    """What `to_pil` was given, from the PNG that was made of it: `(3, H, W)` or, with a fourth channel, `(4, H, W)`.
+    """Return what `to_pil` was given, from the PNG that was made of it: `(3, H, W)` or, with a fourth channel, `(4, H, W)`.
 
     Raises `SettingError` for a file that can't be read.
     """
@@ -78,7 +78,7 @@ def read_exactly(path: Path) -> Tensor:
 
 
 def as_mask(mask: Image.Image | Tensor) -> Tensor:
-    """A mask as `(1, H, W)` in [0, 1]: white, or 1, is painted anew. Raises `SettingError`."""
+    """Return a mask as `(1, H, W)` in [0, 1]: white, or 1, is painted anew. Raises `SettingError`."""
     if isinstance(mask, Tensor):
         mask = mask[None] if mask.ndim == 2 else mask
         if mask.ndim != 3 or mask.shape[0] != 1 or not bool(((mask >= 0) & (mask <= 1)).all()):
@@ -105,7 +105,7 @@ def write_bytes_atomically(path: Path, data: bytes) -> None:
 
 
 def png_bytes(image: Image.Image, chunks: Mapping[str, str]) -> bytes:
-    """A PNG as bytes; equal pictures and chunks give equal bytes."""
+    """Return a PNG as bytes; equal pictures and chunks give equal bytes."""
     import io
 
     info = PngInfo()
@@ -138,7 +138,7 @@ def read_chunks(path: Path) -> dict[str, str]:
 
 
 def a1111_parameters(prompt: str, negative: str, fields: Mapping[str, str | int | float]) -> str:
-    """The text that AUTOMATIC1111's web UI writes, and other tools read, under `parameters`."""
+    """Return the text that AUTOMATIC1111's web UI writes, and other tools read, under `parameters`."""
     lines = [prompt]
     if negative:
         lines.append(f"Negative prompt: {negative}")

@@ -57,7 +57,7 @@ class PictureSet:
         return all(e.prompt is not None and e.seed is not None for e in self.entries)
 
     def keys(self, by_seed: bool) -> list[tuple[Any, ...]]:
-        """What pairs a picture with one of another set: prompt and seed, or the file's name; repeats are counted."""
+        """Return what pairs a picture with one of another set: prompt and seed, or the file's name; repeats are counted."""
         seen: Counter[tuple[Any, ...]] = Counter()
         keys: list[tuple[Any, ...]] = []
         for e in self.entries:
@@ -108,7 +108,7 @@ def read_picture(path: Path) -> Tensor:
 
 
 def open_pictures(path: Path, which: Which = "final", prompts_file: str | None = None) -> PictureSet:
-    """A folder, a run folder, or a run's results file, as a set; no picture is opened yet.
+    """Return a folder, a run folder, or a run's results file, as a set; no picture is opened yet.
 
     A folder's prompts come from `prompts_file`, one a picture in the order of sorted names, or from a `results.jsonl`
     inside (then that names the pictures) or beside it. Raises `SettingError` or `PromptError` with the next step.

@@ -20,6 +20,11 @@ class PromptRow:
     prompt: str
     seed: int | None = None
     negative_prompt: str | None = None
+    prompt_2: str | None = None
+    """For the second text encoder, as a request has it; likewise the others."""
+    negative_prompt_2: str | None = None
+    prompt_3: str | None = None
+    negative_prompt_3: str | None = None
 
 
 def read_prompts(source: str | Path) -> Iterator[PromptRow]:
@@ -54,7 +59,8 @@ def _row(raw: dict[str, Any], name: str, number: int) -> PromptRow:
         seed = None if seed in (None, "") else int(seed)
     except (TypeError, ValueError) as e:
         raise PromptError(f"{name}, line {number}: seed={seed!r} is not a whole number. Mend it or leave it empty.") from e
-    return PromptRow(prompt.strip(), seed, lower.get("negative_prompt") or None)
+    texts = {f"{negative}prompt{n}": None for negative in ("", "negative_") for n in ("", "_2", "_3")}
+    return PromptRow(prompt.strip(), seed, **{name: lower.get(name) or None for name in texts if name != "prompt"})
 
 
 def _csv(f: TextIO, name: str) -> Iterator[PromptRow]:

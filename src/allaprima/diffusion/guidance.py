@@ -65,16 +65,16 @@ class GuidedDenoiser(Protocol):
         ...
 
     def __call__(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
-        """The guided clean prediction."""
+        """Return the guided clean prediction."""
         ...
 
     def unguided(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
-        """The same at scale 1, in one evaluation."""
+        """Return the same at scale 1, in one evaluation."""
         ...
 
 
 def positive(cond: Condition) -> Condition:
-    """What a network is told of a condition without guidance."""
+    """Return what a network is told of a condition without guidance."""
     return Condition({k: v for k, v in cond.tensors.items() if not k.startswith("negative_") and k not in GUIDANCE_KEYS})
 
 
@@ -125,7 +125,7 @@ class ClassifierFreeGuidance:
         return to_x0(of.prediction, rescaled(guided, plain, share), x_t, alpha, sigma)
 
     def unguided(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
-        """What `__call__` gives at scale 1, up to rounding, in one evaluation: the conditional half alone."""
+        """Return what `__call__` gives at scale 1, up to rounding, in one evaluation: the conditional half alone."""
         return self.denoiser(x_t, t, positive(cond))
 
 
@@ -151,7 +151,7 @@ class TokenGuidance:
         return self._x0(u * (self._length(u_c) / self._length(u)), x_t, t)
 
     def unguided(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
-        """The conditional half alone, which is what `__call__` gives at scale 1."""
+        """Return the conditional half alone, which is what `__call__` gives at scale 1."""
         return self._x0(self.network(x_t, t, positive(cond)), x_t, t)
 
     def _x0(self, u: Samples, x_t: Samples, t: Times) -> Samples:
@@ -198,5 +198,5 @@ class EmbeddedGuidance:
         return self.denoiser(x_t, t, Condition(known))
 
     def unguided(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
-        """What `__call__` gives at scale 1, to the bit."""
+        """Return what `__call__` gives at scale 1, to the bit."""
         return self(x_t, t, Condition({**cond.tensors, "guidance_scale": torch.ones_like(t, dtype=torch.float32)}))

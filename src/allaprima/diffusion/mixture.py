@@ -52,7 +52,7 @@ class MixtureDenoiser:
 
 
 def gaussian_flow(x_t: Samples, t: Times, s: Times, mean: float, std: float, schedule: Schedule) -> Samples:
-    """The exact probability-flow map of data N(mean, std^2) from t to s: it keeps the standardised sample.
+    """Return the exact probability-flow map of data N(mean, std^2) from t to s: it keeps the standardised sample.
 
     With s clean this is the consistency map `f = m + (x_t - alpha m) std / sqrt(alpha^2 std^2 + sigma^2)`.
     """

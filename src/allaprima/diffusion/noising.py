@@ -12,6 +12,7 @@ import torch
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
+from allaprima.diffusion.predictions import eps_of
 from allaprima.diffusion.schedules import Schedule, expand
 
 
@@ -41,7 +42,7 @@ Sigma = Variance | Strength
 
 
 def start_time(schedule: Schedule, sigma: Sigma, steps: int | None = None) -> float:
-    """The time from which the teacher goes on, in `steps` steps: a time of the teacher's own schedule.
+    """Return the time from which the teacher goes on, in `steps` steps: a time of the teacher's own schedule.
 
     What is rolled back is a clean draft, so the student's schedule has no part in it: whatever its times are (integers of
     a VP model, flow times, angles), the teacher meets the draft with the noise of its own time. A variance means the same
@@ -53,7 +54,7 @@ def start_time(schedule: Schedule, sigma: Sigma, steps: int | None = None) -> fl
 
 
 def same_noise(t: float, source: Schedule, target: Schedule) -> float:
-    """The time of `target` that has the signal-to-noise ratio of `source` at `t`.
+    """Return the time of `target` that has the signal-to-noise ratio of `source` at `t`.
 
     With `r = sigma_t / alpha_t` of the source, a VP sample of that ratio has the noise variance `v = r^2 / (1 + r^2) =
     sigma^2 / (alpha^2 + sigma^2)`, and `time_of_variance` inverts it. In closed form, from an angle t to a flow time:
@@ -67,5 +68,18 @@ def same_noise(t: float, source: Schedule, target: Schedule) -> float:
 
 
 def add_noise(x0: Samples, eps: Samples, t: Times, schedule: Schedule) -> Samples:
-    """`x_t = alpha_t x0 + sigma_t eps`. `x0, eps: (B, ...)`, `t: (B,)`."""
+    """Return `x_t = alpha_t x0 + sigma_t eps`, the forward process. `x0, eps: (B, ...)`, `t: (B,)`."""
     return expand(schedule.alpha(t), x0) * x0 + expand(schedule.sigma(t), x0) * eps
+
+
+def ddim_step(x_t: Samples, x0: Samples, t: Times, s: Times, schedule: Schedule) -> Samples:
+    """Return `x_s = alpha_s x0 + sigma_s eps_hat`, `eps_hat = (x_t - alpha_t x0) / sigma_t` (arXiv 2010.02502, eta 0).
+
+    Args:
+        x_t: Samples at times `t`, `(B, ...)`.
+        x0: Their clean predictions, `(B, ...)`.
+        t: `(B,)`.
+        s: The times moved to, `(B,)`.
+        schedule: Of both times.
+    """
+    return add_noise(x0, eps_of(x0, x_t, schedule.alpha(t), schedule.sigma(t)), s, schedule)

@@ -21,7 +21,7 @@ def _unknown(kind: str) -> SettingError:
 
 
 def to_x0(kind: str, output: Samples, x_t: Samples, alpha: Times, sigma: Times) -> Samples:
-    """The network's output -> x0_hat. `output, x_t: (B, ...)`, `alpha, sigma: (B,)`."""
+    """Return the network's output -> x0_hat. `output, x_t: (B, ...)`, `alpha, sigma: (B,)`."""
     a, s = expand(alpha, x_t), expand(sigma, x_t)
     if kind == "epsilon":
         return (x_t - s * output) / a
@@ -56,7 +56,7 @@ def eps_of(x0: Samples, x_t: Samples, alpha: Times, sigma: Times) -> Samples:
 
 
 def v_by_flow(velocity: Callable[[Samples, Times], Samples], x_t: Samples, alpha: Times, sigma: Times) -> Samples:
-    """What a flow network says of a sample of a variance-preserving schedule, as v (SANA-Sprint, arXiv 2503.09641, 3.1).
+    """Return a flow network's output for a sample of a variance-preserving schedule, as v (arXiv 2503.09641, 3.1).
 
     `velocity(x, s)` is asked at the flow time of the same signal-to-noise ratio, `s = sigma / (alpha + sigma)`, and of the
     sample that lies there: `x = x_t / (alpha + sigma)`, so that `x = (1 - s) x0 + s eps`. With `c = sqrt(s^2 + (1 - s)^2)`

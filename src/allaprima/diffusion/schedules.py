@@ -47,11 +47,11 @@ class Schedule(Protocol):
         ...
 
     def time_of_variance(self, variance: float) -> float:
-        """The time whose noise variance sigma_t^2 is `variance`, in (0, 1)."""
+        """Return the time whose noise variance sigma_t^2 is `variance`, in (0, 1)."""
         ...
 
     def time_of_strength(self, strength: float, steps: int | None = None) -> float:
-        """The time at a share `strength`, in (0, 1], of the whole schedule (diffusers' meaning).
+        """Return the time at a share `strength`, in (0, 1], of the whole schedule (diffusers' meaning).
 
         `steps`: how many are taken from there; a schedule whose grid is stretched to a last time begins elsewhere then.
         """
@@ -141,7 +141,10 @@ class DiscreteVP:
         return cls(bar)
 
     def with_timestep_spacing(self, spacing: Spacing | None) -> DiscreteVP:
-        """The same noise with another spacing of `grid`. Raises `SettingError` for a name or times that it can't have."""
+        """Return the same noise with another spacing of `grid`.
+
+        Raises `SettingError` for a name or times that it can't have.
+        """
         if isinstance(spacing, str) and spacing not in SPACINGS:
             raise SettingError(
                 f"spacing={spacing!r} is not known: {', '.join(SPACINGS)} are, or times with commas between: 999,499."
@@ -259,7 +262,7 @@ class Flow:
         return t.double()
 
     def time_of_variance(self, variance: float) -> float:
-        """The time with the same *signal-to-noise ratio* as a VP sample of noise variance `variance`.
+        """Return the time with the same *signal-to-noise ratio* as a VP sample of noise variance `variance`.
 
         sigma^2 alone has another meaning here, since alpha^2 + sigma^2 is not 1; matching the ratio
         sigma/alpha = sqrt(v / (1 - v)) keeps the paper's "how much of the draft survives" the same.
@@ -278,7 +281,7 @@ class Flow:
         return self.shift * u / (self.shift * u + (1 - u))
 
     def _stretched(self, u: float, first: float, n: int) -> float:
-        """The time at `u` of a grid of `n` even steps from `first`, both unshifted."""
+        """Return the time at `u` of a grid of `n` even steps from `first`, both unshifted."""
         t = self._shifted(u)
         # One evaluation is the first and the last: it stays where the noise is (diffusers divides 0 by 0 there).
         if self.terminal is None or n == 1:
@@ -286,7 +289,7 @@ class Flow:
         return 1 - (1 - t) * (1 - self.terminal) / (1 - self._shifted(first / n))
 
     def _unstretched(self, start: float, n: int) -> float:
-        """The `u` whose `n` steps begin at the time `start`."""
+        """Return the `u` whose `n` steps begin at the time `start`."""
         if self.terminal is None or n == 1 or start <= self.terminal:
             return start / (self.shift - (self.shift - 1) * start)
         low, high = 0.0, 1.0
@@ -337,7 +340,7 @@ class TrigFlow:
         return math.asin(variance**0.5)
 
     def time_of_strength(self, strength: float, steps: int | None = None) -> float:
-        """A share of the angle, as diffusers' SANA-Sprint takes the end of its even times."""
+        """Return a share of the angle, as diffusers' SANA-Sprint takes the end of its even times."""
         _check_share("strength", strength, upper_included=True)
         return self.t_max * strength
 

@@ -52,7 +52,7 @@ class Cut:
         return sum(not kept for kept in self.up)
 
     def origin(self, name: str) -> str:
-        """The teacher's name of a student's tensor or module."""
+        """Return the teacher's name of a student's tensor or module."""
         found = re.match(r"(down|up)_blocks\.(\d+)(?:\.(resnets|attentions)\.(\d+))?(.*)", name)
         if not found:
             return name
@@ -91,7 +91,7 @@ class SmallerStudent:
 
 
 def make_cut(config: Mapping[str, Any], kind: str) -> Cut:
-    """What `full`, `base`, `small` or `tiny` keeps of a teacher with this UNet config.
+    """Return what `full`, `base`, `small` or `tiny` keeps of a teacher with this UNet config.
 
     Raises `SettingError` for another kind, or `tiny` of a single stage; `ModelError` for block types other than
     (CrossAttn)DownBlock2D and (CrossAttn)UpBlock2D.
@@ -118,7 +118,10 @@ def make_cut(config: Mapping[str, Any], kind: str) -> Cut:
 
 
 def student_config(config: Mapping[str, Any], cut: Cut, width: float = 1.0) -> dict[str, Any]:
-    """The student's UNet config. `width` in (0, 1]; channels are the nearest that keep norm groups and heads whole."""
+    """Return the student's UNet config.
+
+    `width` in (0, 1]; channels are the nearest that keep norm groups and heads whole.
+    """
     made = {k: v for k, v in config.items() if not k.startswith("_") or k == "_class_name"}
     stages = len(cut.down)
     for key in PER_STAGE:
@@ -165,7 +168,7 @@ def _narrow(config: dict[str, Any], width: float) -> None:
 def make_student(
     teacher: Any, kind: str = "base", width: float = 1.0, weights: Literal["teacher", "random"] = "teacher", seed: int = 0
 ) -> SmallerStudent:
-    """A student UNet of a teacher's `UNet2DConditionModel`, float32, in evaluation mode, trainable.
+    """Return a student UNet of a teacher's `UNet2DConditionModel`, float32, in evaluation mode, trainable.
 
     `weights="teacher"`: tensors of the same shape are copied, the others are slices (`width` below 1; and the entry of the
     deepest remaining stage of `tiny`, if the stage left out was wider). `"random"`: diffusers' own initialisation, seeded.
@@ -229,7 +232,10 @@ class HiddenStates(FeatureHooks):
 
 
 def feature_pairs(student: HiddenStates, teacher: HiddenStates, cut: Cut) -> list[tuple[Tensor, Tensor]]:
-    """Matching states of the latest passes of both, for `sum ||h_S - h_T||^2`. Raises `SettingError` where shapes differ."""
+    """Return matching states of the latest passes of both, for `sum ||h_S - h_T||^2`.
+
+    Raises `SettingError` where shapes differ.
+    """
     pairs: list[tuple[Tensor, Tensor]] = []
     for mine, theirs in matching_blocks(cut).items():
         if mine not in student.states or theirs not in teacher.states:

@@ -26,7 +26,7 @@ from allaprima.distill.shared_copy import frozen, moving
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str = "optim") -> dict[str, Tensor]:
-    """The optimizer's moments as flat tensors `<prefix>.<index>.<name>` (no pickle)."""
+    """Return the optimizer's moments as flat tensors `<prefix>.<index>.<name>` (no pickle)."""
     state = optimizer.state_dict()["state"]
     return {
         f"{prefix}.{i}.{k}": (whole_tensor(v) if isinstance(v, Tensor) else torch.tensor(float(v))).contiguous()
@@ -114,7 +114,7 @@ def save_checkpoint(folder: Path, parts: TrainingState, meta: Mapping[str, Any],
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given as `meta`, without the tensors."""
+    """Return what `save_checkpoint` was given as `meta`, without the tensors."""
     with safe_open(folder / "checkpoint.safetensors", "pt") as f:
         return json.loads(f.metadata()["meta"])
 

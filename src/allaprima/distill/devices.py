@@ -132,7 +132,7 @@ class Devices:
                         module.reshard()
 
     def gathered(self, network: nn.Module) -> nn.Module:
-        """A sharded network as a plain one on the CPU, in every process (all must ask); others as they are."""
+        """Return a sharded network as a plain one on the CPU, in every process (all must ask); others as they are."""
         if not self._sharded:
             return network
         from torch.distributed.fsdp import FSDPModule
@@ -175,7 +175,7 @@ class Devices:
         return float(value)
 
     def agree(self, flag: bool) -> bool:
-        """The main process's word, for decisions that depend on its clock."""
+        """Return the main process's word, for decisions that depend on its clock."""
         if self.processes == 1:
             return flag
         word = torch.tensor(float(flag), device=self.device)
@@ -188,7 +188,7 @@ class Devices:
             dist.barrier()
 
     def first(self) -> AbstractContextManager[Any]:
-        """The main process passes through the block first: what it writes, the others find."""
+        """Return the main process passes through the block first: what it writes, the others find."""
         return nullcontext() if self._accelerator is None else self._accelerator.main_process_first()
 
     def start_trackers(self, config: Mapping[str, Any]) -> None:
@@ -227,12 +227,12 @@ def _buckets(tensors: Sequence[Tensor], limit: int = 2**24) -> Iterable[list[Ten
 
 
 def whole_tensor(value: Tensor) -> Tensor:
-    """A sharded tensor's whole value (every process must ask for it); others as they are."""
+    """Return a sharded tensor's whole value (every process must ask for it); others as they are."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def share_of(value: Tensor, like: Tensor) -> Tensor:
-    """This process's share of `value`, sharded as `like` is; as it is if `like` is whole."""
+    """Return this process's share of `value`, sharded as `like` is; as it is if `like` is whole."""
     if not hasattr(like, "full_tensor"):
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor

@@ -106,7 +106,7 @@ class DistributionMatching:
             )
 
     def generate(self, generator: nn.Module, g: torch.Generator) -> tuple[Samples, Condition]:
-        """A batch of the generator's samples and their conditions, after a random number of the chain's jumps."""
+        """Return a batch of the generator's samples and their conditions, after a random number of the chain's jumps."""
         cond = self.conditions(self.batch, g)
         x = self.chain(self.denoiser(generator), self._noise(self.batch, g), cond, g, self.chain.draw(g))
         return x, cond
@@ -127,7 +127,7 @@ class DistributionMatching:
         return total
 
     def critic_loss(self, networks: Networks, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
-        """The fake score's denoising loss on the generator's samples, plus the discriminator's loss."""
+        """Return the fake score's denoising loss on the generator's samples, plus the discriminator's loss."""
         with torch.no_grad():
             x, cond = self.generate(networks["generator"], g)
         t = draw_times(self.schedule, len(x), g, whole=self.whole_times)

@@ -14,7 +14,7 @@ NEW = "time_embedding.cond_proj.weight"
 
 
 def with_embedded_guidance(unet: Any, dim: int = DIM) -> Any:
-    """A copy of a `UNet2DConditionModel` with `time_cond_proj_dim=dim`, float32, frozen, in evaluation mode.
+    """Return a copy of a `UNet2DConditionModel` with `time_cond_proj_dim=dim`, float32, frozen, in evaluation mode.
 
     The new projection is zero, so that the copy says to the bit what `unet` says, whatever scale it is told. Departure:
     diffusers' script starts it at random. A UNet that has one already is copied with it.

@@ -49,7 +49,7 @@ class LoopConfig:
     log_every: int = 20
 
     def identity(self, parts: int) -> dict[str, Any]:
-        """What a resumed training must have in common with the stopped one; `parts` batches a step."""
+        """Return what a resumed training must have in common with the stopped one; `parts` batches a step."""
         plain = {**asdict(self), "emas": dict(self.emas)}
         return plain if parts == 1 else {**plain, "parts": parts}
 
@@ -92,12 +92,12 @@ def ema_update(ema: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def step_generator(seed: int, step: int, part: int = 0) -> torch.Generator:
-    """The one source of randomness of a step's part (see `devices`)."""
+    """Return the one source of randomness of a step's part (see `devices`)."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step + part * 0x9E37_79B9_7F4A_7C15) % (2**63))
 
 
 def adamw(network: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
-    """The workshop's optimizer over what of `network` is trainable; `run` sets its learning rate at each step."""
+    """Return the workshop's optimizer over what of `network` is trainable; `run` sets its learning rate at each step."""
     return torch.optim.AdamW(
         [p for p in network.parameters() if p.requires_grad],
         lr=config.learning_rate,
@@ -202,7 +202,7 @@ def run(
     stop: Callable[[Mapping[str, nn.Module], int], bool] | None = None,
     devices: Devices | None = None,
 ) -> None:
-    """What every training has in common: resume, checkpoints, the curve, when to stop.
+    """Run what every training has in common: resume, checkpoints, the curve, when to stop.
 
     `update(step)` trains the parts by one step and returns some of `losses` by name; the first of them is the one
     `TrainingProgress` reports, and it should come at every step. `identity`: plain data that must be the same for a resume.
@@ -252,7 +252,7 @@ def run(
 def _resume(
     folder: Path, parts: TrainingState, identity: Mapping[str, Any], losses: Sequence[str]
 ) -> tuple[int, float, dict[str, float]]:
-    """Steps, seconds and running losses so far; the parts are restored if the folder holds a checkpoint."""
+    """Return steps, seconds and running losses so far; the parts are restored if the folder holds a checkpoint."""
     running = dict.fromkeys(losses, math.nan)
     if not (folder / "checkpoint.safetensors").exists():
         return 0, 0.0, running
@@ -277,7 +277,7 @@ def _open_curve(path: Path, first: int, losses: Sequence[str]) -> Any:
 
 
 def _difference(a: Any, b: Any, where: str = "") -> str:
-    """The first place where two nested dicts differ, for an error a person can act on."""
+    """Return the first place where two nested dicts differ, for an error a person can act on."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in sorted({*a, *b}, key=str):
             if a.get(key) != b.get(key):

@@ -37,7 +37,7 @@ def student_folder(out: Path, number: int) -> Path:
 
 
 def fitted_partition(kind: str, students: int, seed: int, data: TrainingData, path: Path) -> Partition:
-    """The partition in `path`, or one fitted on the data's pictures and kept there.
+    """Return the partition in `path`, or one fitted on the data's pictures and kept there.
 
     A caption counts as often as it has pictures, so that parts are equal in pictures. Raises `TrainingError` when the file
     holds another partition than this data would give, `SettingError` for a partition that leaves a student empty.
@@ -63,7 +63,7 @@ def fitted_partition(kind: str, students: int, seed: int, data: TrainingData, pa
 
 
 def part_of(data: TrainingData, partition: Partition, number: int) -> TrainingData:
-    """What student `number` is trained on. Raises `TrainingError` when that is nothing."""
+    """Return what student `number` is trained on. Raises `TrainingError` when that is nothing."""
     route = partition.route(data.conditions.tensors["prompt_embeds"].float())
     try:
         return data.keep(route[data.caption_of] == number)
@@ -72,7 +72,8 @@ def part_of(data: TrainingData, partition: Partition, number: int) -> TrainingDa
 
 
 def recipe_of(recipe: Recipe, number: int) -> Recipe:
-    """The recipe of one student: it starts from its predecessor where `start` is a multi-student training's folder."""
+    """Return the recipe of one student: it starts from its predecessor where `start` is a multi-student training's folder.
+    Return the recipe of one student: it starts from its predecessor where `start` is a multi-student training's folder."""
     if recipe.start is None:
         return recipe
     before = student_folder(Path(recipe.start).expanduser(), number)

@@ -21,13 +21,14 @@ Note = Callable[[str], None]
 
 
 def folder_of(start: str, component: str) -> Path:
-    """The folder of a network: `start` itself, or the `unet/` (or `transformer/`: the family's `component`) of a model's."""
+    """Return the folder of a network: `start` itself, or the `unet/` (or `transformer/`: the family's `component`) of a
+    model's."""
     folder = Path(start).expanduser()
     return folder / component if (folder / component).is_dir() else folder
 
 
 def cut(network: nn.Module, recipe: Recipe, note: Note | None = None) -> nn.Module:
-    """The recipe's `network` and `width` of this one, which stays as it is.
+    """Return the recipe's `network` and `width` of this one, which stays as it is.
 
     Raises `SettingError` and `ModelError` as `architecture.make_student` does.
     """
@@ -44,7 +45,7 @@ def cut(network: nn.Module, recipe: Recipe, note: Note | None = None) -> nn.Modu
 
 
 def adapted(network: nn.Module, recipe: Recipe, note: Note | None = None) -> nn.Module:
-    """A twin of `network` with the recipe's adapters on it, which are all that trains; it says what `network` says.
+    """Return a twin of `network` with the recipe's adapters on it, which are all that trains; it says what `network` says.
 
     The twin's own weights are those of `network`, not copies: they are frozen in both.
     """
@@ -61,7 +62,8 @@ def adapted(network: nn.Module, recipe: Recipe, note: Note | None = None) -> nn.
 
 
 def identity(recipe: Recipe, component: str) -> dict[str, Any]:
-    """What the network adds to a training's identity; nothing for the plain one, as it was before there were others."""
+    """Return what the network adds to a training's identity; nothing for the plain one, as it was before there were others.
+    Return what the network adds to a training's identity; nothing for the plain one, as it was before there were others."""
     made: dict[str, Any] = {}
     if recipe.smaller:
         made["network"] = [recipe.network, recipe.width]

@@ -88,7 +88,7 @@ def split_prompts(prompt: Tensor, held_out: float, seed: int) -> Split:
 
 
 def batch_loss(labels: Labels, rows: Tensor, batch: int) -> Loss:
-    """The loop's loss: `batch` of `rows`, drawn anew each step."""
+    """Return the loop's loss: `batch` of `rows`, drawn anew each step."""
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
         return labels.loss(model, rows[torch.randint(len(rows), (batch,), generator=g)])
@@ -156,7 +156,7 @@ class _Looks:
                 self.found = {int(r["step"]): float(r["accuracy"]) for r in csv.DictReader(f)}
 
     def best(self) -> int:
-        """The first step of the largest accuracy."""
+        """Return the first step of the largest accuracy."""
         return min(self.found, key=lambda step: (-self.found[step], step))
 
     def __call__(self, emas: Mapping[str, nn.Module], step: int) -> bool:

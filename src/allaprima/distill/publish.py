@@ -101,7 +101,7 @@ def _described(made: Publication, source: Mapping[str, Any], folders: Sequence[P
 
 
 def account_of(made: Publication, weights: Sequence[Path], out: Path) -> dict[str, Any]:
-    """What was done, and hashes of what came of it."""
+    """Return what was done, and hashes of what came of it."""
     return {
         "recipe": made.recipe.model_dump(),
         "trained": asdict(made.progress),
@@ -132,7 +132,7 @@ def extended_name(card: Card) -> str:
 
 
 def _card(made: Publication, source: Mapping[str, Any]) -> dict[str, Any]:
-    """A card that takes everything but the student from the teacher's."""
+    """Return a card that takes everything but the student from the teacher's."""
     teacher = made.card
     several = "" if made.recipe.partition is None else f"-{made.recipe.partition.students}"
     shared = list(FAMILIES[teacher.family].shared)
@@ -161,7 +161,7 @@ def _in_diffusers(made: Publication, network: str) -> str:
 
 
 def page(made: Publication, network: str) -> str:
-    """The model page, Markdown with the head that model hubs read; `network` is the student's class in diffusers."""
+    """Return the model page, Markdown with the head that model hubs read; `network` is the student's class in diffusers."""
     entry = METHODS[made.recipe.method]
     student, several = "student", ""
     if made.recipe.partition is not None:
@@ -197,7 +197,7 @@ allaprima calibrate --card card.yaml --budget 15 --out calibration.json    # bef
 
 
 def facts(made: Publication, network: str) -> str:
-    """The table of a model page, and the recipe; `network` is what the trained network is if nothing else is said."""
+    """Return the table of a model page, and the recipe; `network` is what the trained network is if nothing else is said."""
     recipe = yaml.safe_dump(made.recipe.model_dump(exclude_none=True), sort_keys=False).strip()
     return f"""| | |
 |---|---|

@@ -136,7 +136,7 @@ class Recipe(Strict):
     @field_validator("lora")
     @classmethod
     def _whole(cls, lora: LoraSettings | None, info: ValidationInfo) -> LoraSettings | None:
-        """What is cut off is missed by every weight that is left, so all of them must train first."""
+        """Return what is cut off is missed by every weight that is left, so all of them must train first."""
         if lora is not None and (info.data.get("network", "full") != "full" or info.data.get("width", 1.0) != 1.0):
             raise ValueError("adapters don't mend a cut network: train network=... without lora, then start=... with it")
         return lora
@@ -151,7 +151,7 @@ class Recipe(Strict):
 
 
 def override(raw: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """A copy with `key=value` changes; dots reach inside (`loop.learning_rate=1e-4`), values are read as YAML.
+    """Return a copy with `key=value` changes; dots reach inside (`loop.learning_rate=1e-4`), values are read as YAML.
 
     Raises `SettingError` for a change without `=`.
     """
@@ -183,7 +183,7 @@ def number_or(value: Any) -> Any:
 
 
 def read_recipe(path: Path | None, method: str | None, changes: Sequence[str]) -> Recipe:
-    """A recipe file (or none) with a method and changes on top. Raises `SettingError` that names the field."""
+    """Return a recipe file (or none) with a method and changes on top. Raises `SettingError` that names the field."""
     raw: dict[str, Any] = {}
     if path is not None:
         try:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def shared_copy(network: nn.Module) -> nn.Module:
-    """A deep copy that has its own trainable parameters and buffers, and the same frozen parameters.
+    """Return a deep copy that has its own trainable parameters and buffers, and the same frozen parameters.
 
     Of a network that trains as a whole it is a deep copy.
     """
@@ -28,6 +28,6 @@ def frozen(networks: Iterable[nn.Module]) -> set[int]:
 
 
 def moving(network: nn.Module, still: set[int]) -> dict[str, Tensor]:
-    """The tensors of a network's state but for the parameters at `still`: what a training can change."""
+    """Return the tensors of a network's state but for the parameters at `still`: what a training can change."""
     # Sharded tensors have no place of their own; adapters are not sharded, so nothing of a sharded network is frozen.
     return {name: v for name, v in network.state_dict().items() if not still or v.data_ptr() not in still}

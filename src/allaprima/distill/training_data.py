@@ -72,7 +72,7 @@ class TrainingData:
         return self.rows(torch.randint(len(self), (count,), generator=generator))
 
     def keep(self, mask: Tensor) -> TrainingData:
-        """The rows of a mask `(N,)` bool, with the captions they name. Raises `TrainingError` when none is left."""
+        """Return the rows of a mask `(N,)` bool, with the captions they name. Raises `TrainingError` when none is left."""
         if not bool(mask.any()):
             raise TrainingError("no picture is left: this part of the data is empty. Choose fewer parts, or more data.")
         of = self.caption_of[mask]
@@ -85,7 +85,7 @@ class TrainingData:
 
 
 def identity_of(latents: Tensor, captions: Sequence[str], caption_of: Tensor, controls: Tensor | None = None) -> str:
-    """A hash of what is trained on; conditions follow from captions and are left out, and pictures from latents."""
+    """Return a hash of what is trained on; conditions follow from captions and are left out, and pictures from latents."""
     h = hashlib.sha256(latents.contiguous().numpy().tobytes())
     if controls is not None:
         h.update(controls.contiguous().numpy().tobytes())
@@ -136,7 +136,7 @@ def _pixels(row: Captioned, width: int, height: int) -> Tensor:
 
 
 def read_data(folder: Path, embed: Callable[[Sequence[str]], Condition], batch_size: int = 64) -> TrainingData:
-    """What `encode_data` wrote, with captions embedded by `embed` (prompts -> a row each).
+    """Return what `encode_data` wrote, with captions embedded by `embed` (prompts -> a row each).
 
     Raises `TrainingError` for a folder that is not whole.
     """

@@ -24,7 +24,7 @@ GATED = re.compile(r".*\.ff\.net\.0\.proj\.(weight|bias)")
 def sliced(
     name: str, value: Tensor, shape: Sequence[int], teacher: Mapping[str, Any], student: Mapping[str, Any], dropped: int = 0
 ) -> Tensor:
-    """The student's beginning for its tensor `name`, of `shape`, from the teacher's `value`.
+    """Return the student's beginning for its tensor `name`, of `shape`, from the teacher's `value`.
 
     `teacher`, `student`: their UNet configs, the student's with `layers_per_block` by stage; `dropped`: how many of the
     deepest stages the student lacks.
@@ -50,7 +50,7 @@ def sliced(
 
 
 def _parts(old: Sequence[int], new: Sequence[int]) -> Tensor:
-    """The first of each part."""
+    """Return the first of each part."""
     starts = [sum(old[:i]) for i in range(len(old))]
     return torch.cat([torch.arange(start, start + size) for start, size in zip(starts, new, strict=True)])
 
@@ -69,13 +69,13 @@ def _stage(name: str, stages: int) -> int:
 
 
 def _heads(config: Mapping[str, Any], stage: int) -> int:
-    """Number of heads, which diffusers' UNet configs call `attention_head_dim`."""
+    """Return number of heads, which diffusers' UNet configs call `attention_head_dim`."""
     heads = config["attention_head_dim"]
     return heads if isinstance(heads, int) else list(heads)[stage]
 
 
 def _by_head(old: int, old_heads: int, new: int, new_heads: int) -> Tensor:
-    """The first channels of each of the first heads."""
+    """Return the first channels of each of the first heads."""
     starts = torch.arange(new_heads)[:, None] * (old // old_heads)
     return (starts + torch.arange(new // new_heads)).flatten()
 

@@ -27,7 +27,10 @@ METRICS = {
 
 
 def make_metric(name: str, **options: Any) -> Metric:
-    """A metric by name; a scorer comes as a metric. Raises `SettingError` with the nearest name for an unknown one."""
+    """Return a metric by name; a scorer comes as a metric.
+
+    Raises `SettingError` with the nearest name for an unknown one.
+    """
     if name not in METRICS:
         near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -83,7 +83,7 @@ class FeatureCache:
 
 
 def _read(path: Path, key: str) -> dict[str, Tensor] | None:
-    """What the file holds, or `None` if there is none that can be trusted."""
+    """Return what the file holds, or `None` if there is none that can be trusted."""
     if not path.exists():
         return None
     try:

@@ -46,7 +46,7 @@ class CLIPScore:
         self.name = f"clip score ({path.name})"
 
     def protocol(self) -> dict[str, Any]:
-        """The model, its resizing and its longest prompt."""
+        """Return the model, its resizing and its longest prompt."""
         return {
             "formula": "100 max(cos(image, text), 0)",
             "paper": "arXiv 2104.08718 (with w = 100 instead of 2.5)",
@@ -79,5 +79,5 @@ class CLIPScore:
 
 
 def _tensor(out: Any) -> Tensor:
-    """A tensor before transformers 5, an output with `pooler_output` since."""
+    """Return a tensor before transformers 5, an output with `pooler_output` since."""
     return out if isinstance(out, Tensor) else out.pooler_output

@@ -41,7 +41,7 @@ class Diversity:
         self._prompts: dict[str, _Sums] = {}
 
     def protocol(self) -> dict[str, Any]:
-        """The distance and how many pictures and prompts it was taken over."""
+        """Return the distance and how many pictures and prompts it was taken over."""
         return {
             **common(self, "prompt"),
             "formula": "mean over prompts of the mean distance over pairs of a prompt's pictures",

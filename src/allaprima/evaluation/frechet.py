@@ -135,7 +135,7 @@ class FrechetDistance:
         self._painted, self._real = MomentSums(), MomentSums()
 
     def protocol(self) -> dict[str, Any]:
-        """A value is called FID only if the network is Inception."""
+        """Return a value is called FID only if the network is Inception."""
         return {
             **common(self, "set"),
             "formula": "|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), unbiased covariances",
@@ -157,7 +157,7 @@ class FrechetDistance:
             self._real.add(real)
 
     def compute(self) -> MetricResult:
-        """The distance."""
+        """Return the distance."""
         check_count(self._painted.count, 2, self.name)
         if self.reference is None:
             check_count(self._real.count, 2, self.name, "reference pictures")

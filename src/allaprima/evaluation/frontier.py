@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from allaprima.core.errors import SettingError
 from allaprima.evaluation.intervals import Interval
 
@@ -46,17 +44,8 @@ class Measure:
     higher_is_better: bool
 
 
-def at_cost(points: Sequence[FrontierPoint], measure: str, steps: float) -> float:
-    """A method's value at a cost, linear between its points; nan outside them."""
-    known = sorted((p.steps, p.values[measure].mean) for p in points if measure in p.values)
-    if not known or not known[0][0] - 1e-9 <= steps <= known[-1][0] + 1e-9:
-        return float("nan")
-    x, y = zip(*known, strict=True)
-    return float(np.interp(steps, x, y))
-
-
 def steps_to_reach(points: Sequence[FrontierPoint], measure: Measure, target: float) -> float:
-    """The least cost at which a method's curve is as good as `target`; nan when it never is."""
+    """Return the least cost at which a method's curve is as good as `target`; nan when it never is."""
     sign = 1 if measure.higher_is_better else -1
     known = sorted((p.steps, sign * p.values[measure.name].mean) for p in points if measure.name in p.values)
     goal = sign * target
@@ -96,7 +85,7 @@ def rows_of(points: Sequence[FrontierPoint]) -> list[dict[str, Any]]:
 
 
 def markdown(points: Sequence[FrontierPoint], measures: Sequence[Measure]) -> str:
-    """A table for people."""
+    """Return a table for people."""
     lines = ["| method | mean steps | " + " | ".join(m.title for m in measures) + " |", "|---" * (len(measures) + 2) + "|"]
     for p in points:
         cells = [_cell(p.values.get(m.name)) for m in measures]
@@ -158,7 +147,7 @@ def draw(points: Sequence[FrontierPoint], measures: Sequence[Measure], title: st
 def page(
     points: Sequence[FrontierPoint], measures: Sequence[Measure], title: str, png: bytes, about: Mapping[str, Any]
 ) -> str:
-    """A self-contained HTML page: picture, sortable table, protocol. It fetches nothing."""
+    """Return a self-contained HTML page: picture, sortable table, protocol. It fetches nothing."""
     head = "".join(f"<th>{html.escape(h)}</th>" for h in ["method", "steps", *[m.title for m in measures]])
     body: list[str] = []
     for p in points:

@@ -23,7 +23,7 @@ class Interval:
 
 
 def by_group(values: Sequence[float], groups: Sequence[int]) -> np.ndarray:
-    """The mean of each group's values, in the order of the groups' numbers."""
+    """Return the mean of each group's values, in the order of the groups' numbers."""
     v, g = np.asarray(values, dtype=np.float64), np.asarray(groups)
     if v.shape != g.shape or not len(v):
         raise SettingError(f"{len(v)} values in {len(g)} groups: one group a value, and at least one value, are due.")

@@ -26,7 +26,7 @@ class JudgeScore:
         self.encoder = encoder
 
     def protocol(self) -> dict[str, Any]:
-        """The judge's fingerprint."""
+        """Return the judge's fingerprint."""
         return {
             "formula": "exp(log_scale) cos(picture, prompt)",
             "judge": {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint},

@@ -59,7 +59,7 @@ class KernelDistance:
         self._bank = FeatureStore(self.name, features, reference)
 
     def protocol(self) -> dict[str, Any]:
-        """A value is called KID only if the network is Inception."""
+        """Return a value is called KID only if the network is Inception."""
         pictures, references = self._bank.counts
         return {
             **common(self, "set"),

@@ -50,7 +50,7 @@ class Metric(Protocol):
         ...
 
     def compute(self) -> MetricResult:
-        """The value over everything fed; raises `SettingError` if that is too little."""
+        """Return the value over everything fed; raises `SettingError` if that is too little."""
         ...
 
 
@@ -85,7 +85,7 @@ class PerPicture:
         return sum(map(len, self._scores))
 
     def protocol(self) -> dict[str, Any]:
-        """The scorer's, with the number of pictures."""
+        """Return the scorer's, with the number of pictures."""
         return {**self.scorer.protocol(), **common(self, "picture"), "pictures": self.pictures}
 
     def update(self, images: Tensor, prompts: Sequence[str] = (), references: Tensor | None = None) -> None:
@@ -109,14 +109,14 @@ class PerPicture:
         self._scores.append(scores)
 
     def compute(self) -> MetricResult:
-        """The mean, with the scores."""
+        """Return the mean, with the scores."""
         check_count(self.pictures, 1, self.name)
         scores = np.concatenate(self._scores)
         return MetricResult(self.name, float(scores.mean()), self.protocol(), per_picture=scores)
 
 
 def common(metric: Any, per: str) -> dict[str, Any]:
-    """What every protocol records."""
+    """Return what every protocol records."""
     return {"metric": metric.name, "higher_is_better": metric.higher_is_better, "per": per}
 
 
@@ -156,7 +156,7 @@ def check_count(count: int, least: int, who: str, what: str = "pictures") -> Non
 
 
 def features_of(net: Features, images: Tensor, what: str = "images") -> Tensor:
-    """Checked pictures -> `(B, dim)`, finite, on the CPU in double precision, else `SettingError`."""
+    """Return features `(B, dim)` of checked pictures, finite, on the CPU in double precision, else `SettingError`."""
     if not len(check_images(images, what)):
         return torch.zeros(0, net.dim, dtype=torch.float64)
     x = net.features(images).detach().cpu().double()

@@ -21,7 +21,7 @@ class OracleScore:
         self.oracle, self.name = oracle, f"oracle ({oracle.name})"
 
     def protocol(self) -> dict[str, Any]:
-        """The oracle's name and fingerprint."""
+        """Return the oracle's name and fingerprint."""
         return {
             "formula": "the oracle's score",
             "oracle": {"name": self.oracle.name, "fingerprint": self.oracle.fingerprint},

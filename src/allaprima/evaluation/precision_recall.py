@@ -84,7 +84,7 @@ class PrecisionRecall:
         self._bank = FeatureStore("precision and recall", features, reference)
 
     def protocol(self) -> dict[str, Any]:
-        """Comparable for one k, one network and one number of pictures."""
+        """Return what makes values comparable: one k, one network and one number of pictures."""
         pictures, references = self._bank.counts
         return {
             **common(self, "set"),

@@ -31,7 +31,7 @@ class Preservation:
         self.features, self.name = features, f"preservation ({features.name})"
 
     def protocol(self) -> dict[str, Any]:
-        """The network that says how alike pictures are."""
+        """Return the network that says how alike pictures are."""
         return {
             "formula": "cos(f(result), f(reference))",
             "paper": "arXiv 2312.10835, section 4.2 (DINOv2 there)",

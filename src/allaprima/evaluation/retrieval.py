@@ -70,7 +70,7 @@ class Retrieval:
         self.pool = judge.embed_captions(captions)
 
     def protocol(self) -> dict[str, Any]:
-        """The judge and the pool: a larger pool is harder."""
+        """Return the judge and the pool: a larger pool is harder."""
         return {
             "formula": "1 if the own caption is among the k that fit best, ties against it, else 0",
             "judge": {"name": self.judge.name, "fingerprint": self.judge.fingerprint},

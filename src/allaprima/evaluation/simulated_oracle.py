@@ -103,11 +103,14 @@ def simulated_oracle(
     """Mean final quality against the oracle's accuracy: the curve of figure 16.
 
     Args:
-        student, teacher: quality of each draft and of the teacher's picture for it, `(N,)`, higher is better.
+        student: quality of each draft, `(N,)`, higher is better.
+        teacher: quality of the teacher's image for it, `(N,)`.
         share: of the drafts escalated, in [0, 1].
         accuracies: each in [.5, 1].
         knows: `gain` or `sign`, see above.
-        rounds: repeats; the interval holds `level` of them.
+        rounds: repeats.
+        level: share of them that the interval holds.
+        seed: of the draws.
 
     Raises `SettingError` for values out of range.
     """

@@ -95,7 +95,7 @@ def simulated(pair: PairedScores, shares: Sequence[float] = SHARES) -> dict[floa
 
 
 def by_oracle(pair: PairedScores, share: float) -> float:
-    """What the real oracle makes of the same share: those of lowest score escalated."""
+    """Return what the real oracle makes of the same share: those of lowest score escalated."""
     sent = np.argsort(pair.draft_score, kind="stable")[: round(share * len(pair.prompt))]
     quality = pair.student.copy()
     quality[sent] = pair.teacher[sent]

@@ -34,7 +34,7 @@ def win_rate(
     rounds: int = 2000,
     seed: int = 0,
 ) -> WinRate:
-    """A over B, `a[i]` and `b[i]` a pair of prompt number `prompts[i]` (by default each has a prompt of its own).
+    """Return a over B, `a[i]` and `b[i]` a pair of prompt number `prompts[i]` (by default each has a prompt of its own).
 
     Raises `SettingError` for scores of different numbers, none at all, or not finite.
     """

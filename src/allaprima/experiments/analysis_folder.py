@@ -25,7 +25,7 @@ class AnalysisFolder:
         claimed(self.path, "analysis", "an analysis", identity, (self.painted, self.measured))
 
     def batch(self, number: int, needs: Sequence[str]) -> dict[str, Tensor] | None:
-        """A painted batch, or None where it isn't there or lacks what is now asked for."""
+        """Return a painted batch, or None where it isn't there or lacks what is now asked for."""
         return read(self.painted / f"{number:05d}.safetensors", needs)
 
     def keep(self, number: int, tensors: Mapping[str, Tensor]) -> None:
@@ -33,7 +33,7 @@ class AnalysisFolder:
         self._write(self.painted / f"{number:05d}.safetensors", tensors)
 
     def column(self, key: str) -> Tensor | None:
-        """A measure's values, kept under a key that names everything they follow from."""
+        """Return a measure's values, kept under a key that names everything they follow from."""
         found = read(self.measured / f"{key}.safetensors", ("values",))
         return None if found is None else found["values"]
 
@@ -47,7 +47,7 @@ class AnalysisFolder:
 
 
 def read(path: Path, needs: Sequence[str]) -> dict[str, Tensor] | None:
-    """A file's tensors; None for one that isn't there, is broken or lacks some of `needs`: it is made again."""
+    """Return a file's tensors; None for one that isn't there, is broken or lacks some of `needs`: it is made again."""
     if not path.exists():
         return None
     try:

@@ -34,6 +34,6 @@ class DriftWatch:
             self.say()
 
     def say(self) -> None:
-        """The monitor's line, once it has alarmed."""
+        """Print the monitor's line, once it has alarmed."""
         if self.monitor.alarm:
             self.console.print(f"[yellow]note:[/] {self.monitor.message()}")

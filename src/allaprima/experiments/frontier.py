@@ -95,7 +95,7 @@ class FrontierRun:
         return [frechet_distance(r["features"].float(), self.reference) for r in rows]
 
     def shown(self) -> list[Measure]:
-        """The measures and, where there is a baseline, the differences from it."""
+        """Return the measures and, where there is a baseline, the differences from it."""
         over = [Measure(f"{m.name}{OVER}", f"{m.title}, minus DDIM 50's", m.higher_is_better) for m in self.measures]
         return [*self.measures, *(over if self.against else [])]
 
@@ -110,7 +110,7 @@ class FrontierRun:
     def table(
         self, seed: int, action: tuple[Decision, Painting], attempts: int
     ) -> tuple[OutcomeTable, dict[Decision, list[Seen]]]:
-        """The bank of one action, with the measures of its pictures."""
+        """Return the bank of one action, with the measures of its pictures."""
         decision, painting = action
         drafts = [
             self.store.get(Painting(f"draft {k + 1}", "student-only", dataclasses.replace(self.base), k), seed)
@@ -147,7 +147,7 @@ class FrontierRun:
     def _over_threshold(
         self, method: str, made: Mapping[str, FrontierPoint], rows: Mapping[str, Sequence[Mapping[str, Tensor]]]
     ) -> FrontierPoint:
-        """The point with its differences, by every measure, from the best of the paper's thresholds."""
+        """Return the point with its differences, by every measure, from the best of the paper's thresholds."""
         point, papers = made[method], [t for t in THRESHOLDS if t in made]
         if method in THRESHOLDS or not papers:
             return point

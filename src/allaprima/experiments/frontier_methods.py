@@ -16,13 +16,13 @@ USUAL: Mapping[str, None] = {"teacher_last_time": None, "teacher_guidance_interv
 
 
 def usual(base: CascadeSettings, guidance: float | None, solver: str, steps: int) -> CascadeSettings:
-    """The teacher before anything was tuned for the cascade; `guidance` None is the card's scale."""
+    """Return the teacher before anything was tuned for the cascade; `guidance` None is the card's scale."""
     scale = {} if guidance is None else {"teacher_guidance": guidance}
     return base.changed(teacher_solver=solver, teacher_steps=steps, **USUAL, **scale)
 
 
 def baseline(base: CascadeSettings, guidance: float | None) -> Painting:
-    """What every method is compared with, picture by picture: the paper's DDIM 50."""
+    """Return what every method is compared with, picture by picture: the paper's DDIM 50."""
     return Painting("DDIM 50", "teacher-only", usual(base, guidance, "ddim", 50))
 
 
@@ -56,7 +56,7 @@ def singles(base: CascadeSettings, quick: bool, guidance: float | None) -> dict[
 
 
 def actions(base: CascadeSettings, quick: bool) -> dict[str, tuple[Decision, Painting]]:
-    """What may be done with drafts that fall short."""
+    """Return what may be done with drafts that fall short."""
     steps = ((14, "regenerate"), (12, "refine")) if quick else (
         *((n, "regenerate") for n in (8, 14)), *((n, "refine") for n in (5, 12)),
     )  # fmt: skip

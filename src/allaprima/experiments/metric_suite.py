@@ -45,7 +45,7 @@ class Bars:
             yield cls(progress)
 
     def over(self, batches: Iterable[Tensor], total: int, what: str) -> Iterator[Tensor]:
-        """The same batches, counted by pictures."""
+        """Yield the same batches, counted by pictures."""
         task = self.progress.add_task(what, total=total)
         for batch in batches:
             yield batch
@@ -144,7 +144,7 @@ class MetricSuite:
         return load_pair(self.card).student.encode
 
     def metric(self, name: str, net: Features | None) -> Metric:
-        """A fresh one; `net` for the metrics of one vector a picture."""
+        """Return a fresh one; `net` for the metrics of one vector a picture."""
         if name in ("judge", "retrieval"):
             from allaprima.bundled.emoji import load_judge
             from allaprima.evaluation.judge_score import JudgeScore

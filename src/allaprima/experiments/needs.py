@@ -25,7 +25,7 @@ CARD = ("oracle_score", "retrieval", "judge")
 
 
 def metric_names(text: str | None) -> list[str]:
-    """A comma list; raises `SettingError` for none, an unknown one (with the nearest) or one given twice."""
+    """Return a comma list; raises `SettingError` for none, an unknown one (with the nearest) or one given twice."""
     names = [n.strip() for n in (text or "").split(",") if n.strip()]
     if not names:
         raise SettingError(f"no metrics: give --metrics with some of {', '.join(KNOWN)}, for example judge,frechet.")
@@ -54,7 +54,7 @@ class Reference:
 
 
 def read_features(path: Path) -> Reference:
-    """A safetensors file with a tensor `features: (M, D)`; raises `ModelError` for any other."""
+    """Return a safetensors file with a tensor `features: (M, D)`; raises `ModelError` for any other."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -116,7 +116,7 @@ def features_sha256(features: Tensor) -> str:
 
 
 def partners_of(pictures: PictureSet, others: PictureSet) -> PictureSet:
-    """A partner for every picture, by prompt and seed if both sets have them, else by name; else `SettingError`."""
+    """Return a partner for every picture, by prompt and seed if both sets have them, else by name; else `SettingError`."""
     by_seed = pictures.seeded and others.seeded
     found = dict(zip(others.keys(by_seed), others.entries, strict=True))
     for key, e in zip(pictures.keys(by_seed), pictures.entries, strict=True):

@@ -81,7 +81,7 @@ class RunFolder:
         write_bytes_atomically(self.path / name, text.encode("utf-8"))
 
     def write_lines(self, name: str, lines: Iterable[str]) -> None:
-        """The same for a file of lines, which are written as they come."""
+        """Write a file of lines, which are written as they come."""
         part = self.path / f"{name}.part"
         try:
             with part.open("w", encoding="utf-8") as f:
@@ -93,7 +93,7 @@ class RunFolder:
             raise RunFolderError(f"{self.path / name} cannot be written: {e.strerror}. Free some space.") from e
 
     def done(self, index: int) -> dict[str, Any] | None:
-        """The account of a picture that is finished, read from the picture; None if it isn't there."""
+        """Return the account of a picture that is finished, read from the picture; None if it isn't there."""
         path = self.images / f"{index:05d}.png"
         if not path.exists():
             return None

@@ -18,8 +18,8 @@ from allaprima.calibration.steering import SteeredThreshold
 from allaprima.cascade.metadata import ImageRecord, RecordWriter
 from allaprima.cascade.policy import AlwaysPolicy, Decision, Policy, ThresholdPolicy, policy_to_dict
 from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.result import count_steps
 from allaprima.cascade.settings import CascadeSettings
-from allaprima.conditioning.edit import share_of
 from allaprima.conditioning.prompt_inputs import EXTRA_PROMPTS, extra_prompts
 from allaprima.conditioning.vocabulary import ResolvedPrompt
 from allaprima.core.errors import AllaprimaError
@@ -67,7 +67,7 @@ class RunPlan:
 
 
 def identity(plan: RunPlan, o: RunOptions) -> dict[str, Any]:
-    """What a folder belongs to: everything that its pictures follow from."""
+    """Return what a folder belongs to: everything that its pictures follow from."""
     pairs = zip(plan.wordings, plan.requests, strict=True)
     return identity_of(plan.pipe, plan.policy, plan.settings, o, len(plan.requests), digest((w.asked, r) for w, r in pairs))
 
@@ -86,7 +86,7 @@ def digest(asked: Iterable[tuple[str, GenerationRequest]]) -> str:
 def identity_of(
     pipe: AdaptivePipeline, policy: Policy, settings: CascadeSettings, o: RunOptions, pictures: int, asked: str
 ) -> dict[str, Any]:
-    """The same, of so many pictures whose `digest` is known."""
+    """Return the same, of so many pictures whose `digest` is known."""
     how: dict[str, Any]
     if isinstance(policy, SteeredThreshold):
         how = {"steered": policy.identity()}
@@ -131,7 +131,7 @@ def drift_watch(plan: RunPlan, o: RunOptions, console: Console) -> DriftWatch | 
 
 
 def watch_of(pipe: AdaptivePipeline, policy: Policy, o: RunOptions, console: Console) -> DriftWatch | None:
-    """The same, of prompts alone."""
+    """Return the same, of prompts alone."""
     made, threshold = pipe.calibration, policy.threshold
     if o.threshold is not None or made is None or made.policy is not None or threshold is None or math.isinf(threshold):
         return None
@@ -219,13 +219,14 @@ class Bar:
 
 
 def given_rows(request: GenerationRequest) -> list[Any]:
-    """What comes with a prompt, JSON-ready; empty for text alone."""
+    """Return what comes with a prompt, JSON-ready; empty for text alone."""
     edit = [] if request.edit is None else [request.edit.row()]
     return edit + ([[[c.digest for c in request.controls], list(request.control_scales)]] if request.controls else [])
 
 
 def keep_sources(folder: RunFolder, request: GenerationRequest) -> None:
-    """What an edit starts from, or what controls, beside what comes of it: without it nothing could be painted again."""
+    """Keep what an edit starts from, or what controls, beside what comes of it: without it nothing could be painted again.
+    Keep what an edit starts from, or what controls, beside what comes of it: without it nothing could be painted again."""
     for picture in (*request.controls, *(() if request.edit is None else (request.edit.image, request.edit.mask))):
         path = None if picture is None else folder.source(picture.digest)
         if picture is not None and path is not None and not path.exists():
@@ -292,7 +293,7 @@ def write_tables(
 
 
 def row_of(folder: RunFolder, account: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """A line of `results.jsonl`."""
+    """Return a line of `results.jsonl`."""
     name = f"{account['index']:05d}.png"
     there = {"image": None if account["error"] else f"images/{name}"}
     if (folder.drafts / name).exists():
@@ -303,7 +304,7 @@ def row_of(folder: RunFolder, account: Mapping[str, Any], steps: int) -> dict[st
 
 
 def write_sheet(folder: RunFolder, shown: Sequence[dict[str, Any]], totals: Totals) -> None:
-    """The first pictures, small."""
+    """Write the contact sheet: the first pictures, small."""
     cells: list[SheetRow] = []
     for a in shown:
         name = f"{a['index']:05d}.png"
@@ -322,14 +323,11 @@ def write_sheet(folder: RunFolder, shown: Sequence[dict[str, Any]], totals: Tota
 
 
 def steps_of(account: dict[str, Any], settings: CascadeSettings) -> int:
-    """Network steps of one picture (a guided step is two evaluations but one step)."""
+    """Return the network steps of a recorded image (a guided step is two evaluations but one step)."""
     if "steps" in account:
         return account["steps"]
-    student = settings.student_steps * account.get("attempts", 1) if "student" in account["evaluations"] else 0
-    if "teacher" not in account["evaluations"]:
-        return student
-    part = "edit" in account and account["decision"] == "regenerate"
-    return student + (share_of(settings.teacher_steps, account["edit"]["strength"]) if part else settings.teacher_steps)
+    strength = account["edit"]["strength"] if "edit" in account and account["decision"] == "regenerate" else None
+    return count_steps(settings, account.get("attempts", 1), account["evaluations"], strength)
 
 
 def summary(console: Console, o: RunOptions, totals: Totals, seconds: float, new: int) -> None:

@@ -34,7 +34,7 @@ class Scorers:
 
 
 def scorers_for(pipe: AdaptivePipeline, prompts: Sequence[str], reference: Path | None) -> Scorers:
-    """The card's oracle; for `emoji` its judge first; the Frechet distance where a reference is given.
+    """Return the card's oracle; for `emoji` its judge first; the Frechet distance where a reference is given.
 
     Raises `SettingError` for a card without an oracle.
     """

@@ -38,7 +38,7 @@ class CandidateImages:
         self._stores: dict[tuple[int, int], ImageStore] = {}
 
     def evaluate(self, c: Candidate, low: int, high: int) -> EvaluatedPair:
-        """A candidate on prompts `low` to `high`, in the terms of the search."""
+        """Return a candidate on prompts `low` to `high`, in the terms of the search."""
         store = self._stores.setdefault(
             (low, high),
             ImageStore(
@@ -57,7 +57,7 @@ class CandidateImages:
 
 
 def searched(pictures: CandidateImages, budget: float) -> CascadeSettings:
-    """The settings that are best at the budget, by the metric; the last round is shown."""
+    """Return the settings that are best at the budget, by the metric; the last round is shown."""
     base, n = pictures.base, min(len(pictures.prompts), MOST)
     sizes = tuple(dict.fromkeys(max(2, n // d) for d in (9, 3, 1)))
     s = base.student_steps

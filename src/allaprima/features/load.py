@@ -11,7 +11,7 @@ DEFAULT = "efficientnet-lite0"
 
 
 def load_features(what: str | Path = DEFAULT) -> Features:
-    """A feature network by name, or from a path.
+    """Return a feature network by name, or from a path.
 
     `efficientnet-lite0`: the weights of the installed package. A folder: any transformers vision model. A `.safetensors`
     file: weights of the Inception network that published FIDs are made with. Raises `ModelError` for anything else.

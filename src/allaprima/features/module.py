@@ -83,7 +83,7 @@ class ModuleFeatures:
 
     @torch.inference_mode()
     def layers(self, images: Tensor) -> list[Tensor]:
-        """Outputs of the named submodules, in the order of the names."""
+        """Return outputs of the named submodules, in the order of the names."""
         found: dict[str, Tensor] = {}
 
         def keep(name: str) -> Any:

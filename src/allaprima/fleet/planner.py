@@ -150,7 +150,7 @@ class Planner:
         self._pools: dict[tuple[str, float, str, str, float, int], QueuedPool] = {}
 
     def plan(self, layout: Layout, choice: Choice, p95: float | None = None) -> FleetPlan | Infeasible:
-        """The cheapest fleet for one threshold; `p95` in place of the demand's."""
+        """Return the cheapest fleet for one threshold; `p95` in place of the demand's."""
         wanted = self.demand.p95 if p95 is None else p95
         found: list[FleetPlan] = []
         refused: list[Infeasible] = []
@@ -166,7 +166,7 @@ class Planner:
     def settle(
         self, layout: Layout, choice: Choice, count: int = 20_000, seed: int = 0, rounds: int = 4
     ) -> FleetPlan | Infeasible:
-        """The cheapest of up to `rounds` plans that keep the promise in the simulation; the last one if none does.
+        """Return the cheapest of up to `rounds` plans that keep the promise in the simulation; the last one if none does.
 
         Each round plans for the objective times how far the simulation was from it in the round before.
         """
@@ -185,7 +185,7 @@ class Planner:
         return best or last or self.plan(layout, choice)
 
     def simulated(self, plan: FleetPlan, count: int = 20_000, seed: int = 0) -> FleetPlan:
-        """The same with what the simulation saw of `count` pictures."""
+        """Return the same with what the simulation saw of `count` pictures."""
         rounds = plan.p95 * self.demand.rate
         warm_up = int(max(count / 10, min(3 * rounds, count)))
         seen = simulate(
@@ -228,7 +228,7 @@ class Planner:
         return found
 
     def fewest(self, layout: Layout, share: float, name: str, kind: Kind, weight: float = 1.0) -> int:
-        """The least count that keeps up, by doubling and halving."""
+        """Return the least count that keeps up, by doubling and halving."""
         high = 1
         while self._overloaded(layout, share, name, kind, weight, high):
             high *= 2
@@ -267,7 +267,7 @@ class Planner:
         return pool(n, kind.batch, works, cv2, _variation(kind, stages))
 
     def _solve(self, layout: Layout, columns: Sequence[_Column], p95: float | None) -> list[_Column] | None:
-        """The cheapest columns; with `p95=None` the quickest instead. None if there are none."""
+        """Return the cheapest columns; with `p95=None` the quickest instead. None if there are none."""
         pools = list(layout.pools)
         if any(not any(c.pool == p for c in columns) for p in pools):
             return None
@@ -362,7 +362,7 @@ def promises(layout: Layout, share: float) -> list[_Promise]:
 
 
 def best_of(plans: Sequence[FleetPlan], quality: float | None, cost_at_most: float | None) -> FleetPlan | None:
-    """The cheapest at least so good, or the best that costs at most so much an hour; None if there is none.
+    """Return the cheapest at least so good, or the best that costs at most so much an hour; None if there is none.
 
     Where qualities aren't known, more of the teacher counts as better.
     """
@@ -389,7 +389,7 @@ def _endless(kind: Kind) -> Kind:
 
 
 def _above(seconds: float) -> str:
-    """Rounded up, so that what is said is possible."""
+    """Return it rounded up, so that what is said is possible."""
     digits = 10.0 ** (math.floor(math.log10(seconds)) - 2)
     return f"{math.ceil(seconds / digits * 1.001) * digits:.4g}"
 

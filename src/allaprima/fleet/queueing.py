@@ -139,19 +139,19 @@ class QueuedPool:
     """Share of places taken at the fullest stage; the pool keeps up below 1."""
 
     def seconds(self, stages: Sequence[str], level: float) -> float:
-        """What a picture that needs `stages` spends here at most, at this level of each of its waits."""
+        """Return what a picture that needs `stages` spends here at most, at this level of each of its waits."""
         joining = self.joining * max(0.0, 1 - (1 - level) / self.joins) if self.joins > 0 else 0.0
         waits = sum(self.waits[s].quantile(level) for s in stages if s in self.waits)
         return sum(self.inside[s] for s in stages) + waits + joining
 
     def mean(self, stages: Sequence[str]) -> float:
-        """The same on average."""
+        """Return the same on average."""
         waits = sum(self.waits[s].mean for s in stages if s in self.waits)
         return sum(self.inside[s] for s in stages) + waits + self.joins * self.joining / 2
 
 
 def pool(machines: int, batch: int, works: Mapping[str, StageWork], arrival_cv2: float, service_cv2: float) -> QueuedPool:
-    """A queue in front of machines that take from it whenever they have a place: G/G/c with `machines * batch` servers.
+    """Return a queue in front of machines that take from it when they have a place: G/G/c with `machines * batch` servers.
 
     `works` are all machines' together, in the order pictures go through them. The shared queue is for places at the first
     stage of several calls. At a later one (the teacher's, on a machine that does it all) a picture waits for a place where

@@ -87,7 +87,7 @@ class BatchWorker(Generic[T]):
         return os.getpid()
 
     def paint(self, items: Sequence[Item]) -> list[T]:
-        """The packed results of a chunk."""
+        """Return the packed results of a chunk."""
         assert self._pipe is not None
         beside = {request.index: note for request, note in items}
         results = self._pipe.stream([request for request, _ in items], self._work.settings, self._work.policy)

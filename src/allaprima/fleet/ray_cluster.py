@@ -16,7 +16,7 @@ LOST = 5
 
 
 def load_ray() -> Any:
-    """The library, without its usage reports. Raises `SettingError` where it isn't installed."""
+    """Return the library, without its usage reports. Raises `SettingError` where it isn't installed."""
     # Read when it is imported, and by every process of a cluster that we start.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -58,7 +58,7 @@ def connected(address: str | None, cpus: float, gpus: float = 0) -> Generator[An
 
 
 def _start(ray: Any, options: dict[str, Any]) -> None:
-    """A cluster on this machine. Ray waits for its own processes for 30 s, which can be too short on a busy one."""
+    """Start a cluster on this machine. Ray waits for its own processes for 30 s, which can be too short on a busy one."""
     for attempt in range(STARTS):
         try:
             # Without "local" it would look for another cluster of this machine, or in RAY_ADDRESS.

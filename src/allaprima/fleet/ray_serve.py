@@ -63,7 +63,7 @@ class WorkerPool:
             raise SettingError(f"replicas {self.least}-{self.most} are out of range: 1..10000, the smaller number first.")
 
     def options(self, in_flight: int) -> dict[str, Any]:
-        """A deployment's; `in_flight`: pictures at a replica that are enough for it."""
+        """Return a deployment's; `in_flight`: pictures at a replica that are enough for it."""
         if self.most == self.least:
             return {"num_replicas": self.least}
         scale = {"min_replicas": self.least, "max_replicas": self.most, "target_ongoing_requests": in_flight}
@@ -106,7 +106,7 @@ class Replica:
         self._engine.start()
 
     async def __call__(self, run: StageRun) -> HandedOver | Exception:
-        """The job when it has left its run's stages, or why it failed. A cancelled call stops at the next step."""
+        """Return the job when it has left its run's stages, or why it failed. A cancelled call stops at the next step."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Event] = loop.create_future()
 
@@ -131,7 +131,7 @@ class Replica:
         )
 
     def check_health(self) -> None:
-        """Called by Serve, which replaces a replica that raises."""
+        """Raise if the engine is dead. Serve calls it, and replaces a replica that raises."""
         if not self._engine.snapshot().running:
             raise RuntimeError("this replica's engine has died")
 
@@ -210,7 +210,7 @@ class RayWorkers:
 def deployed(
     crewman: ReplicaConfig, pools: Mapping[str, WorkerPool], address: str | None = None, in_flight: int = 16
 ) -> Generator[RayWorkers]:
-    """A fleet whose replicas have loaded; they end with it, and the cluster if it was started here.
+    """Return a fleet whose replicas have loaded; they end with it, and the cluster if it was started here.
 
     `address`: of a Ray cluster; None starts one on this machine. `in_flight`: pictures at a replica beyond which a pool that
     may grow does. Raises `SettingError` for a cluster without room, and what a replica raises while it loads.
@@ -246,7 +246,7 @@ def deployed(
 
 
 def _application(serve: Any, crewman: ReplicaConfig, name: str, pool: WorkerPool, in_flight: int) -> Any:
-    """A pool, as Serve deploys it."""
+    """Return a pool, as Serve deploys it."""
     deployment = serve.deployment(Replica).options(
         name=name, max_ongoing_requests=UNLIMITED, request_router_config={"request_router_class": ROUTER},
         ray_actor_options={"num_cpus": pool.cpus, "num_gpus": pool.gpus}, health_check_period_s=5,

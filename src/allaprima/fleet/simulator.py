@@ -60,7 +60,7 @@ class EngineRule:
     def __call__(
         self, ready: Mapping[str, Sequence[SimulatedRequest]], batch: int, now: float
     ) -> tuple[str, Sequence[SimulatedRequest]]:
-        """What `Engine` does at a step boundary, with pictures in place of jobs."""
+        """Return what `Engine` does at a step boundary, with pictures in place of jobs."""
         groups = [
             Together(stage, stage, len(there), batch, min(p.arrived for p in there), self._passed.get(stage, 0))
             for stage, there in ready.items()
@@ -84,7 +84,7 @@ class MachineGroup:
     draws: Callable[[str, np.random.Generator], Draw] | None = None
 
     def draw(self, stage: str, rng: np.random.Generator) -> Draw:
-        """Times of one machine's calls of one stage."""
+        """Return times of one machine's calls of one stage."""
         if self.draws is not None:
             return self.draws(stage, rng)
         times = self.kind.seconds[stage]
@@ -213,7 +213,7 @@ class Simulation:
         )
 
     def _gaps(self) -> Iterator[float]:
-        """Times between arrivals: gamma, of the demand's mean and variation."""
+        """Yield times between arrivals: gamma, of the demand's mean and variation."""
         if self.trace is not None:
             yield from np.diff(self.trace.times, prepend=0.0)
             return

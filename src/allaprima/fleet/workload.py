@@ -120,7 +120,7 @@ class Demand:
                 raise SettingError(f"{name}={getattr(self, name)!r} must be 1 or more.")
 
     def steps(self, stage: str, student: bool = True) -> int:
-        """Calls a picture of a stage."""
+        """Return the calls a picture of a stage."""
         if stage == "student":
             return self.student_steps
         if stage == "teacher":

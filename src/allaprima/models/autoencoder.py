@@ -96,5 +96,5 @@ class PixelShuffleAutoencoder(ModelMixin, ConfigMixin):
         return Decoded(sample) if return_dict else (sample,)
 
     def forward(self, images: Tensor) -> Decoded:
-        """A round trip."""
+        """Return a round trip."""
         return self.decode(self.encode(images).latent)

@@ -66,7 +66,7 @@ class ConditionalOracle:
         self.cost = base.cost
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The base oracle's: for pictures that nothing controls."""
+        """Return the base oracle's: for pictures that nothing controls."""
         return self.base.score(images, prompts)
 
     def score_given(self, images: Tensor, prompts: Sequence[str], controls: Sequence[Tensor]) -> Tensor:

@@ -158,7 +158,8 @@ def _split(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def open_clip_config(weights: Mapping[str, Tensor], activation: Activation) -> dict[str, Any]:
-    """A CLIPConfig's fields from a checkpoint's shapes; heads as open_clip's models have them (`HEAD_WIDTHS`, text 64)."""
+    """Return a CLIPConfig's fields from a checkpoint's shapes; heads as open_clip's models have them (`HEAD_WIDTHS`, text
+    64)."""
     conv, pos, words = (
         weights["visual.conv1.weight"],
         weights["visual.positional_embedding"],
@@ -186,7 +187,7 @@ def open_clip_config(weights: Mapping[str, Tensor], activation: Activation) -> d
 
 
 def convert_open_clip(checkpoint: Path, tokenizer: Path, out: Path, activation: Activation = "gelu") -> None:
-    """A CLIP of open_clip's, HPSv2's among them -> a CLIPModel folder in transformers' format, for `clip` and `hpsv2`.
+    """Convert a CLIP of open_clip's (HPSv2's too) to a CLIPModel folder in transformers' format, for `clip` and `hpsv2`.
 
     `tokenizer`: a folder with CLIP's. `activation`: `quick_gelu` for OpenAI's weights and what names say `-quickgelu`.
     Raises `ModelError` for other architectures (ResNets, timm towers, layer scale), `UnsafeWeightsError`, `RunFolderError`.
@@ -272,7 +273,7 @@ def _known(checkpoint: Path, what: str) -> Generator[None]:
 
 @contextmanager
 def _beside(out: Path) -> Generator[Path]:
-    """A folder that is renamed to `out` when everything is in it. Raises `RunFolderError` if `out` is there."""
+    """Return a folder that is renamed to `out` when everything is in it. Raises `RunFolderError` if `out` is there."""
     if out.exists():
         raise RunFolderError(f"{out} exists: choose another folder, nothing is written over.")
     out.parent.mkdir(parents=True, exist_ok=True)

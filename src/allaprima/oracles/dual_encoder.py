@@ -20,7 +20,7 @@ Encode = Callable[[Sequence[str]], Tensor]
 
 
 def pool_text(hidden: Tensor) -> Tensor:
-    """The mean of the live hidden states: `(B, L, D)`, zero where padded -> `(B, D)`."""
+    """Return the mean of the live hidden states: `(B, L, D)`, zero where padded -> `(B, D)`."""
     live = (hidden.abs().sum(-1, keepdim=True) > 0).to(hidden.dtype)
     return (hidden * live).sum(1) / live.sum(1).clamp(min=1)
 
@@ -114,7 +114,7 @@ class DualEncoderOracle:
         return (self.encoder.embed_images(images) * self.encoder.embed_texts(self.encode(prompts))).sum(1)
 
     def through(self, method: Callable[[Any, str | None, str], Any], encode: Encode, mark: str) -> DualEncoderOracle:
-        """The same with `method(network, its method, fingerprint)` in place of each of its networks' methods.
+        """Return the same with `method(network, its method, fingerprint)` in place of each of its networks' methods.
 
         `encode` too: text encoders may have moved. `mark` says so in the fingerprint.
         """

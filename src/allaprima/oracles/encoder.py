@@ -25,7 +25,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def on_device(module: Any, settings: EncoderSettings) -> Any:
-    """A frozen network on its device, in its dtype. Raises `SettingError` for a device that isn't there."""
+    """Return a frozen network on its device, in its dtype. Raises `SettingError` for a device that isn't there."""
     try:
         return module.to(device=settings.device, dtype=DTYPES[settings.dtype]).eval().requires_grad_(False)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
@@ -41,7 +41,7 @@ def identity(kind: str, settings: EncoderSettings, *folders: Path) -> str:
 
 
 def share(flops: float, settings: EncoderSettings, step: Step | None) -> float:
-    """The cost of a score: as it was set, else `flops` over the teacher's step's, else nan, for nothing says it."""
+    """Return the cost of a score: as it was set, else `flops` over the teacher's step's, else nan, for nothing says it."""
     if settings.cost is not None:
         return settings.cost
     return math.nan if step is None else flops / step()
@@ -89,7 +89,7 @@ def tokens_of(
 
 
 def loaded(cls: Any, folder: Path) -> Any:
-    """A transformers model from its folder: float32, safetensors, no remote code; every weight must be there.
+    """Return a transformers model from its folder: float32, safetensors, no remote code; every weight must be there.
 
     Raises `ModelError` for a broken folder or missing weights, which transformers would make up at random.
     """
@@ -114,7 +114,7 @@ def loaded(cls: Any, folder: Path) -> Any:
 
 
 def loaded_tokenizer(folder: Path) -> Any:
-    """A tokenizer from its folder; raises `ModelError`."""
+    """Return a tokenizer from its folder; raises `ModelError`."""
     from transformers import AutoTokenizer
 
     try:

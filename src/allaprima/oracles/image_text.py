@@ -98,12 +98,13 @@ class ImageTextOracle:
 
     @torch.inference_mode()
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Expected fidelity in (0, 1), higher is better."""
+        """Return the expected fidelity in (0, 1), higher is better."""
         return torch.sigmoid(self.scorer(images, self.encode(prompts)))
 
     def through(
         self, method: Callable[[Any, str | None, str], Any], encode: Callable[[Sequence[str]], Tensor], mark: str
     ) -> ImageTextOracle:
-        """The same with `method(network, its method, fingerprint)` in place of its network (`DualEncoderOracle.through`)."""
+        """Return the same with `method(network, its method, fingerprint)` in place of its network
+        (`DualEncoderOracle.through`)."""
         scorer = method(self.scorer, None, self.fingerprint)
         return ImageTextOracle(scorer, encode, self.name, f"{self.fingerprint}@{mark}", self.cost)

@@ -118,7 +118,7 @@ def reliability(probabilities: Sequence[float], wins: Sequence[float], bins: int
 
 
 def calibration_error(probabilities: Sequence[float], wins: Sequence[float], bins: int = 10) -> float:
-    """Expected calibration error: `sum_b n_b / n |observed_b - predicted_b|` (arXiv 1706.04599, equation 3)."""
+    """Return the expected calibration error: `sum_b n_b / n |observed_b - predicted_b|` (arXiv 1706.04599, equation 3)."""
     found = reliability(probabilities, wins, bins)
     return sum(b.count * abs(b.observed - b.predicted) for b in found) / sum(b.count for b in found)
 
@@ -152,11 +152,11 @@ class CalibratedOracle:
         return torch.from_numpy(self.calibrator(raw.double().cpu().numpy())).to(raw.device)
 
     def threshold(self, tau: float) -> float:
-        """The probability at which this oracle decides as the wrapped one does at `tau`."""
+        """Return the probability at which this oracle decides as the wrapped one does at `tau`."""
         return float(self.calibrator(np.asarray([tau]))[0])
 
     def save(self, path: Path) -> None:
-        """The calibrator and the oracle's fingerprint, as JSON."""
+        """Write the calibrator and the oracle's fingerprint, as JSON."""
         path.write_text(json.dumps(self._settings, indent=1) + "\n", encoding="utf-8")
 
     @classmethod

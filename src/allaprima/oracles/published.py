@@ -72,7 +72,7 @@ def _reason(e: Exception) -> str:
 def renamed(
     weights: Mapping[str, Tensor], names: Mapping[str, str], unused: tuple[str, ...], what: str
 ) -> dict[str, Tensor]:
-    """Published weights under new names: every one has a place or is known to be `unused` (by prefix), none is missing.
+    """Return published weights under new names: every one has a place or is `unused` (by prefix), none is missing.
 
     Raises `ModelError` naming the first that isn't so.
     """

@@ -31,7 +31,7 @@ class RewardHead(nn.Module):
 
     @classmethod
     def for_weights(cls, weights: Mapping[str, Tensor]) -> RewardHead:
-        """A head of the sizes that `layers.N.weight` have."""
+        """Return a head of the sizes that `layers.N.weight` have."""
         found = sorted((int(m[1]), k) for k in weights if (m := re.fullmatch(r"layers\.(\d+)\.weight", k)))
         sizes = [tuple(weights[k].shape) for _, k in found]
         if [n for n, _ in found] != [0, 2, 4, 6, 7] or any(len(s) != 2 for s in sizes):

@@ -112,7 +112,7 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def parse(cls: type[S], kind: str, settings: Mapping[str, Any]) -> S:
-    """Settings of a kind; raises `SettingError` naming the key, the value and what is known."""
+    """Return settings of a kind; raises `SettingError` naming the key, the value and what is known."""
     try:
         return cls.model_validate(dict(settings))
     except ValidationError as e:

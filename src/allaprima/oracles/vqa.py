@@ -60,7 +60,10 @@ class VQAOracle:
     name = "vqa"
 
     def __init__(self, settings: VQASettings) -> None:
-        """Raises `SettingError` for a question without `{prompt}` or a key that isn't in the environment."""
+        """Connect to an endpoint.
+
+        Raises `SettingError` for a question without `{prompt}` or a key that isn't in the environment.
+        """
         if "{prompt}" not in settings.question:
             raise SettingError(
                 f"oracle.settings.question = {settings.question!r} has no {{prompt}}: nothing would be asked."
@@ -141,7 +144,7 @@ class VQAOracle:
 
 
 def _data_url(image: Tensor) -> str:
-    """A picture as a PNG within a URL: what was painted, to the bit."""
+    """Return a picture as a PNG within a URL: what was painted, to the bit."""
     held = io.BytesIO()
     to_pil(image.detach().float().cpu()).save(held, "PNG")
     return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode("ascii")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,59 +16,41 @@ from allaprima.cascade.generator_adapter import GeneratorAdapter
 from allaprima.cascade.latent_cascade import LatentCascade
 from allaprima.cascade.model import DiffusionModel
 from allaprima.cascade.pixel_cascade import PixelCascade
-from allaprima.cascade.policy import AlwaysPolicy, Decision, Policy, ThresholdPolicy
+from allaprima.cascade.policy import Policy
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.result import Result
 from allaprima.cascade.runner import run
-from allaprima.cascade.settings import CascadeSettings, make_sigma
+from allaprima.cascade.settings import CascadeSettings
 from allaprima.conditioning.control import controls_of
+from allaprima.conditioning.edit import Edit, ImageInput
 from allaprima.conditioning.image_inputs import Images, edits_of
-from allaprima.conditioning.prompt_inputs import broadcast_all
 from allaprima.conditioning.task import OWN_NET, check_task, prepared
-from allaprima.core.cost import Cost
-from allaprima.core.errors import CalibrationError, PaintingError, SettingError
+from allaprima.core.errors import PaintingError, SettingError
 from allaprima.data.control_maps import GIVEN
-from allaprima.data.images import to_pil
-from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.models.cards.card import Card, TextSettings, load_card
 from allaprima.models.external.image_generator import ImageGenerator
 from allaprima.models.loading.flops import step_flops
+from allaprima.models.loading.from_pipelines import family_of
 from allaprima.models.placement.device_config import DEFAULT, DeviceConfig
 from allaprima.models.placement.placer import LazyModule, ModelPlacer
 from allaprima.oracles.conditional import ConditionalOracle
 from allaprima.oracles.load import load_oracle
 from allaprima.oracles.oracle import Oracle
 from allaprima.pipeline import saving
-
-StepCallback = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], "Mapping[str, torch.Tensor] | None"]
-"""diffusers': `(pipe, step, timestep, tensors) -> tensors that replace them, or None`."""
-OUTPUTS: Mapping[str, Callable[[torch.Tensor], Any]] = {
-    "pil": lambda images: [to_pil(image) for image in images],
-    "np": lambda images: images.permute(0, 2, 3, 1).float().numpy(),
-    "pt": lambda images: images,
-}
-"""Pictures `(N, 3, H, W)` in [0, 1] as a caller wants them."""
+from allaprima.pipeline.call import OUTPUTS, AdaptiveOutput, CallbackOnStepEnd, StepCallback, seeds_of
+from allaprima.pipeline.from_cards import card_settings, load_models
+from allaprima.pipeline.from_diffusers import Level, generator_parts, latent_parts
+from allaprima.pipeline.policies import action_settings, make_policy, student_settings
+from allaprima.pipeline.requests import compose_requests, settings_changes
 
 if TYPE_CHECKING:
     from allaprima.models.adapters.controlnet import ControlNet
 
 
-@dataclass(frozen=True)
-class AdaptiveOutput:
-    """Pictures in the order of the prompts (`num_images_per_prompt` of each in a row), and their account."""
-
-    images: Any
-    """A list of PIL's by default; an array or a tensor if that was asked for (`output_type`)."""
-    scores: list[float | None]
-    decisions: list[str]
-    costs: list[Cost]
-    results: list[Result]
-
-
 class AdaptivePipeline:
     """A student paints, an oracle looks, a teacher retouches what falls short (arXiv 2312.10835).
 
-    `AdaptivePipeline.from_card("emoji")`, or your own `student`, `teacher` (see `cascade.model.Painter`) and `oracle`.
+    `AdaptivePipeline.from_card("emoji")`, or your own `student`, `teacher` (`cascade.model.DiffusionModel`) and `oracle`.
     """
 
     def __init__(
@@ -120,7 +100,7 @@ class AdaptivePipeline:
             raise SettingError(f"placement and {sorted(device_options)[0]} contradict each other: give one.")
         placer = ModelPlacer(DeviceConfig.of(**device_options) if device_config is None else device_config)
         card = card if isinstance(card, Card) else load_card(card)
-        student, teacher, encode = saving.painters_of(card, placer)
+        student, teacher, encode = load_models(card, placer)
         said, oracle = card.oracle, None
         if said.kind != "none":
             scale = card.teacher.guidance_scale
@@ -148,7 +128,7 @@ class AdaptivePipeline:
         settings: CascadeSettings | None = None,
         calibration: Calibration | None = None,
         text: TextSettings | None = None,
-        level: saving.Level = "auto",
+        level: Level = "auto",
         **changes: Any,
     ) -> AdaptivePipeline:
         """From two pipelines of diffusers', whose parts are used as they are: no weight is copied.
@@ -162,11 +142,11 @@ class AdaptivePipeline:
         """
         if level not in ("auto", "steps", "images"):
             raise SettingError(f"level={level!r} is not known: auto, steps and images are.")
-        family = saving.family_of(student)
-        if level == "steps" or (level == "auto" and family is not None and family == saving.family_of(teacher)):
-            made = saving.steps_of(student, teacher, oracle, settings, text, changes)
+        family = family_of(student)
+        if level == "steps" or (level == "auto" and family is not None and family == family_of(teacher)):
+            made = latent_parts(student, teacher, oracle, settings, text, changes)
         else:
-            made = saving.images_of(student, teacher, oracle, settings, changes)
+            made = generator_parts(student, teacher, oracle, settings, changes)
         pipe = cls(made.student, made.teacher, made.oracle, made.settings)
         pipe.pipes = made.pipes
         if calibration is not None:
@@ -182,7 +162,7 @@ class AdaptivePipeline:
         revision: str | None = None,
         token: str | None = None,
     ) -> AdaptivePipeline:
-        """What `save_pretrained` wrote, or `allaprima distill`: a folder with a card.yaml, or a hub's repository of one.
+        """Load what `save_pretrained` or `allaprima distill` wrote: a folder with a card.yaml, or a hub's repository of one.
 
         Of a repository only safetensors, configs and texts are fetched. Raises `ModelError`.
         """
@@ -214,7 +194,7 @@ class AdaptivePipeline:
         return saving.push(self, repo_id, api, private, revision, commit_message, token, license)
 
     def for_task(self, task: str) -> AdaptivePipeline:
-        """The same models for another task, with the card's net for it (see `from_card`)."""
+        """Return the same models for another task, with the card's net for it (see `from_card`)."""
         check_task(task)
         controls = {} if self.card is None else self.card.controls
         wanted = OWN_NET.get(task)
@@ -235,7 +215,7 @@ class AdaptivePipeline:
     def with_controlnets(
         self, nets: Sequence[str | Path], maps: Sequence[str] | None = None, condition_weight: float = 0.0
     ) -> AdaptivePipeline:
-        """The same models with ControlNets on student and teacher: folders in diffusers' format, or names of the card's.
+        """Return the same models with ControlNets on both: folders in diffusers' format, or names of the card's.
 
         With a `condition_weight` the oracle counts how well a picture heeds its `maps` (`oracles.conditional`), which are
         the card's if it knows the nets.
@@ -295,7 +275,7 @@ class AdaptivePipeline:
         self.calibration = calibration
 
     def fingerprints(self) -> dict[str, str]:
-        """What a calibration is tied to."""
+        """Return what a calibration is tied to."""
         return {
             "student": str(getattr(self.student, "fingerprint", "unknown")),
             "teacher": str(getattr(self.teacher, "fingerprint", "unknown")),
@@ -303,17 +283,8 @@ class AdaptivePipeline:
             "backend": " + ".join(dict.fromkeys(_backend(model) for model in (self.student, self.teacher))),
         }
 
-    @staticmethod
-    def student_settings(settings: CascadeSettings) -> dict[str, Any]:
-        """The settings that change a draft, and so its score: a calibration holds for these only."""
-        names = ("student_steps", "student_solver", "student_guidance", "height", "width")
-        seldom = ("student_guidance_rescale", "clip_skip")
-        return {k: v for k, v in settings.to_dict().items() if k in (*names, *seldom)}
-
-    @staticmethod
-    def action_settings(settings: CascadeSettings) -> dict[str, Any]:
-        """The settings that change what an escalation makes and costs."""
-        return {k: v for k, v in settings.to_dict().items() if k.startswith("teacher_") or k in ("strategy", "sigma")}
+    student_settings = staticmethod(student_settings)
+    action_settings = staticmethod(action_settings)
 
     def policy(
         self,
@@ -323,30 +294,12 @@ class AdaptivePipeline:
         mode: str = "adaptive",
         steer: bool = False,
     ) -> Policy:
-        """A policy from a threshold, a budget in the calibration's unit (steps unless it says otherwise), or a mode.
+        """Return a policy from a threshold, a budget in the calibration's unit (steps unless it says otherwise), or a mode.
 
         `mode`: `adaptive`, `student-only`, `teacher-only`, `refine-all`. `steer` corrects the calibrated threshold picture
         by picture so that the mean cost of a run is the budget (`calibration.steering`): such a policy serves one run.
         """
-        if steer and (mode != "adaptive" or threshold is not None):
-            given = f"threshold={threshold!r}" if mode == "adaptive" else mode
-            raise SettingError(f"steering moves a calibrated threshold to keep a budget, not {given}: leave one out.")
-        fixed = {"student-only": Decision.ACCEPT, "teacher-only": Decision.REGENERATE, "refine-all": Decision.REFINE}
-        if mode in fixed:
-            if threshold is not None or budget is not None:
-                raise SettingError(f"{mode} takes no threshold and no budget: leave one of them out.")
-            return AlwaysPolicy(fixed[mode])
-        if mode != "adaptive":
-            raise SettingError(f"mode={mode!r} is not known: adaptive, {', '.join(fixed)} are.")
-        if threshold is not None and budget is not None:
-            raise SettingError(f"threshold={threshold!r} and budget={budget!r} contradict each other: give one.")
-        if threshold is None:
-            if self.calibration is None:
-                raise CalibrationError("no calibration for this card: run `allaprima calibrate`, or give a threshold.")
-            self.calibration.check(self.student_settings(settings), self.fingerprints())
-            action = self.action_settings(settings)
-            return self.calibration.steered(budget, action) if steer else self.calibration.policy_for(budget, action)
-        return ThresholdPolicy(threshold, Decision(settings.strategy))
+        return make_policy(self.calibration, self.fingerprints, settings, threshold, budget, mode, steer)
 
     @property
     def level(self) -> str:
@@ -355,7 +308,7 @@ class AdaptivePipeline:
         return "images" if whole else "steps"
 
     def cascade(self, settings: CascadeSettings, policy: Policy) -> LatentCascade | PixelCascade:
-        """The machine of a run. Raises `SettingError` for settings that these models' schedules can't meet."""
+        """Return the machine of a run. Raises `SettingError` for settings that these models' schedules can't meet."""
         student, teacher = self.student, self.teacher
         if not isinstance(student, ImageGenerator) and not isinstance(teacher, ImageGenerator):
             return LatentCascade(student, teacher, self.oracle, policy, settings)
@@ -369,6 +322,15 @@ class AdaptivePipeline:
             teacher = GeneratorAdapter(teacher, False, last_time, interval)
         student = student if isinstance(student, ImageGenerator) else GeneratorAdapter(student, True)
         return PixelCascade(student, teacher, self.oracle, policy, settings)
+
+    @staticmethod
+    def requests(
+        prompts: Sequence[str], seeds: Sequence[int], edits: Sequence[Edit] | None = None,
+        controls: Sequence[tuple[ImageInput, ...]] | None = None, control_scales: tuple[float, ...] = (),
+        first_index: int = 0, **texts: str | Sequence[str] | None,
+    ) -> list[GenerationRequest]:  # fmt: skip
+        """Compose the requests of a call (`pipeline.requests.compose_requests`)."""
+        return compose_requests(prompts, seeds, edits, controls, control_scales, first_index, texts=texts)
 
     def stream(
         self, requests: Iterable[GenerationRequest], settings: CascadeSettings | None = None, policy: Policy | None = None
@@ -438,14 +400,10 @@ class AdaptivePipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if num_images_per_prompt < 1:
             raise SettingError(f"num_images_per_prompt={num_images_per_prompt!r} must be at least 1.")
-        if num_inference_steps is not None:
-            changes["teacher_steps"] = num_inference_steps
-        if guidance_scale is not None:
-            changes |= {"teacher_guidance": guidance_scale, "student_guidance": guidance_scale}
-        if guidance_rescale is not None:
-            changes |= dict.fromkeys(("teacher_guidance_rescale", "student_guidance_rescale"), guidance_rescale)
-        if clip_skip is not None:
-            changes["clip_skip"] = clip_skip
+        changes |= settings_changes(
+            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, guidance_rescale=guidance_rescale,
+            clip_skip=clip_skip,
+        )  # fmt: skip
         known = {f.name for f in dataclasses.fields(CascadeSettings)}
         if not changes.keys() <= known:
             bad = sorted(changes.keys() - known)[0]
@@ -462,23 +420,12 @@ class AdaptivePipeline:
             changes.setdefault("strategy", "regenerate")
         settings = self.settings.changed(**changes)
         total = len(prompts) * num_images_per_prompt
-        seeds = _seeds(total, seed, generator)
-        words = broadcast_all(
-            {
-                "negative_prompt": negative_prompt, "prompt_2": prompt_2, "negative_prompt_2": negative_prompt_2,
-                "prompt_3": prompt_3, "negative_prompt_3": negative_prompt_3,
-            },
-            len(prompts),
-        )  # fmt: skip
-        of = [i // num_images_per_prompt for i in range(total)]
-        starts = [None] * len(prompts) if edits is None else edits
+        seeds = seeds_of(total, seed, generator)
         controls, scales = controls_of(len(prompts), self.controls, control_image, controlnet_conditioning_scale)
-        requests = [
-            GenerationRequest(
-                prompts[k], seeds[i], index=i, edit=starts[k], controls=controls[k], control_scales=scales, **words[k]
-            )
-            for i, k in enumerate(of)
-        ]
+        requests = self.requests(
+            prompts, seeds, edits, controls, scales, negative_prompt=negative_prompt, prompt_2=prompt_2,
+            negative_prompt_2=negative_prompt_2, prompt_3=prompt_3, negative_prompt_3=negative_prompt_3,
+        )  # fmt: skip
         policy = self.policy(settings, threshold, budget, mode, steer)
         cascade = self.cascade(settings, policy)
         for r in requests:
@@ -486,8 +433,8 @@ class AdaptivePipeline:
         if callback_on_step_end is not None:
             if isinstance(cascade, PixelCascade):
                 raise SettingError("callback_on_step_end: models that are called whole show no steps. Leave it out.")
-            cascade.on_step = _Steps(self, callback_on_step_end, bool(callback_on_step_end_tensor_inputs))
-        results = list(run(cascade, requests))
+            cascade.on_step = CallbackOnStepEnd(self, callback_on_step_end, bool(callback_on_step_end_tensor_inputs))
+        results = list(run(cascade, requests, isolate=callback_on_step_end is None))
         results.sort(key=lambda r: r.request.index)
         failed = [r for r in results if r.image is None]
         if failed:
@@ -509,60 +456,5 @@ class AdaptivePipeline:
 
 
 def _backend(model: object) -> str:
-    """What a painter's networks run on; of painters of other makes nothing is known."""
+    """Return what a painter's networks run on; of painters of other makes nothing is known."""
     return str(getattr(model, "fingerprints", {}).get("backend", DEFAULT))
-
-
-class _Steps:
-    """A caller's callback, as the machine calls it."""
-
-    def __init__(self, pipe: AdaptivePipeline, callback: StepCallback, latents: bool) -> None:
-        self._pipe, self._callback, self._latents, self._step = pipe, callback, latents, 0
-
-    def __call__(self, latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """What the latents `(B, C, h, w)` become; `t: (B,)` the times they were painted at."""
-        said = self._callback(self._pipe, self._step, t, {"latents": latents} if self._latents else {})
-        self._step += 1
-        changed = latents if said is None else said.get("latents", latents)
-        if changed.shape != latents.shape:
-            raise SettingError(f"a callback made latents of {tuple(changed.shape)}: {tuple(latents.shape)} are due.")
-        return changed
-
-
-def card_settings(card: Card) -> CascadeSettings:
-    """The settings that a card names."""
-    between = card.teacher.guidance_interval
-    return CascadeSettings(
-        student_steps=card.student.steps,
-        student_solver=card.student.solver,
-        student_guidance=card.student.guidance_scale,
-        teacher_steps=card.teacher.steps,
-        teacher_solver=card.teacher.solver,
-        teacher_guidance=card.teacher.guidance_scale,
-        teacher_last_time=card.teacher.last_time,
-        teacher_guidance_interval=None if between is None else GuidanceInterval(*between, card.teacher.guidance_outside),
-        strategy=card.cascade.strategy,
-        sigma=make_sigma(card.cascade.sigma_is, card.cascade.sigma),
-        height=card.height,
-        width=card.width,
-    )
-
-
-def _seeds(
-    n: int, seed: int | Sequence[int] | None, generator: torch.Generator | Sequence[torch.Generator] | None
-) -> list[int]:
-    if seed is not None and generator is not None:
-        raise SettingError("seed and generator contradict each other: give one.")
-    if generator is not None:
-        several = [generator] * n if isinstance(generator, torch.Generator) else list(generator)
-        if len(several) != n:
-            raise SettingError(f"{len(several)} generators for {n} pictures: give one for all, or one a picture.")
-        return [int(torch.randint(2**31, (1,), generator=g)) for g in several]
-    if seed is None:
-        first = secrets.randbelow(2**31)
-        return [first + i for i in range(n)]
-    if isinstance(seed, int):
-        return [seed + i for i in range(n)]
-    if len(seed) != n:
-        raise SettingError(f"{len(seed)} seeds for {n} pictures: give one for all (counted up), or one a picture.")
-    return [int(s) for s in seed]

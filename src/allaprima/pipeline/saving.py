@@ -1,4 +1,4 @@
-"""In and out of the diffusers world: pipelines in memory, folders of one's own, the hub. Longer methods of the pipeline.
+"""Saving an adaptive pipeline as a folder, and to the hub.
 
 ```
 FOLDER/
@@ -13,49 +13,26 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from allaprima.calibration.artifact import Calibration
 from allaprima.cascade.settings import OMITTED_DEFAULTS, CascadeSettings
-from allaprima.core.constants import NATIVE_SOLVER
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.files import fingerprint
-from allaprima.diffusion.noising import Strength, Variance
-from allaprima.models.cards.card import Card, ModelSource, TextSettings, load_card
-from allaprima.models.cards.hub import complete
-from allaprima.models.external.diffusers_generator import DiffusersGenerator
+from allaprima.diffusion.noising import Variance
+from allaprima.models.cards.card import Card, TextSettings
 from allaprima.models.external.image_generator import ImageGenerator
-from allaprima.models.external.openai_generator import OpenAIGenerator
 from allaprima.models.families.registry import FAMILIES
-from allaprima.models.loading.from_pipelines import as_model, check_alike, family_of, settings_of, usual
-from allaprima.models.loading.pair import load_pair, predicting
+from allaprima.models.loading.from_pipelines import family_of
 from allaprima.models.loading.save import card_text, copy_beside, copy_pair, copy_tree, put_in_place, write_pair
-from allaprima.models.placement.placer import ModelPlacer
 from allaprima.oracles.ensemble import EnsembleOracle
-from allaprima.oracles.load import Encode, load_oracle
 from allaprima.oracles.oracle import Oracle
 
-ANY = "any"
-"""Family of a card whose models are pipelines that are called whole."""
 WITHOUT_FILES = ("vqa",)
 """Kinds of oracles that are settings alone."""
-Level = Literal["auto", "steps", "images"]
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.yaml", "*.md"]
 """What is fetched from a hub: nothing that could run code (transformers reads chat templates in a sandbox)."""
-
-
-@dataclass(frozen=True)
-class PipelineParts:
-    """What an adaptive pipeline is made of."""
-
-    student: Any
-    teacher: Any
-    oracle: Oracle | None
-    settings: CascadeSettings
-    pipes: tuple[Any, Any] | None
-    """Diffusers' pipelines that were taken apart for it."""
 
 
 class Saved(Protocol):
@@ -74,110 +51,6 @@ class Saved(Protocol):
     def controls(self) -> int:
         """How many ControlNets are on."""
         ...
-
-
-def steps_of(
-    student: Any, teacher: Any, oracle: Oracle | tuple[str, str | Path] | None, settings: CascadeSettings | None,
-    text: TextSettings | None, changes: dict[str, Any],
-) -> PipelineParts:  # fmt: skip
-    """Two pipelines of one family, step by step (`AdaptivePipeline.from_pipelines`)."""
-    families = family_of(student), family_of(teacher)
-    if families[0] != families[1]:
-        raise ModelError(
-            f"a student of the family {families[0]} and a teacher of {families[1]} share no latents: use them whole, with"
-            ' level="images".'
-        )
-    model = as_model(teacher, text)
-    if getattr(model.network, "peft_config", None):
-        raise ModelError("the teacher has LoRA adapters on it: call fuse_lora() and unload_lora_weights() first.")
-    draft = as_model(student, text, getattr(model.fingerprints, "cache", None))
-    check_alike(draft, model)
-    made = CascadeSettings(**settings_of(student, teacher, draft, model, changes)) if settings is None else settings
-    scorer = load_oracle(oracle[0], Path(oracle[1]), draft.encode) if isinstance(oracle, tuple) else oracle
-    return PipelineParts(draft, model, scorer, made.changed(**changes), (student, teacher))
-
-
-def images_of(
-    student: Any, teacher: Any, oracle: Oracle | tuple[str, str | Path] | None, settings: CascadeSettings | None,
-    changes: dict[str, Any],
-) -> PipelineParts:  # fmt: skip
-    """Two pipelines, or other painters of whole pictures, called as they are (`AdaptivePipeline.from_pipelines`)."""
-    draft = student if isinstance(student, ImageGenerator) else DiffusersGenerator.of(student)
-    model = teacher if isinstance(teacher, ImageGenerator) else DiffusersGenerator.of(teacher)
-    scorer = load_oracle(oracle[0], Path(oracle[1]), draft.encode) if isinstance(oracle, tuple) else oracle
-    made = settings
-    if made is None:
-        size = _size(draft) or _size(model) or (None, None)
-        made = CascadeSettings(
-            student_steps=4, student_guidance=1.0, student_solver=NATIVE_SOLVER, teacher_solver=NATIVE_SOLVER,
-            sigma=Strength(0.5), batch_size=1, teacher_steps=int(_usual(model, "num_inference_steps", 30)),
-            teacher_guidance=float(_usual(model, "guidance_scale", 1.0)),
-            strategy="refine" if model.paints_over else "regenerate", height=size[0] or 512, width=size[1] or 512,
-        )  # fmt: skip
-    return PipelineParts(draft, model, scorer, made.changed(**changes), None)
-
-
-def _usual(model: Any, name: str, default: Any) -> Any:
-    return usual(model.text or model.image, name, default) if isinstance(model, DiffusersGenerator) else default
-
-
-def _size(model: Any) -> tuple[int, int] | None:
-    """Height and width that a pipeline paints unless told otherwise, where its parts say so."""
-    pipe = (model.text or model.image) if isinstance(model, DiffusersGenerator) else None
-    network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
-    side, factor = getattr(getattr(network, "config", None), "sample_size", None), getattr(pipe, "vae_scale_factor", None)
-    if not isinstance(side, int) or not isinstance(factor, int):
-        return None
-    return side * factor, side * factor
-
-
-def painters_of(card: Card, placer: ModelPlacer | None = None) -> tuple[Any, Any, Encode]:
-    """Student and teacher of a card, and what reads prompts for its oracle.
-
-    Raises `ModelError`, and `SettingError` for a placement of models that are called whole.
-    """
-    if card.family != ANY and card.student.remote is None and card.teacher.remote is None:
-        pair = load_pair(card, placer)
-        return pair.student, pair.teacher, pair.student.encode
-    if placer is not None and not placer.device_config.plain:
-        raise SettingError(
-            f"card {card.name!r} has models that are called whole, of the family {ANY!r} or on a server: where they run is"
-            " theirs to say. Leave device, backend and the like out."
-        )
-    pair = None
-    if card.family != ANY and card.teacher.source is not None and card.student.remote is None:
-        pair = load_pair(card)
-    student = pair.student if pair is not None and card.student.remote is None else _painter(card, card.student)
-    teacher = pair.teacher if pair is not None and card.teacher.remote is None else _painter(card, card.teacher)
-    encode: Encode = teacher.encode if card.student.remote is not None else student.encode
-    if card.oracle.encoder is not None:
-        other = card.beside(card.oracle.encoder)
-        encode = load_pair(load_card(other if other.exists() else card.oracle.encoder)).student.encode
-    return student, teacher, encode
-
-
-def _painter(card: Card, source: ModelSource) -> Any:
-    """One model of a card by itself."""
-    if source.remote is not None:
-        return OpenAIGenerator(source.remote)
-    more = next((n for n in ("lora", "network", "refiner") if getattr(source, n) is not None), None)
-    if source.source is None or more is not None:
-        given = "no source" if more is None else f"a {more}"
-        raise ModelError(
-            f"card {card.name!r}: a model beside a remote one, or of the family {ANY!r}, is one folder, its source; this one"
-            f" has {given}. Give source alone."
-        )
-    if card.family == ANY:
-        hub = card.hub(source.source)
-        # Of a whole repository diffusers itself knows best what to fetch; but it would ask the hub for what is here, too.
-        whole = hub is not None and str(hub) == hub.id and complete(hub) is None
-        return DiffusersGenerator.from_pretrained(source.source if whole else card.path(source.source))
-    if card.family not in FAMILIES:
-        raise ModelError(
-            f"card {card.name!r} is of the family {card.family!r}: {', '.join((*FAMILIES, ANY))} can be loaded."
-        )
-    entry = FAMILIES[card.family]
-    return predicting(entry.load(card.path(source.source, entry.needed()), card.text), source.prediction)
 
 
 def save(pipe: Saved, folder: str | Path, name: str | None = None, license: str | None = None) -> Path:
@@ -301,7 +174,7 @@ def _folder(oracle: Oracle) -> Path | None:
 
 
 def _copy_oracle(oracle: Oracle, to: Path) -> dict[str, Any]:
-    """An oracle's files, and those of its members; returns kind, source (here) and settings. Raises `ModelError`."""
+    """Return an oracle's files, and those of its members; returns kind, source (here) and settings. Raises `ModelError`."""
     folder, kind, said = _folder(oracle), getattr(oracle, "kind", None), dict(getattr(oracle, "said", {}))
     if folder is None or kind is None:
         raise ModelError(f"oracle {oracle.name!r} was read from no folder, so it can't be saved: make it with load_oracle.")
@@ -321,7 +194,7 @@ def _copy_oracle(oracle: Oracle, to: Path) -> dict[str, Any]:
 
 
 def page(raw: dict[str, Any]) -> str:
-    """The model page, with the head that model hubs read."""
+    """Return the model page, with the head that model hubs read."""
     student, teacher, oracle = raw["student"], raw["teacher"], raw["oracle"]
     name = raw["name"]
     student_line, teacher_line = (
@@ -359,7 +232,7 @@ pipe("a prompt", seed=1).images[0]
 
 
 def fetched(folder_or_id: str | Path, revision: str | None, token: str | None) -> Path:
-    """A folder as it is, or a copy of the hub's repository of this id. Raises `ModelError`."""
+    """Return a folder as it is, or a copy of the hub's repository of this id. Raises `ModelError`."""
     folder = Path(folder_or_id).expanduser()
     if folder.exists():
         return folder

@@ -94,7 +94,7 @@ class Controller:
         return None if self._place == 0 else o.high - (o.high - o.low) * self._place / o.steps
 
     def observe(self, now: float, latency: float) -> None:
-        """A request was finished, so many seconds after it was accepted."""
+        """Note that a request was finished, so many seconds after it was accepted."""
         self._seen.append((now, latency))
 
     def update(self, now: float, waiting: Iterable[float] = ()) -> Change | None:
@@ -133,7 +133,7 @@ class Controller:
         return change
 
     def lowered(self, policy: Policy) -> Policy:
-        """The policy with its threshold under the ceiling of this moment (`cascade.policy.Capped`).
+        """Return the policy with its threshold under the ceiling of this moment (`cascade.policy.Capped`).
 
         Not for steered thresholds (`calibration.steering`), which count their own decisions.
         """

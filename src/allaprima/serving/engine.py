@@ -22,7 +22,7 @@ from typing import Any
 
 from allaprima.cascade.job import Job, Stage
 from allaprima.cascade.policy import AlwaysPolicy, Decision
-from allaprima.cascade.runner import result_of
+from allaprima.cascade.runner import act_isolated, result_of
 from allaprima.core.errors import (
     DeadlinePassedError,
     DrainingError,
@@ -45,9 +45,9 @@ from allaprima.serving.handle import (
     RequestHandle,
     Started,
 )
-from allaprima.serving.in_flight import InFlightRequest, act, draft_of, unscored, unsound
+from allaprima.serving.in_flight import InFlightRequest, draft_of, unscored, unsound
 from allaprima.serving.loaded_cascade import COMPUTE, CascadeCache, LoadedCascade
-from allaprima.serving.oracle_guard import GuardedOracle, OracleFailure, judges, when_unscored
+from allaprima.serving.oracle_guard import GuardedOracle, OracleFailure, when_unscored
 from allaprima.serving.queue import EngineLimits, QueueEntry, RequestQueue, given_bytes, job_bytes, work
 from allaprima.serving.remote_workers import RUNS, Back, RemoteWorkers, StageRun, adopt
 from allaprima.serving.scheduler import BatchGroup, choose, oldest_first, passed_after
@@ -239,7 +239,7 @@ class Engine:
         self._tell(told)
 
     def snapshot(self) -> Snapshot:
-        """What it holds and has done, now."""
+        """Return what it holds and has done, now."""
         with self._changed:
             alive = any(t.is_alive() for t in self._threads) and not self._stopping
             return self._meter.snapshot(
@@ -255,7 +255,7 @@ class Engine:
             )
 
     def _work(self, lane: str) -> None:
-        """A thread's life."""
+        """Live a thread's life."""
         try:
             while self._turn(lane):
                 pass
@@ -330,7 +330,7 @@ class Engine:
         return told
 
     def _next(self, lane: str) -> list[InFlightRequest]:
-        """The batch that goes next in this lane; its slots are busy from now on."""
+        """Return the batch that goes next in this lane; its slots are busy from now on."""
         ready: dict[Key, list[InFlightRequest]] = {}
         for item in self._flying:
             # A busy slot's job is the other thread's: not even its stage is looked at.
@@ -383,7 +383,8 @@ class Engine:
                 self._send(self._crew, item)
             return 0.0
         begun, by_clock = time.perf_counter(), self.clock()
-        wrong, again = act(cascade_entry, stage, batch)
+        failures, again = act_isolated(cascade_entry.cascade, stage, [item.job for item in batch])
+        wrong = {batch[i]: e for i, e in failures.items()}
         seconds, by_clock = time.perf_counter() - begun, self.clock() - by_clock
         for item, before in zip(batch, counted, strict=True):
             if stage in (Stage.STUDENT, Stage.TEACHER):
@@ -428,7 +429,7 @@ class Engine:
             self._settle([item], stage, {item: back} if isinstance(back, Exception) else {})
 
     def _settle(self, batch: Sequence[InFlightRequest], stage: Stage, wrong: Mapping[InFlightRequest, Exception]) -> None:
-        """What follows from a call, told; its jobs are free for the next."""
+        """Tell what follows from a call; its jobs are free for the next."""
         with self._changed:
             told = [(item, event) for item in batch for event in self._events(item, stage, wrong.get(item))]
         self._tell(told)
@@ -438,7 +439,7 @@ class Engine:
             self._changed.notify_all()
 
     def _events(self, item: InFlightRequest, stage: Stage, wrong: Exception | None) -> list[Event]:
-        """What there is to tell after a call."""
+        """Return what there is to tell after a call."""
         job = item.job
         if item.closed:
             return []
@@ -451,7 +452,7 @@ class Engine:
         failed = unscored(job, stage, self._oracle is not None)
         self._meter.counts["oracle_failures"] += failed
         if stage is Stage.SCORE:
-            if failed and self._on_failure == "refuse" and judges(item.handle.request.policy):
+            if failed and self._on_failure == "refuse" and item.handle.request.policy.uses_scores:
                 message = f"the oracle gave no score, and drafts without one are refused: {job.warning or job.score}"
                 return [self._close(item, Failed(PictureFailedError(message)))]
             events.append(draft_of(job))

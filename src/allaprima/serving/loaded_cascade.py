@@ -40,14 +40,14 @@ class LoadedCascade:
         return str(stage) if stage in self.waiters else COMPUTE
 
     def took(self, stage: Stage, seconds: float) -> None:
-        """A call took so long."""
+        """Note that a call took so long."""
         before = self.seconds.get(stage, seconds)
         self.seconds[stage] = before + RECENT * (seconds - before)
 
     def least_seconds(self, request: GenerationRequest, policy: Policy) -> float:
-        """What a request takes if it never waits and its draft is accepted; 0 for what hasn't been seen yet."""
+        """Return what a request takes if it never waits and its draft is accepted; 0 for what hasn't been seen yet."""
         s, whole = self.cascade.settings, isinstance(self.cascade, PixelCascade)
-        if getattr(policy, "decision", None) is Decision.REGENERATE:
+        if policy.actions(Decision(s.strategy)) == frozenset((Decision.REGENERATE,)):
             steps = s.teacher_steps if request.edit is None else share_of(s.teacher_steps, request.edit.strength)
             calls = {Stage.NEW: 1, Stage.TEACHER: 1 if whole else steps, Stage.DECODE: 1}
         else:
@@ -68,7 +68,7 @@ class CascadeCache:
         return len(self._benches)
 
     def of(self, settings: CascadeSettings) -> LoadedCascade:
-        """The bench of these settings. Raises `SettingError` for settings that the models can't meet."""
+        """Return the bench of these settings. Raises `SettingError` for settings that the models can't meet."""
         found = self._benches.get(settings)
         if found is None:
             # Its own policy is never asked: every job brings one.

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from allaprima.cascade.model import ControlScorer, ImageScorer
-from allaprima.cascade.policy import AlwaysPolicy, Context, Decision, Policy, PolicyWrapper
+from allaprima.cascade.policy import Context, Decision, Policy, PolicyWrapper
 from allaprima.core.errors import ModelError
 
 OracleFailure = Literal["policy", "accept", "regenerate", "refuse"]
@@ -27,23 +27,19 @@ class Unscored(PolicyWrapper):
 
     decision: Decision
 
+    def actions(self, strategy: Decision) -> frozenset[Decision]:
+        """Return the inner policy's, and the fixed one."""
+        return self.inner.actions(strategy) | {self.decision}
+
     def decide(self, scores: Sequence[float], context: Context | None = None) -> list[Decision]:
-        """The inner policy's, where there is a number."""
+        """Return the inner policy's, where there is a number."""
         inner = self.inner.decide(scores, context)
         return [self.decision if s != s else d for s, d in zip(scores, inner, strict=True)]
 
 
-def judges(policy: Policy) -> bool:
-    """Whether what happens to a draft depends on its score."""
-    inner: Any = policy
-    while getattr(inner, "inner", None) is not None:
-        inner = inner.inner
-    return not isinstance(inner, AlwaysPolicy)
-
-
 def when_unscored(policy: Policy, on_failure: OracleFailure) -> Policy:
-    """The policy as an engine asks it; `refuse` is the engine's to carry out."""
-    if on_failure in ("policy", "refuse") or not judges(policy):
+    """Return the policy as an engine asks it; `refuse` is the engine's to carry out."""
+    if on_failure in ("policy", "refuse") or not policy.uses_scores:
         return policy
     return Unscored(policy, Decision(on_failure))
 
@@ -68,7 +64,7 @@ class GuardedOracle:
             self.score_given = lambda images, prompts, controls: self._ask(lambda: given(images, prompts, controls))
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The oracle's `(B,)`. Raises what it raises, or `ModelError` when it doesn't answer in time."""
+        """Return the oracle's `(B,)`. Raises what it raises, or `ModelError` when it doesn't answer in time."""
         return self._ask(lambda: self.oracle.score(images, prompts))
 
     def _ask(self, call: Callable[[], Tensor]) -> Tensor:

@@ -62,7 +62,7 @@ def job_bytes(request: GenerationRequest, settings: CascadeSettings) -> int:
 
 
 def work(settings: CascadeSettings) -> float:
-    """What a picture is charged to its client: pixels times the steps it may take."""
+    """Return what a picture is charged to its client: pixels times the steps it may take."""
     return settings.height * settings.width * (settings.student_steps + settings.teacher_steps)
 
 
@@ -118,7 +118,7 @@ class RequestQueue(Generic[Who]):
             self.bytes += entry.bytes
 
     def _floor(self, client: str) -> float:
-        """A client that waits already keeps what it has had; one that comes (back) begins where the others are."""
+        """Return a client that waits already keeps what it has had; one that comes (back) begins where the others are."""
         return 0.0 if any(c == client for c, _ in self._lines) else self._clock
 
     def next(self, now: float) -> Who | None:
@@ -131,14 +131,14 @@ class RequestQueue(Generic[Who]):
         return -priority, self._had[entry.client], entry.accepted
 
     def serve(self, who: Who) -> None:
-        """It leaves, and its client is charged."""
+        """Let it leave; its client is charged."""
         waiting = len({client for client, _ in self._lines})
         self._had[who.entry.client] += who.entry.work
         self._clock += who.entry.work / waiting
         self.remove(who)
 
     def remove(self, who: Who) -> None:
-        """It leaves unserved. Raises `ValueError` if it isn't here."""
+        """Let it leave unserved. Raises `ValueError` if it isn't here."""
         key = who.entry.client, who.entry.priority
         line = self._lines.get(key, deque())
         line.remove(who)
@@ -154,7 +154,3 @@ class RequestQueue(Generic[Who]):
     def late(self, now: float) -> list[Who]:
         """Those whose deadline has passed; they keep their places."""
         return [w for w in self if w.entry.deadline is not None and w.entry.deadline <= now]
-
-    def next_deadline(self) -> float | None:
-        """The earliest one."""
-        return min((w.entry.deadline for w in self if w.entry.deadline is not None), default=None)

@@ -58,7 +58,7 @@ def adopt(job: Job, back: Job) -> None:
 
 
 def compact(job: Job) -> Job:
-    """The job with tensors of their own: a row of a batch would take the whole batch along."""
+    """Return the job with tensors of their own: a row of a batch would take the whole batch along."""
     made = Job(job.request)
     vars(made).update({f.name: _own(getattr(job, f.name)) for f in fields(job)})
     return made

@@ -47,7 +47,7 @@ class BatchGroup(Generic[Key]):
 
 
 def choose(groups: Iterable[BatchGroup[Key]], patience: int = PATIENCE) -> Key | None:
-    """The key of the group whose batch goes next; None where nothing is ready."""
+    """Return the key of the group whose batch goes next; None where nothing is ready."""
     ready = [g for g in groups if g.ready]
     if not ready:
         return None
@@ -55,7 +55,7 @@ def choose(groups: Iterable[BatchGroup[Key]], patience: int = PATIENCE) -> Key |
 
 
 def _rank(group: BatchGroup[Key], patience: int) -> tuple[int, float, float, float]:
-    """The least goes next."""
+    """Return the least goes next."""
     if group.passed >= patience:
         return 0, -group.passed, group.oldest, 0
     if group.full:
@@ -66,7 +66,7 @@ def _rank(group: BatchGroup[Key], patience: int) -> tuple[int, float, float, flo
 
 
 def passed_after(groups: Iterable[BatchGroup[Key]], chosen: Key | None) -> Mapping[Key, int]:
-    """What `passed` is once the chosen batch has gone; groups without jobs are forgotten."""
+    """Return what `passed` is once the chosen batch has gone; groups without jobs are forgotten."""
     return {g.key: 0 if g.key == chosen else g.passed + 1 for g in groups if g.ready}
 
 

@@ -77,7 +77,7 @@ class Share:
     """Seconds of all of its calls, whoever else was in them."""
 
     def batch(self, stage: Stage, jobs: int, size: int, seconds: float) -> None:
-        """It was in a batch of so many."""
+        """Note that it was in a batch of so many."""
         name = str(stage)
         self.calls[name] = self.calls.get(name, 0) + 1
         for all_, part in (
@@ -103,14 +103,14 @@ class Meter:
     outside: float = 0.0
 
     def batch(self, stage: Stage, jobs: int, size: int, seconds: float) -> None:
-        """A batch has gone."""
+        """Count a batch that has gone."""
         share = Share()
         share.batch(stage, 1, size, seconds)
         self.elsewhere(share)
         self.rows[str(stage)] += jobs - 1
 
     def elsewhere(self, share: Share) -> None:
-        """A job was in batches of someone else's."""
+        """Count a job that was in batches of someone else's."""
         self.rows.update(share.calls)
         pairs = ((self.batches, share.batches), (self.slots, share.slots), (self.seconds, share.seconds))
         for all_, part in pairs:
@@ -118,13 +118,13 @@ class Meter:
                 all_[name] = all_.get(name, 0.0) + value
 
     def finished(self, result: Result, steps: Mapping[str, int]) -> None:
-        """A picture is there."""
+        """Count a finished picture."""
         self.counts["finished"] += 1
         self.decisions[str(result.decision)] += 1
         self.steps.update(steps)
 
     def mean_steps(self, model: str) -> float | None:
-        """A finished picture's."""
+        """Return a finished picture's."""
         n = self.counts["finished"]
         return self.steps[model] / n if n else None
 

@@ -75,7 +75,7 @@ def create(folder: Path, sets: Mapping[str, PictureSet], plan: StudyPlan, url: s
 
 
 def open_study(folder: Path, url: str | None = None) -> StudyStore:
-    """The store of a study's folder. Raises `SettingError` where there is none."""
+    """Return the store of a study's folder. Raises `SettingError` where there is none."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
@@ -92,7 +92,7 @@ def missing_files(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def _without_password(url: str | None) -> str | None:
-    """The database's address, as it may lie in a folder: a password comes from PGPASSWORD or --database."""
+    """Return the database's address, as it may lie in a folder: a password comes from PGPASSWORD or --database."""
     if url is None:
         return None
     scheme, found, rest = url.partition("://")

@@ -39,7 +39,7 @@ def by_pair(votes: Iterable[Vote]) -> dict[int, list[Vote]]:
 
 
 def majority(answers: Sequence[str], otherwise: str) -> str:
-    """What more than half said, else `otherwise`: two against one, but not one of each."""
+    """Return what more than half said, else `otherwise`: two against one, but not one of each."""
     answer, count = Counter(answers).most_common(1)[0]
     return answer if 2 * count > len(answers) else otherwise
 
@@ -54,7 +54,7 @@ def outcomes(votes: Iterable[Vote], question: str, least: int = 1, otherwise: st
 
 
 def in_order(found: Sequence[PairOutcome], first: int = 1) -> list[PairOutcome]:
-    """The longest beginning of the design without a gap.
+    """Return the longest beginning of the design without a gap.
 
     A pair that people hesitate over ends late; stopping by whichever pairs end first would see too few of those.
     """

@@ -22,7 +22,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raises `SettingError` where pyarrow isn't installed."""
+    """Write Parquet. Raises `SettingError` where pyarrow isn't installed."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -45,7 +45,7 @@ def fit_slope(gaps: np.ndarray, shares: np.ndarray) -> float:
 
 
 def isotonic(gaps: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rising curve nearest to the votes, without a form: sorted gaps and probabilities; both ways round count."""
+    """Return the rising curve nearest to the votes, without a form: sorted gaps and probabilities; both ways round count."""
     g, y = np.concatenate([gaps, -gaps]), np.concatenate([shares, 1 - shares])
     order = np.argsort(g, kind="stable")
     return g[order], np.asarray(isotonic_regression(y[order]).x)

@@ -16,7 +16,7 @@ def weights(part: str) -> Path:
 
 
 def load_judge() -> RewardJudge:
-    """The bundled judge, which evaluates what the pair paints and never decides (recipe: `judge.py`)."""
+    """Return the bundled judge, which evaluates what the pair paints and never decides (recipe: `judge.py`)."""
     from allaprima.evaluation.reward_judge import RewardJudge
 
     return RewardJudge.from_pretrained(weights("judge"))

@@ -40,7 +40,7 @@ LOOP = LoopConfig(
 
 
 def deepen(start: PixelShuffleAutoencoder, blocks: int = BLOCKS) -> PixelShuffleAutoencoder:
-    """The same autoencoder with a decoder of `blocks` residual blocks; the new ones begin as the identity."""
+    """Return the same autoencoder with a decoder of `blocks` residual blocks; the new ones begin as the identity."""
     old = int(start.config["decoder_blocks"])
     deep = PixelShuffleAutoencoder(decoder_blocks=blocks)
     tensors: dict[str, Tensor] = {}
@@ -66,7 +66,7 @@ def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
 
 
 def decoder_loss(images: Tensor, latents: Tensor, batch: int) -> Loss:
-    """A `Loss` for the loop. `images: (N,3,64,64)` uint8, `latents: (N,8,16,16)`, normalised."""
+    """Return a `Loss` for the loop. `images: (N,3,64,64)` uint8, `latents: (N,8,16,16)`, normalised."""
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
         assert isinstance(model, PixelShuffleAutoencoder)

@@ -64,7 +64,7 @@ _TONE = re.compile(r"-(medium-dark|medium-light|dark|light|medium)$")
 
 
 def read_name(name: str, toned: bool) -> tuple[str, str] | None:
-    """An icon's name -> `(concept, skin)`; None for what is left out: flags of countries, and pictures in noto's skin tones.
+    """Return `(concept, skin)` of a name; None for what is left out: flags of countries, and pictures in noto's skin tones.
 
     In the Fluent sets every name that ends in a tone is read as one, so the three that only look like it
     (`horizontal-traffic-light`, `vertical-traffic-light`, `police-car-light`) become "horizontal traffic" in "light skin":
@@ -80,7 +80,7 @@ def read_name(name: str, toned: bool) -> tuple[str, str] | None:
 
 
 def icon_name(concept: str, skin: str) -> str:
-    """The inverse of `read_name`."""
+    """Return the inverse of `read_name`."""
     return "-".join([*concept.split(), *skin.removesuffix(" skin").split()])
 
 
@@ -100,7 +100,7 @@ class Icon:
 
 
 def svg_of(icon: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
-    """A drawable SVG from a body and its box; the few boxes that are not square are fitted, not stretched."""
+    """Return a drawable SVG from a body and its box; the few boxes that are not square are fitted, not stretched."""
 
     def side(key: str, default: int) -> Any:
         return icon.get(key, whole.get(key, default))
@@ -177,7 +177,7 @@ def _mapper(jobs: int) -> Generator[Callable[[Sequence[Icon]], Iterable[bytes]]]
 
 
 def tar_bytes(icons: Sequence[Icon], pictures: Iterable[bytes]) -> bytes:
-    """The data set as one archive: same icons and pictures, same bytes (no times, no owners)."""
+    """Return the data set as one archive: same icons and pictures, same bytes (no times, no owners)."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for i, (icon, picture) in enumerate(zip(icons, pictures, strict=True)):
@@ -189,7 +189,7 @@ def tar_bytes(icons: Sequence[Icon], pictures: Iterable[bytes]) -> bytes:
 
 
 def build(folder: Path, out: Path, jobs: int, console: Console) -> None:
-    """Packages -> tar, atomically. Raises `ModelError` for packages that cannot be used."""
+    """Build the archive from packages, atomically. Raises `ModelError` for packages that cannot be used."""
     from allaprima.data.images import write_bytes_atomically
 
     if jobs < 1:
@@ -228,7 +228,7 @@ class DatasetComparison:
         return not rows and all(d <= TOLERANCE for d in self.differences)
 
     def lines(self) -> Iterator[str]:
-        """What the command prints."""
+        """Yield what the command prints."""
         for what, rows in (
             ("rows only here", self.only_here),
             ("rows only there", self.only_there),

@@ -49,7 +49,7 @@ class EmojiData:
     sha256: str
 
     def pick(self, concepts: Collection[str] | None = None, split: str | None = None, skin: bool = False) -> EmojiData:
-        """The rows of these concepts and this split; variants with a skin tone only when asked."""
+        """Return the rows of these concepts and this split; variants with a skin tone only when asked."""
         keep = [
             i
             for i, r in enumerate(self.rows)
@@ -59,7 +59,7 @@ class EmojiData:
 
 
 def known_concepts() -> list[str]:
-    """The concepts the bundled pair is trained on."""
+    """Return the concepts the bundled pair is trained on."""
     text = resources.files("allaprima.bundled.emoji").joinpath("concepts.txt").read_text(encoding="utf-8")
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 

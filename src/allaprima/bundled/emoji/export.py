@@ -81,7 +81,7 @@ def export_scorer(run: Path, out: Path, kind: type[DualEncoder]) -> None:
 
 
 def provenance(run: Path, out: Path, start: str) -> dict[str, Any]:
-    """What a run says of itself (recipe, samples, seconds, metrics) and what it started from: bundled weights it went on
+    """Return a run's words (recipe, samples, seconds, metrics) and what it started from: bundled weights it went on
     from are told by their own provenance, which this one replaces."""
     progress = json.loads((run / "progress.json").read_text())
     before = json.loads((out / "provenance.json").read_text()) if progress["recipe"].get("goes_on") else None
@@ -97,7 +97,7 @@ def write_provenance(out: Path, what: dict[str, Any]) -> None:
 
 
 def model_index(out: Path) -> None:
-    """The index diffusers reads a pipeline folder by."""
+    """Write the index that diffusers reads a pipeline folder by."""
     index = {
         "_class_name": "StableDiffusionPipeline",
         "scheduler": ["diffusers", "DDIMScheduler"],

@@ -62,7 +62,7 @@ OFFICES = {
 
 
 def _grid(n: int, g: torch.Generator, bend: Tensor | float = 0.0) -> Tensor:
-    """Sampling grid `(n, 64, 64, 2)`: a random small shift and scale, and a smooth warp of size `bend`."""
+    """Return the sampling grid `(n, 64, 64, 2)`: a random small shift and scale, and a smooth warp of size `bend`."""
     scale = 1 + 0.16 * (torch.rand(n, 1, 1, generator=g) - 0.5)
     shift = 0.16 * (torch.rand(n, 2, 1, generator=g) - 0.5)
     theta = torch.cat([torch.eye(2)[None] * scale, shift], dim=2)
@@ -101,7 +101,7 @@ def damage(x: Tensor, other: Tensor, g: torch.Generator) -> Tensor:
 
 
 def judge_loss(images: Tensor, rebuilt: Tensor, texts: Tensor, n: int) -> Loss:
-    """A `Loss` for the loop. `images, rebuilt: (N,3,64,64)` uint8, `texts: (N,D)` pooled."""
+    """Return a `Loss` for the loop. `images, rebuilt: (N,3,64,64)` uint8, `texts: (N,D)` pooled."""
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
         assert isinstance(model, DualEncoder)

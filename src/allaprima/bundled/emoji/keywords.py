@@ -83,13 +83,13 @@ def keywords_of(words: Mapping[str, Sequence[str]], max_share: int = MAX_SHARE) 
 
 
 def text_of(keywords: Mapping[str, Sequence[str]]) -> str:
-    """The file: a header, and a line for each concept."""
+    """Return the file: a header, and a line for each concept."""
     header = HEADER.format(specs=f"{EMOJIBASE.spec} and {EMOJILIB.spec}", share=MAX_SHARE)
     return header + "".join(f"{c}: {', '.join(ks)}".rstrip() + "\n" for c, ks in keywords.items())
 
 
 def make(folder: Path, concepts: Sequence[str]) -> str:
-    """The file's text from a folder that holds the packages."""
+    """Return the file's text from a folder that holds the packages."""
     place = find(EMOJIBASE, folder)
     files = [f"{language}/data.json" for language in LANGUAGES] + [f"en/shortcodes/{name}.json" for name in SHORTCODES]
     more = read_json(find(EMOJILIB, folder), "dist/emoji-en-US.json")

@@ -53,7 +53,7 @@ def fetch(packages: Sequence[Package], folder: Path) -> None:
 
 
 def find(package: Package, folder: Path) -> Path:
-    """The package in a folder of archives, or of folders as `node_modules` has them; the pinned version first."""
+    """Return the package in a folder of archives, or of folders as `node_modules` has them; the pinned version first."""
     bare = package.name.rpartition("/")[2]
     places = [folder / f"{package.stem}-{package.version}.tgz", folder / package.name, folder / bare]
     # A digit after the stem: `fluent-emoji-1.2.7` is no `fluent-emoji-flat-1.2.6`.

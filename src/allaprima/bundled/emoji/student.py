@@ -54,7 +54,7 @@ LOOP = LoopConfig(
 
 
 def guided(unet: nn.Module, cond: Tensor, null: Tensor, schedule: DiscreteVP) -> GuidedPrediction:
-    """The guided clean prediction of a v-prediction UNet, in one doubled forward pass."""
+    """Return the guided clean prediction of a v-prediction UNet, in one doubled forward pass."""
 
     def predict(x_t: Tensor, t: Tensor, w: Tensor) -> Tensor:
         double = torch.cat([x_t, x_t]).contiguous(memory_format=torch.channels_last)
@@ -66,7 +66,7 @@ def guided(unet: nn.Module, cond: Tensor, null: Tensor, schedule: DiscreteVP) ->
 
 
 def student_loss(teacher: nn.Module, latents: Tensor, texts: Tensor, null: Tensor, schedule: DiscreteVP, batch: int) -> Loss:
-    """A `Loss` for the loop. `latents: (N,C,H,W)`, `texts: (N,L,D)`, `null: (1,L,D)`."""
+    """Return a `Loss` for the loop. `latents: (N,C,H,W)`, `texts: (N,L,D)`, `null: (1,L,D)`."""
     grid = schedule.timesteps(50)
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
@@ -82,7 +82,7 @@ def student_loss(teacher: nn.Module, latents: Tensor, texts: Tensor, null: Tenso
 
 
 def trajectory_loss(files: Sequence[Path], texts: Tensor, null: Tensor, schedule: DiscreteVP, batch: int) -> Loss:
-    """A `Loss` for the loop, on points of trajectories as `trajectories.py` writes them; every point is as likely."""
+    """Return a `Loss` for the loop, on points of trajectories as `trajectories.py` writes them; every point is as likely."""
     points, times, ends, captions, scales = [], [], [], [], []
     for file in files:
         data = load_file(file)

@@ -57,7 +57,7 @@ def min_snr_v_loss(v_hat: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor, gamma
 def diffusion_loss(
     latents: Tensor, texts: Tensor, null: Tensor, schedule: DiscreteVP, batch_size: int, drop: float = 0.1
 ) -> Any:
-    """A `Loss` for the loop. `latents: (N,C,H,W)`, `texts: (N,L,D)`, `null: (1,L,D)`."""
+    """Return a `Loss` for the loop. `latents: (N,C,H,W)`, `texts: (N,L,D)`, `null: (1,L,D)`."""
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
         index = torch.randint(len(latents), (batch_size,), generator=g)

@@ -37,7 +37,7 @@ def solver_name(spec: str) -> str:
 
 
 def make_solver(spec: str, schedule: Schedule, **options: Any) -> Solver:
-    """A solver by name, `NAME[:ETA][@SPACING]`.
+    """Return a solver by name, `NAME[:ETA][@SPACING]`.
 
     Raises `SettingError` for an unknown name (with the nearest), an unknown spacing, an option or schedule that doesn't fit.
     """

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.schedules import DiscreteVP, Schedule, TrigFlow, expand
-from allaprima.diffusion.solvers.solver import Phases, State, Step, steps_on_schedule
+from allaprima.diffusion.noising import add_noise
+from allaprima.diffusion.schedules import DiscreteVP, Schedule, TrigFlow
+from allaprima.diffusion.solvers.solver import BaseSolver, Phases, State, Step, steps_on_schedule
 
 
-class Consistency:
+class Consistency(BaseSolver):
     """`x_s = alpha_s x0 + sigma_s noise`. The last jump's x0 is the result: five steps are five evaluations.
 
     The release behind arXiv 2312.10835 adds a sixth whose result is multiplied by zero and leaves a little noise;
@@ -23,7 +24,7 @@ class Consistency:
     needs_noise = True
 
     def __init__(self, schedule: Schedule, make_times: Callable[[Schedule, int], list[float]] | None = None) -> None:
-        self.schedule = schedule
+        super().__init__(schedule)
         self._make_times = make_times
         self._any_time = isinstance(schedule, TrigFlow)
 
@@ -53,10 +54,6 @@ class Consistency:
         times = [*(fine[i * len(fine) // n] for i in range(n)), self.schedule.t_clean]
         return [Step(t, s) for t, s in zip(times, times[1:], strict=False)]
 
-    def init(self, x: Samples) -> State:
-        """No memory."""
-        return {}
-
     def step(
         self, x_t: Samples, x0: Samples, t: Times, s: Times, state: State,
         noise: Samples | None = None, phase: Phases | None = None, noise_to: Times | None = None,
@@ -64,11 +61,11 @@ class Consistency:
         """Move to `s` with this sample's fresh noise."""
         if noise is None:
             raise SettingError("consistency sampling needs fresh noise at every step; none was given.")
-        return expand(self.schedule.alpha(s), x0) * x0 + expand(self.schedule.sigma(s), x0) * noise, state
+        return add_noise(x0, noise, s, self.schedule), state
 
 
 def _given(schedule: Schedule) -> tuple[float, ...]:
-    """The times of a schedule that was given them one by one."""
+    """Return the times of a schedule that was given them one by one."""
     spacing = schedule.spacing if isinstance(schedule, DiscreteVP) else None
     return spacing if isinstance(spacing, tuple) else ()
 

@@ -5,30 +5,24 @@ from __future__ import annotations
 import torch
 
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.schedules import NEARLY_ZERO, Schedule, expand
-from allaprima.diffusion.solvers.solver import Phases, State, Step, steps_linspace, steps_until
+from allaprima.diffusion.schedules import NEARLY_ZERO, expand
+from allaprima.diffusion.solvers.solver import BaseSolver, Phases, State, Step, steps_linspace
 
 
-class DPMSolverPP2M:
+class DPMSolverPP2M(BaseSolver):
     """`x_s = (sigma_s/sigma_t) x_t - alpha_s (e^{-h} - 1) D`, `D = x0 + (x0 - x0_prev) / (2 r)`, midpoint form.
 
     The first step and the last (to the clean end, where h is infinite) are of first order, as diffusers has them with
     `final_sigmas_type="zero"`.
     """
 
-    needs_noise = False
+    order = 2
 
-    def __init__(self, schedule: Schedule, last_time: float | None = None) -> None:
-        self.schedule, self.last_time = schedule, last_time
-
-    def timesteps(self, n: int, start: float | None = None) -> list[Step]:
-        """One evaluation a step."""
-        if self.last_time is not None:
-            return steps_until(self.schedule, n, start, self.last_time)
+    def _usual_timesteps(self, n: int, start: float | None) -> list[Step]:
         return steps_linspace(self.schedule, n, start)
 
     def init(self, x: Samples) -> State:
-        """The previous x0, its log-SNR, and how many steps have been taken."""
+        """Return the previous x0, its log-SNR, and how many steps have been taken."""
         zeros = torch.zeros(len(x), dtype=torch.float64)
         return {"x0_prev": torch.zeros_like(x), "lam_prev": zeros, "count": zeros.clone()}
 

@@ -9,10 +9,10 @@ from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
 from allaprima.diffusion.predictions import eps_of
 from allaprima.diffusion.schedules import Schedule, expand
-from allaprima.diffusion.solvers.solver import Phases, State, Step, scales_noise, steps_on_schedule
+from allaprima.diffusion.solvers.solver import BaseSolver, Phases, State, scales_noise
 
 
-class EulerAncestral:
+class EulerAncestral(BaseSolver):
     """`y_s = x0 + rho_down eps_hat + rho_up noise`, `rho_up^2 = rho_s^2 (1 - rho_s^2 / rho_t^2)`, `y = x / alpha`.
 
     `rho_down^2 + rho_up^2 = rho_s^2`: the noise is as strong as the time says. With one step it is Euler's.
@@ -21,16 +21,8 @@ class EulerAncestral:
     needs_noise = True
 
     def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
+        super().__init__(schedule)
         self.scales_noise = scales_noise(schedule)
-
-    def timesteps(self, n: int, start: float | None = None) -> list[Step]:
-        """One evaluation a step."""
-        return steps_on_schedule(self.schedule, n, start)
-
-    def init(self, x: Samples) -> State:
-        """No memory."""
-        return {}
 
     def step(
         self, x_t: Samples, x0: Samples, t: Times, s: Times, state: State,

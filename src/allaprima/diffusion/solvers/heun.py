@@ -13,20 +13,20 @@ from allaprima.core.types import Samples, Times
 from allaprima.diffusion.predictions import eps_of
 from allaprima.diffusion.schedules import Flow, Schedule, expand
 from allaprima.diffusion.solvers.euler import variance_exploding
-from allaprima.diffusion.solvers.solver import Phases, State, Step, scales_noise
+from allaprima.diffusion.solvers.solver import BaseSolver, Phases, State, Step, scales_noise
 
 
-class Heun:
+class Heun(BaseSolver):
     """Predict with Euler (phase 0), evaluate again at the end, correct with the mean slope (phase 1).
 
     `plan(n)` counts evaluations, as everything here does: an odd n is (n - 1) / 2 Heun steps and one Euler step to the
     clean end; an even n begins with one more Euler step.
     """
 
-    needs_noise = False
+    order = 2
 
     def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
+        super().__init__(schedule)
         self._straight = isinstance(schedule, Flow)
         self.scales_noise = scales_noise(schedule)
 

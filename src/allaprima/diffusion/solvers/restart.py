@@ -6,12 +6,12 @@ import torch
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
+from allaprima.diffusion.noising import ddim_step
 from allaprima.diffusion.schedules import Schedule, expand
-from allaprima.diffusion.solvers.ddim import DDIM
-from allaprima.diffusion.solvers.solver import Phases, State, Step
+from allaprima.diffusion.solvers.solver import BaseSolver, Phases, State, Step
 
 
-class Restart:
+class Restart(BaseSolver):
     """DDIM with `repeats` restarts of the interval `[rho_min, rho_max]` (VE noise, rho = sigma / alpha).
 
     On reaching rho_min noise of variance `rho_max^2 - rho_min^2` is added in VE coordinates, and the interval is solved
@@ -25,9 +25,9 @@ class Restart:
     ) -> None:
         if not 0 < rho_min < rho_max:
             raise SettingError(f"restart interval {rho_min!r}..{rho_max!r}: 0 < rho_min < rho_max is due.")
-        self.schedule, self.repeats, self.points = schedule, repeats, points
+        super().__init__(schedule)
+        self.repeats, self.points = repeats, points
         self.t_min, self.t_max = (schedule.time_of_variance(r * r / (1 + r * r)) for r in (rho_min, rho_max))
-        self._base = DDIM(schedule)
 
     def timesteps(self, n: int, start: float | None = None) -> list[Step]:
         """`n` evaluations, restarts included; too few for a restart, or a start below it, is DDIM."""
@@ -35,7 +35,7 @@ class Restart:
         main = n - self.repeats * points
         top = self.schedule.t_max if start is None else start
         if main < 2 or (start is not None and start <= self.t_min):
-            return self._base.timesteps(n, start)
+            return super().timesteps(n, start)
         # The main descent passes through t_min exactly: its evaluations are shared between above and below.
         above = max(1, min(main - 1, round(main * (top - self.t_min) / max(top, 1e-9))))
         down = [top + (self.t_min - top) * i / above for i in range(above)]
@@ -49,16 +49,12 @@ class Restart:
             steps += [Step(t, s) for t, s in zip(again, [*again[1:], self.t_min], strict=True)]
         return [*steps, *(Step(t, s) for t, s in zip(last, [*last[1:], clean], strict=True))]
 
-    def init(self, x: Samples) -> State:
-        """No memory."""
-        return {}
-
     def step(
         self, x_t: Samples, x0: Samples, t: Times, s: Times, state: State,
         noise: Samples | None = None, phase: Phases | None = None, noise_to: Times | None = None,
     ) -> tuple[Samples, State]:  # fmt: skip
         """Move from `t` to `s`, then, for samples whose `noise_to` is a time, put noise back up to it."""
-        x_s, state = self._base.step(x_t, x0, t, s, state)
+        x_s = ddim_step(x_t, x0, t, s, self.schedule)
         if noise_to is None or bool(torch.isnan(noise_to).all()):
             return x_s, state
         if noise is None:

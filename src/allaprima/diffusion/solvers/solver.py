@@ -39,13 +39,18 @@ class Solver(Protocol):
 
     schedule: Schedule
     needs_noise: bool
+    """Whether `step` takes fresh noise."""
+    scales_noise: bool
+    """Whether sampling from pure noise begins at `sigma_t eps` (`scale_initial_noise`)."""
+    order: int
+    """Order of accuracy on the probability-flow ODE."""
 
     def timesteps(self, n: int, start: float | None = None) -> list[Step]:
-        """`n` network evaluations from the noisiest time, or from `start`, to the clean end."""
+        """Return `n` network evaluations from the noisiest time, or from `start`, to the clean end."""
         ...
 
     def init(self, x: Samples) -> State:
-        """Memory of samples `(B, ...)` that have not taken a step."""
+        """Return the memory of samples `(B, ...)` that have not taken a step."""
         ...
 
     def step(
@@ -59,8 +64,46 @@ class Solver(Protocol):
         phase: Phases | None = None,
         noise_to: Times | None = None,
     ) -> tuple[Samples, State]:
-        """`x_s` and the new memory. `x_t, x0: (B, ...)`, `t, s: (B,)`; at the clean end `x_s` is `x0`."""
+        """Move samples from times `t` to times `s`.
+
+        Args:
+            x_t: Noisy samples, `(B, ...)`.
+            x0: Clean predictions of them, `(B, ...)`.
+            t: Times of the predictions, `(B,)`.
+            s: Times moved to, `(B,)`; at the clean end the result is `x0`.
+            state: The memory that `init` or the last step returned.
+            noise: Fresh noise `(B, ...)`, where the solver needs it.
+            phase: `Step.phase` of each sample, `(B,)`; None: 0.
+            noise_to: `Step.noise_to` of each sample, `(B,)`, nan where it has none; None: no sample has one.
+
+        Returns:
+            `x_s: (B, ...)` and the new memory.
+        """
         ...
+
+
+class BaseSolver:
+    """What most solvers share: no memory, and one evaluation at each time of the schedule, or until `last_time`."""
+
+    needs_noise = False
+    scales_noise = False
+    order = 1
+
+    def __init__(self, schedule: Schedule, last_time: float | None = None) -> None:
+        self.schedule, self.last_time = schedule, last_time
+
+    def timesteps(self, n: int, start: float | None = None) -> list[Step]:
+        """Return `n` evaluations, one a step."""
+        if self.last_time is not None:
+            return steps_until(self.schedule, n, start, self.last_time)
+        return self._usual_timesteps(n, start)
+
+    def _usual_timesteps(self, n: int, start: float | None) -> list[Step]:
+        return steps_on_schedule(self.schedule, n, start)
+
+    def init(self, x: Samples) -> State:
+        """Return no memory."""
+        return {}
 
 
 def steps_until(schedule: Schedule, n: int, start: float | None, last: float) -> list[Step]:
@@ -96,8 +139,8 @@ def scales_noise(schedule: Schedule) -> bool:
 
 
 def scale_initial_noise(solver: Solver, noise: Samples, t: float) -> Samples:
-    """What painting from pure noise begins with at time `t`: the noise `(B, ...)`, or what a solver makes of it."""
-    if not getattr(solver, "scales_noise", False):
+    """Return what painting from pure noise begins with at time `t`: the noise `(B, ...)`, or what a solver makes of it."""
+    if not solver.scales_noise:
         return noise
     return noise * float(solver.schedule.sigma(torch.tensor([t], dtype=torch.float64)))
 

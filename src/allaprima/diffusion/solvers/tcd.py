@@ -8,16 +8,16 @@ import torch
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.predictions import eps_of
+from allaprima.diffusion.noising import ddim_step
 from allaprima.diffusion.schedules import DiscreteVP, Schedule, expand
 from allaprima.diffusion.solvers.consistency import Consistency, lcm_grid
-from allaprima.diffusion.solvers.solver import Phases, State, Step
+from allaprima.diffusion.solvers.solver import BaseSolver, Phases, State, Step
 
 ETA = 0.3
 """The paper's gamma, by the name and with the default that diffusers has."""
 
 
-class TCD:
+class TCD(BaseSolver):
     """`x_m = alpha_m x0 + sigma_m eps_hat` at `m = floor((1 - eta) s)`, then noise back up to s. Times are LCM's.
 
     `eta` 0 is DDIM, 1 multistep consistency sampling. As in diffusers' `TCDScheduler` the last move is to time 0, not to the
@@ -29,7 +29,8 @@ class TCD:
     def __init__(self, schedule: Schedule, eta: float = ETA) -> None:
         if not 0 <= eta <= 1:
             raise SettingError(f"eta={eta!r} is out of range: 0, nothing fresh, to 1, all of the noise. Try {ETA}.")
-        self.schedule, self.eta = schedule, eta
+        super().__init__(schedule)
+        self.eta = eta
         self._whole = isinstance(schedule, DiscreteVP)
         self._times = Consistency(schedule, lcm_grid if self._whole else None)
 
@@ -37,10 +38,6 @@ class TCD:
         """One evaluation a step; `s` of the last is 0."""
         steps = self._times.timesteps(n, start)
         return [*steps[:-1], Step(steps[-1].t, 0.0)]
-
-    def init(self, x: Samples) -> State:
-        """No memory."""
-        return {}
 
     def step(
         self, x_t: Samples, x0: Samples, t: Times, s: Times, state: State,
@@ -53,14 +50,14 @@ class TCD:
         m = (1 - self.eta) * s
         m = torch.floor(m) if self._whole else m
         alpha_m, alpha_s = k.alpha(m), k.alpha(s)
-        x_m = expand(alpha_m, x0) * x0 + expand(k.sigma(m), x0) * eps_of(x0, x_t, k.alpha(t), k.sigma(t))
+        x_m = ddim_step(x_t, x0, t, m, k)
         keep = torch.where(s > 0, alpha_s / alpha_m, torch.ones_like(s))
         fresh = (1 - keep.square()).clamp(min=0).sqrt()
         return expand(keep, x0) * x_m + expand(fresh, x0) * noise, state
 
 
 def eta_of(text: str) -> float:
-    """The number in `tcd:0.5`. Raises `SettingError` for anything else."""
+    """Return the number in `tcd:0.5`. Raises `SettingError` for anything else."""
     try:
         value = float(text)
     except ValueError:

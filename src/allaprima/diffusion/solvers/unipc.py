@@ -5,29 +5,23 @@ from __future__ import annotations
 import torch
 
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.schedules import NEARLY_ZERO, Schedule, expand
-from allaprima.diffusion.solvers.solver import Phases, State, Step, steps_linspace, steps_until
+from allaprima.diffusion.schedules import NEARLY_ZERO, expand
+from allaprima.diffusion.solvers.solver import BaseSolver, Phases, State, Step, steps_linspace
 
 
-class UniPC:
+class UniPC(BaseSolver):
     """Each evaluation first corrects the sample it was made at, then predicts the next one (algorithms 1 and 2).
 
     The first step and the last are of first order, as in diffusers with `lower_order_final`.
     """
 
-    needs_noise = False
+    order = 2
 
-    def __init__(self, schedule: Schedule, last_time: float | None = None) -> None:
-        self.schedule, self.last_time = schedule, last_time
-
-    def timesteps(self, n: int, start: float | None = None) -> list[Step]:
-        """One evaluation a step."""
-        if self.last_time is not None:
-            return steps_until(self.schedule, n, start, self.last_time)
+    def _usual_timesteps(self, n: int, start: float | None) -> list[Step]:
         return steps_linspace(self.schedule, n, start)
 
     def init(self, x: Samples) -> State:
-        """The last corrected sample, the two last x0 with their log-SNR, the last order and time."""
+        """Return the last corrected sample, the two last x0 with their log-SNR, the last order and time."""
         zeros = torch.zeros(len(x), dtype=torch.float64)
         names = ("lam_1", "lam_2", "t_1", "order")
         return {k: torch.zeros_like(x) for k in ("x_1", "m_1", "m_2")} | {k: zeros.clone() for k in names}
@@ -37,7 +31,7 @@ class UniPC:
         return self.schedule.alpha(t).clamp(min=NEARLY_ZERO**0.5).log() - self.schedule.sigma(t).log()
 
     def _correct(self, x_t: Samples, x0: Samples, t: Times, state: State) -> Samples:
-        """The sample at t again, now that x0 at t is known (equation 9)."""
+        """Return the sample at t again, now that x0 at t is known (equation 9)."""
         k = self.schedule
         first = state["order"] == 0
         lam = self._lam(t)

@@ -53,7 +53,9 @@ def generator_loss(fake: Float[Tensor, " b"]) -> Float[Tensor, ""]:
 
 
 def matched_weight(reference: Tensor, other: Tensor, x: Samples) -> Float[Tensor, ""]:
-    """The weight of loss `other` at which its gradient by the image has the norm of `reference`'s. No gradient through it.
+    """Return the weight of loss `other` at which its gradient by the image has the norm of `reference`'s.
+
+    No gradient through it.
 
     `reference` (the distribution matching loss) and `other` (the generator's adversarial loss) are scalars computed from
     `x: (B, ...)`, the generated images; norms are over the whole batch. On the image, not on the weights: a gradient by x
@@ -64,6 +66,6 @@ def matched_weight(reference: Tensor, other: Tensor, x: Samples) -> Float[Tensor
 
 
 def _norm(g: Tensor) -> Tensor:
-    """The 2-norm, scaled: where the head is very sure, gradients are so small that their squares would vanish."""
+    """Return the 2-norm, scaled: where the head is very sure, gradients are so small that their squares would vanish."""
     largest = g.abs().max()
     return largest * (g / torch.where(largest > 0, largest, 1.0)).norm()

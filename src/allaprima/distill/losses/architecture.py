@@ -39,10 +39,14 @@ def architecture_loss(
     """Each norm is a mean over elements and batch, as in the paper's training; no gradient reaches the teacher.
 
     Args:
-        student, teacher: what the networks predict at the same `x_t`, t and condition, `(B, ...)`.
+        student: what the student predicts, `(B, ...)`.
+        teacher: what the teacher predicts at the same `x_t`, t and condition, `(B, ...)`.
         target: what they were asked for (eps, or v), `(B, ...)`.
-        student_features, teacher_features: the outputs of each remaining stage by name. Names and shapes must agree, which
-            they do when blocks are removed and widths are kept.
+        student_features: the outputs of each remaining stage by name.
+        teacher_features: the teacher's. Names and shapes must agree, which they do when blocks are removed and widths are
+            kept.
+        lambda_out: weight of the distance of predictions.
+        lambda_feat: weight of the distance of features.
 
     Raises `SettingError` for features that don't pair up.
     """

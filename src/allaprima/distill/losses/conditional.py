@@ -23,8 +23,9 @@ from torch import Tensor
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
+from allaprima.diffusion.noising import add_noise, ddim_step
 from allaprima.diffusion.predictions import eps_of
-from allaprima.diffusion.schedules import Schedule, expand
+from allaprima.diffusion.schedules import Schedule
 
 Predict = Callable[[Samples, Times], Samples]
 """`(x_t: (B,C,H,W), t: (B,)) -> x0_hat`, with its condition inside."""
@@ -36,14 +37,13 @@ def next_point(
     teacher: Predict | None = None,
 ) -> Samples:  # fmt: skip
     """`x_s` by one of the three predictors. Raises `SettingError` for `teacher_ddim` without a teacher."""
-    alpha_s, sigma_s = expand(schedule.alpha(s), x_t), expand(schedule.sigma(s), x_t)
     if kind == "prev":
-        return alpha_s * x0_hat + sigma_s * eps
+        return add_noise(x0_hat, eps, s, schedule)
     if kind == "teacher_ddim":
         if teacher is None:
             raise SettingError("predictor='teacher_ddim' needs the teacher: give it, or choose prev or own_ddim.")
         x0_hat = teacher(x_t, t)
-    return alpha_s * x0_hat + sigma_s * eps_of(x0_hat, x_t, schedule.alpha(t), schedule.sigma(t))
+    return ddim_step(x_t, x0_hat, t, s, schedule)
 
 
 def conditional_loss(
@@ -61,14 +61,20 @@ def conditional_loss(
     """Equations 8 and 9 of the paper, mean over the batch.
 
     Args:
-        x0, eps: data and noise, `(B, C, H, W)`.
-        t, s: `(B,)`, s cleaner than t and not the clean end, where there is no noise to compare.
+        student: what is trained.
+        schedule: noise schedule.
+        x0: data, `(B, C, H, W)`.
+        eps: noise, `(B, C, H, W)`.
+        t: `(B,)`.
+        s: `(B,)`, cleaner than t and not the clean end, where there is no noise to compare.
+        kind: how the point at s is made.
+        teacher: for `teacher_ddim`, the frozen base.
         target: the student's slow copy; nothing is sent back through it, nor through the point it is asked at.
         x_weight: of the second term; 0 is for experiments alone.
     """
     if bool((schedule.sigma(s) <= 0).any()):
         raise SettingError("s is the clean end: there is no noise to compare there. Draw s from the grid's inner times.")
-    x_t = expand(schedule.alpha(t), x0) * x0 + expand(schedule.sigma(t), x0) * eps
+    x_t = add_noise(x0, eps, t, schedule)
     x0_hat = student(x_t, t)
     eps_hat = eps_of(x0_hat, x_t, schedule.alpha(t), schedule.sigma(t))
     with torch.no_grad():

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from allaprima.core.types import Samples, Times
+from allaprima.diffusion.noising import add_noise, ddim_step
 from allaprima.diffusion.schedules import Schedule, expand
 
 GuidedPrediction = Callable[[Samples, Times, Times], Samples]
@@ -38,13 +39,6 @@ def with_lcm_boundary(predict: GuidedPrediction) -> GuidedPrediction:
     return bounded
 
 
-def ddim_step(x_t: Samples, x0: Samples, t: Times, s: Times, schedule: Schedule) -> Samples:
-    """`x_s = alpha_s x0 + sigma_s (x_t - alpha_t x0) / sigma_t` (arXiv 2010.02502, eta 0). `t, s: (B,)`."""
-    alpha_t, sigma_t = expand(schedule.alpha(t), x_t), expand(schedule.sigma(t), x_t)
-    alpha_s, sigma_s = expand(schedule.alpha(s), x_t), expand(schedule.sigma(s), x_t)
-    return alpha_s * x0 + sigma_s * (x_t - alpha_t * x0) / sigma_t
-
-
 def consistency_loss(
     student: GuidedPrediction,
     target: GuidedPrediction,
@@ -62,8 +56,13 @@ def consistency_loss(
     """`|| f(x_t, t, w) - sg f_ema(x_s, s, w) ||^2`, mean over the batch, uniform in time.
 
     Args:
+        student: f.
+        target: f_ema.
+        teacher: the guided teacher, whose step leads from t to s.
+        schedule: noise schedule.
         grid: decreasing times, the paper's 981, 961, ..., 1; the time after the last is `end`.
-        x0, eps: data and noise, `(B, C, H, W)`.
+        x0: data, `(B, C, H, W)`.
+        eps: noise, `(B, C, H, W)`.
         index: `(B,)` positions of t in `grid`; s is the next one.
         w: `(B,)` guidance scales, the same for student, target and teacher.
         huber: c of the pseudo-Huber distance `sqrt(d^2 + c^2) - c` in place of the square (arXiv 2310.14189).
@@ -73,7 +72,7 @@ def consistency_loss(
     last = schedule.t_clean if end is None else end
     times = torch.tensor([*grid, last], dtype=torch.float64)
     t, s = times[index], times[index + 1]
-    x_t = expand(schedule.alpha(t), x0) * x0 + expand(schedule.sigma(t), x0) * eps
+    x_t = add_noise(x0, eps, t, schedule)
     with torch.no_grad():
         x_s = ddim_step(x_t, teacher(x_t, t, w), t, s, schedule)
         # At the end f is the identity, so nothing is asked of the network there.

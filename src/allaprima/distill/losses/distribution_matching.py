@@ -46,9 +46,11 @@ def matching_gradient(
     """`g: (B, ...)`, without gradient through either score; 0 where the generator's samples are the teacher's.
 
     Args:
-        x, eps: generated samples and fresh noise, `(B, ...)`.
+        x: generated samples, `(B, ...)`.
+        eps: fresh noise, `(B, ...)`.
         fake: the fake score, a denoiser of the generator's samples, *without* guidance.
         real: the teacher *with* guidance. Swapped, the generator would flee what guidance asks for.
+        schedule: noise schedule.
         t: `(B,)`, see `draw_matching_times`.
         floor: smallest normaliser, in units of x. A sample on which the teacher agrees to the bit would divide by 0.
 

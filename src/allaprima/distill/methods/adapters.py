@@ -29,7 +29,7 @@ FIT_RATE = 5e-3
 
 
 def fresh_net(setup: TrainingSetup, name: str, full: bool = False, fit_steps: int = 0) -> nn.Module:
-    """A ControlNet from the teacher's UNet, trainable, whose zero convolutions change nothing yet; or the recipe's `start`.
+    """Return a ControlNet from the teacher's UNet, whose zero convolutions change nothing; or the recipe's `start`.
 
     `full`: a `ConditionalUNet` instead, whose mu changes nothing yet. `fit_steps`: of `fit_embedding`.
     Raises `SettingError` for an unknown map, a family without ControlNets, or a start of another kind or that reads another
@@ -121,7 +121,7 @@ def _given(data: TrainingData) -> Tensor:
 
 
 def shown(data: TrainingData, name: str, i: int, g: torch.Generator) -> Tensor:
-    """What a network that learns the map of that name is shown for row `i`: `(C, H, W)` in [0, 1].
+    """Return what a network that learns the map of that name is shown for row `i`: `(C, H, W)` in [0, 1].
 
     Raises `TrainingError` for data without what it takes.
     """

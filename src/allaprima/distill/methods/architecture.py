@@ -54,7 +54,7 @@ class Projected(nn.Module):
             self.projections[name.replace(".", "-")] = projection
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's own output."""
+        """Return the network's own output."""
         return self.network(*args, **kwargs)
 
     def projected(self, name: str, state: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def use(options: ArchitectureOptions, card: Card) -> SamplingDefaults:
 
 
 def terms(setup: TrainingSetup, options: ArchitectureOptions, model: nn.Module, g: torch.Generator) -> ArchitectureLoss:
-    """The loss of one step and its terms. `model`: the student's network, or that with projections."""
+    """Return the loss of one step and its terms. `model`: the student's network, or that with projections."""
     batch = setup.recipe.loop.train_batch_size
     x0, cond = setup.draw(batch, g)
     cond = cond.replaced(torch.rand(batch, generator=g) < options.drop, setup.null)
@@ -109,7 +109,7 @@ def terms(setup: TrainingSetup, options: ArchitectureOptions, model: nn.Module, 
 
 
 def matching_blocks(student: Any, teacher: Any) -> dict[str, str]:
-    """The student's blocks -> the teacher's: what `architecture.matching_blocks` says, read off the networks themselves.
+    """Return the student's blocks -> the teacher's: as `architecture.matching_blocks`, but read off the networks.
 
     A student's stages are the teacher's first ones, those of the highest resolution. So it may come from a folder, too.
     Raises `SettingError` for networks without such blocks, or a student with more than the teacher has.
@@ -129,7 +129,7 @@ def matching_blocks(student: Any, teacher: Any) -> dict[str, str]:
 
 
 def projections(student: Any, teacher: Any) -> dict[str, tuple[int, int]]:
-    """The student's blocks whose states have other channels than the teacher's: theirs and the teacher's."""
+    """Return the student's blocks whose states have other channels than the teacher's: theirs and the teacher's."""
     found: dict[str, tuple[int, int]] = {}
     for name, origin in matching_blocks(student, teacher).items():
         mine, theirs = _channels(student, name), _channels(teacher, origin)

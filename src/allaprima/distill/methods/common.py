@@ -78,7 +78,7 @@ class TrainingSetup:
         return isinstance(self.schedule, DiscreteVP)
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint belongs to: everything but the loop's settings, which the loop adds."""
+        """Return what a checkpoint belongs to: everything but the loop's settings, which the loop adds."""
         return {
             "method": self.recipe.method,
             "options": self.recipe.options,
@@ -89,11 +89,12 @@ class TrainingSetup:
         }
 
     def denoiser(self, network: nn.Module) -> NetworkDenoiser:
-        """A network of the teacher's family and prediction type as a denoiser."""
+        """Return a network of the teacher's family and prediction type as a denoiser."""
         return NetworkDenoiser(partial(self.teacher.output, network), self.schedule, self.teacher.prediction)
 
     def guided(self, network: nn.Module, cond: Condition) -> GuidedPrediction:
-        """The guided clean prediction for prompts `cond`: one doubled forward pass, a plain one if guidance is embedded."""
+        """Return the guided clean prediction for prompts `cond`: one doubled forward pass, a plain one if guidance is
+        embedded."""
         denoise = guidance_of(self.teacher, partial(self.teacher.output, network), network)
 
         def predict(x_t: Samples, t: Times, w: Times) -> Samples:
@@ -116,7 +117,7 @@ class TrainingSetup:
         return torch.randn(like.shape, generator=generator).to(like.device)
 
     def student(self, prepare: Callable[[Any], Any] | None = None) -> nn.Module:
-        """What a student starts from, trainable: the network of `start` or the teacher's, cut or with adapters on it.
+        """Return what a student starts from, trainable: the network of `start` or the teacher's, cut or with adapters on it.
 
         `prepare` makes another network of it before.
         """
@@ -136,7 +137,7 @@ class TrainingSetup:
 
 
 def load_start(start: str, teacher: Family) -> nn.Module:
-    """A network's folder, or a model's folder that holds `unet/` or `transformer/`."""
+    """Return a network's folder, or a model's folder that holds `unet/` or `transformer/`."""
     from allaprima.models.components.loading import load_component
 
     return load_component(folder_of(start, teacher.component))
@@ -151,7 +152,7 @@ def trainable(network: Any, loop: LoopSettings) -> nn.Module:
 
 
 def loop_config(loop: LoopSettings, **emas: float) -> LoopConfig:
-    """The loop's settings with EMA copies by name; `use` is always there."""
+    """Return the loop's settings with EMA copies by name; `use` is always there."""
     return LoopConfig(
         max_train_steps=loop.max_train_steps,
         train_batch_size=loop.train_batch_size,

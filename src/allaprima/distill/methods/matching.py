@@ -112,7 +112,7 @@ def use(options: MatchingOptions, card: Card) -> SamplingDefaults:
 
 
 def _head(channels: int, hidden: int, generator: torch.Generator) -> nn.Module:
-    """A fresh head that follows from the seed, so that a training is the same each time."""
+    """Return a fresh head that follows from the seed, so that a training is the same each time."""
     groups = next(g for g in (32, 16, 8, 4, 2, 1) if hidden % g == 0)
     head = DiscriminatorHead(channels, hidden, groups)
     with torch.no_grad():
@@ -134,7 +134,7 @@ def _real(setup: TrainingSetup, n: int, g: torch.Generator) -> tuple[Samples, Co
 
 
 def _features(setup: TrainingSetup, network: nn.Module, x_t: Samples, t: Times, cond: Condition) -> Tensor:
-    """The whole network runs for its middle: the taps need no knowledge of what comes before it."""
+    """Return the whole network runs for its middle: the taps need no knowledge of what comes before it."""
     middle = setup.teacher.bottleneck(network)
     with FeatureHooks(network, [middle.name], middle.entry) as taps:
         setup.denoiser(network)(x_t, t, cond)
@@ -142,7 +142,7 @@ def _features(setup: TrainingSetup, network: nn.Module, x_t: Samples, t: Times, 
 
 
 def _guided(setup: TrainingSetup, scale: float, interval: GuidanceInterval | None) -> Denoiser:
-    """The teacher with guidance, for conditions that hold prompts alone."""
+    """Return the teacher with guidance, for conditions that hold prompts alone."""
     denoise = ClassifierFreeGuidance(setup.denoiser(setup.teacher.network))
 
     class Guided:

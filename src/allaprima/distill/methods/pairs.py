@@ -25,7 +25,7 @@ SOLVER = "dpm_solver"
 def solve(
     setup: TrainingSetup, noise: Samples, cond: Condition, steps: int, scale: float, interval: GuidanceInterval | None = None
 ) -> Samples:
-    """The teacher's ends `(B, C, H, W)` of noise for prompts `cond`: DPM-Solver++(2M), guided."""
+    """Return the teacher's ends `(B, C, H, W)` of noise for prompts `cond`: DPM-Solver++(2M), guided."""
     denoise = ClassifierFreeGuidance(setup.denoiser(setup.teacher.network))
     solver = make_solver(SOLVER, setup.schedule)
     noise = noise.to(setup.devices.device)

@@ -58,7 +58,7 @@ def use(options: ScoreMatchingOptions, card: Card) -> SamplingDefaults:
 
 
 def prediction(setup: TrainingSetup, network: nn.Module, cond: Condition) -> Prediction:
-    """The unguided clean prediction for prompts `cond`."""
+    """Return the unguided clean prediction for prompts `cond`."""
     denoise = setup.denoiser(network)
 
     def predict(x_t: Samples, t: Times) -> Samples:

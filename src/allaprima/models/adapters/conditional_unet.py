@@ -37,7 +37,7 @@ class ConditionalUNet(nn.Module):
 
     @classmethod
     def from_unet(cls, unet: Any, conditioning_channels: int, embedding: tuple[int, ...]) -> Self:
-        """A copy of `unet`, and one of its encoder; `embedding`: channels of the way from pixels to latents.
+        """Return a copy of `unet`, and one of its encoder; `embedding`: channels of the way from pixels to latents.
 
         Fresh convolutions are drawn from PyTorch's global generator.
         """

@@ -46,7 +46,7 @@ class ControlNet:
 
     @classmethod
     def load(cls, folder: Path) -> ControlNet:
-        """Raises `ModelError` for a folder that holds no ControlNet."""
+        """Load a net. Raises `ModelError` for a folder that holds no ControlNet."""
         if is_conditional_unet(folder):
             whole: Any = ConditionalUNet.from_pretrained(folder)
             return cls(whole.to(memory_format=torch.channels_last), fingerprint_of(folder))
@@ -123,7 +123,7 @@ def _read(cond: Condition) -> dict[str, Tensor]:
 def residuals(
     nets: Sequence[ControlNet], x_t: Tensor, t: Tensor, cond: Condition, added: Mapping[str, Tensor] | None = None
 ) -> dict[str, Any]:
-    """What the ControlNets add to each of a UNet's down blocks, and to its middle: the sum over nets, each by its scale.
+    """Return what ControlNets add to each of a UNet's down blocks and its middle: the sum over nets, each by its scale.
 
     By the names that diffusers' UNet takes it under.
     """
@@ -141,7 +141,7 @@ def residuals(
 
 
 def controlled(model: Any, nets: Sequence[ControlNet]) -> Any:
-    """A model (or several students of one) with ControlNets on its network; the same kind of painter.
+    """Return a model (or several students of one) with ControlNets on its network; the same kind of painter.
 
     Raises `ModelError` for a family without ControlNets, and for nets that don't fit the network.
     """

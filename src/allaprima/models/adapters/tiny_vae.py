@@ -32,16 +32,16 @@ class TinyVAE:
         return self.full.config
 
     def decode(self, latents: Tensor, **told: Any) -> Any:
-        """The full one's."""
+        """Return the full one's."""
         return self.full.decode(latents, **told)
 
     def encode(self, images: Tensor) -> Any:
-        """The full one's."""
+        """Return the full one's."""
         return self.full.encode(images)
 
 
 def with_tiny_vae(card: Card, student: Family | MultiStudent) -> Family | MultiStudent:
-    """The student with the card's `draft_vae`, or as it is. Raises `ModelError` for one that reads other latents."""
+    """Return the student with the card's `draft_vae`, or as it is. Raises `ModelError` for one that reads other latents."""
     if card.draft_vae is None:
         return student
     folder = card.path(card.draft_vae)

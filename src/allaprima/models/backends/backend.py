@@ -52,7 +52,7 @@ DTYPES: Mapping[str, tuple[str, ...]] = {"openvino": ("float32", "bfloat16"), "o
 
 
 def make_backend(name: str, dtype: str = "float32") -> Backend:
-    """A backend by name.
+    """Return a backend by name.
 
     Raises `SettingError` for an unknown one, where its extra isn't installed, and for a dtype that it can't compute in.
     """

@@ -21,7 +21,7 @@ Plan = Any
 
 
 def flattened(value: Any, tensors: list[Tensor], drop: bool = False) -> Plan:
-    """The plan of a value; its tensors are appended to `tensors`. Raises `ModelError` for what no plan can hold.
+    """Return the plan of a value; its tensors are appended to `tensors`. Raises `ModelError` for what no plan can hold.
 
     `drop`: such things become None instead (a language model's cache, which nobody here reads).
     """
@@ -79,7 +79,7 @@ class Call:
 
     @classmethod
     def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
-        """Raises `ModelError` for arguments that can't be compiled."""
+        """Flatten the arguments. Raises `ModelError` for arguments that can't be compiled."""
         tensors: list[Tensor] = []
         structure = {"args": flattened(tuple(args), tensors), "kwargs": flattened(dict(kwargs), tensors)}
         return cls(structure, tuple(tensors))
@@ -90,7 +90,7 @@ class Call:
         return [self.structure, [[list(x.shape), str(x.dtype)] for x in self.tensors]]
 
     def made(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> Any:
-        """The same call with other tensors."""
+        """Return the same call with other tensors."""
         return function(*rebuilt(self.structure["args"], tensors, dict), **rebuilt(self.structure["kwargs"], tensors, dict))
 
 
@@ -104,7 +104,7 @@ class Flat(nn.Module):
         self._function, self._call = function, call
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """What the network says, as tensors in the order of `planned`."""
+        """Return what the network says, as tensors in the order of `planned`."""
         found: list[Tensor] = []
         flattened(self._call.made(self._function, tensors), found)
         return tuple(found)
@@ -119,7 +119,7 @@ def other_inputs(call: Call) -> tuple[Tensor, ...]:
 def check_faithful(
     flat: nn.Module, run: Callable[[Sequence[Tensor]], list[Tensor]], call: Call, what: str, tolerance: float = 1e-3
 ) -> float:
-    """The largest difference between a compiled graph and the network, relative to the largest output.
+    """Return the largest difference between a compiled graph and the network, relative to the largest output.
 
     Raises `ModelError` above `tolerance`: the graph is another function.
     """

@@ -37,7 +37,7 @@ class OnnxRuntime:
 
     @torch.no_grad()
     def convert(self, module: nn.Module, inputs: Sequence[Tensor], folder: Path) -> None:
-        """Fixed shapes; inputs are named by their place."""
+        """Compile for fixed shapes; inputs are named by their place."""
         example = tuple(x.detach().clone().contiguous() for x in inputs)
         with _quiet():
             torch.onnx.export(
@@ -65,7 +65,7 @@ class OnnxRuntime:
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """The exporter prints its progress and logs what it can't know is harmless."""
+    """Return the exporter prints its progress and logs what it can't know is harmless."""
     loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [x.level for x in loggers]
     try:

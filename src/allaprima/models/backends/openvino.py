@@ -46,7 +46,7 @@ class OpenVino:
 
     @torch.no_grad()
     def convert(self, module: nn.Module, inputs: Sequence[Tensor], folder: Path) -> None:
-        """Fixed shapes: they let it choose its kernels once. The graph is of one part of the rows."""
+        """Compile for fixed shapes: they let it choose its kernels once. The graph is of one part of the rows."""
         parts = parts_of(inputs, torch.get_num_threads())
         model = self._converted(module, [x[: len(x) // parts] for x in inputs] if parts > 1 else inputs)
         if any(list(x.shape)[:1] != [len(inputs[0]) // parts] for x in model.outputs) and parts > 1:

@@ -58,7 +58,7 @@ class Compiled(StandIn):
         return len(self._graphs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the network would say."""
+        """Return what the network would say."""
         call = Call.of(args, kwargs)
         if not self._whole_rows:
             return self._said(call)
@@ -107,5 +107,5 @@ class CompiledAutoencoder:
         return self.decoder(latents, **told)
 
     def encode(self, images: Tensor) -> Any:
-        """The autoencoder's own."""
+        """Return the autoencoder's own."""
         return self._vae.encode(images)

@@ -54,7 +54,7 @@ class GraphStore:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
     def graph(self, name: str, fingerprint: str, call: Call, network: Callable[[], tuple[Any, Callable[..., Any]]]) -> Graph:
-        """The graph of `name`; `network()` gives the module and the method, and is asked for only where there is none yet.
+        """Return the graph of `name`; `network()` gives module and method, and is called only where there is none yet.
 
         Raises `SettingError` where the folder can't be written, `ModelError` where a graph isn't the network.
         """

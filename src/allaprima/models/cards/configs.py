@@ -23,7 +23,7 @@ def _folder() -> Path:
 
 @cache
 def bundled_config(name: str) -> Mapping[str, Any]:
-    """A config by its file's name, `sdxl-unet` for example; `like` takes what isn't said from another."""
+    """Return a config by its file's name, `sdxl-unet` for example; `like` takes what isn't said from another."""
     raw = json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8"))
     base = dict(bundled_config(raw["like"])) if "like" in raw else {}
     return {**base, **{k: v for k, v in raw.items() if k not in ("like", "verified")}}
@@ -44,7 +44,7 @@ def counts() -> Mapping[str, tuple[int, int]]:
 
 
 def published(card: Card, source: str, component: str = "") -> Mapping[str, Any] | None:
-    """The bundled config of a component of a hub id, as `config_of`, whether it is here or not."""
+    """Return the bundled config of a component of a hub id, as `config_of`, whether it is here or not."""
     return _bundled(card.hub(source), component)
 
 

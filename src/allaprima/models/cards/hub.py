@@ -62,7 +62,7 @@ def cache_of(source: HubSource) -> Path:
 
 
 def patterns_of(source: HubSource, components: Sequence[str] | None) -> list[str]:
-    """What of a repository is fetched; `components` None is everything at `inside`."""
+    """Return what of a repository is fetched; `components` None is everything at `inside`."""
     if source.is_file:
         return [str(source.inside)]
     below = f"{source.inside}/" if source.inside else ""
@@ -72,7 +72,7 @@ def patterns_of(source: HubSource, components: Sequence[str] | None) -> list[str
 
 
 def command(source: HubSource, components: Sequence[str] | None = None) -> str:
-    """The shell command that fetches it, the same files as `fetched`."""
+    """Return the shell command that fetches it, the same files as `fetched`."""
     words = ["hf", "download", source.id, *(["--revision", source.revision] if source.revision else [])]
     if source.is_file:
         return shlex.join([*words, str(source.inside)])
@@ -84,7 +84,7 @@ def command(source: HubSource, components: Sequence[str] | None = None) -> str:
 
 
 def here(source: HubSource) -> Path | None:
-    """The source in the cache, complete or not; None where nothing of it is there. Never asks the network."""
+    """Return the source in the cache, complete or not; None where nothing of it is there. Never asks the network."""
     repository = cache_of(source)
     name = source.revision or "main"
     ref = repository / "refs" / name
@@ -136,13 +136,16 @@ def _lacks(folder: Path) -> list[str]:
 
 
 def complete(source: HubSource, components: Sequence[str] | None = None) -> Path | None:
-    """The source in the cache with all that is needed of it; None where something isn't there. Never asks the network."""
+    """Return the source in the cache with all that is needed of it; None where something isn't there.
+
+    Never asks the network.
+    """
     found = here(source)
     return None if found is None or lacking(found, components) else found
 
 
 def fetched(source: HubSource, components: Sequence[str] | None = None) -> Path:
-    """The folder or file of a source, from the cache, or fetched into it.
+    """Return the folder or file of a source, from the cache, or fetched into it.
 
     `components`: folders that are needed (`unet`, `vae`, ...); None is all there is. Raises `ModelError` within 5 s where it
     isn't here and can't be had, with the command that fetches it; `UnsafeWeightsError` for a repository of pickles.
@@ -165,7 +168,10 @@ def fetched(source: HubSource, components: Sequence[str] | None = None) -> Path:
 
 
 def fetched_configs(source: HubSource) -> Path:
-    """The folder of a source with its configs and its page at least; weights only if they are here. Raises as `fetched`."""
+    """Return the folder of a source with its configs and its page at least; weights only if they are here.
+
+    Raises as `fetched`.
+    """
     found = here(source)
     if found is not None:
         return found
@@ -191,7 +197,7 @@ def _absent(source: HubSource, components: Sequence[str] | None, missing: Sequen
 
 
 def _asked(source: HubSource, components: Sequence[str] | None, missing: Sequence[str]) -> Any:
-    """What the hub says of a repository."""
+    """Return what the hub says of a repository."""
     from huggingface_hub import HfApi
 
     try:
@@ -216,7 +222,7 @@ def _download(
 
 
 def _refused(source: HubSource, components: Sequence[str] | None, missing: Sequence[str], error: Exception) -> ModelError:
-    """The hub's errors in our words."""
+    """Return the hub's errors in our words."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -249,7 +255,8 @@ def _refuse_pickles(source: HubSource, components: Sequence[str] | None, files: 
 
 
 def within(seconds: float, call: Callable[[], Any]) -> Any:
-    """What `call` returns or raises; `TimeoutError` after so many seconds, whatever it waits for (a name server, too)."""
+    """Return what `call` returns or raises; `TimeoutError` after so many seconds, whatever it waits for (a name server,
+    too)."""
     found: list[Any] = []
     failed: list[BaseException] = []
 

@@ -50,6 +50,6 @@ GATED = frozenset({"stabilityai-ai-community", "flux-1-dev-non-commercial-licens
 
 
 def licence(name: str) -> Licence:
-    """A card's licence; one that isn't known says so in its summary. Ids are compared without case."""
+    """Return a card's licence; one that isn't known says so in its summary. Ids are compared without case."""
     found = next((v for k, v in LICENCES.items() if k.lower() == name.strip().lower()), None)
     return found or Licence(name, "not among the licences known here: read it", commercial=None)

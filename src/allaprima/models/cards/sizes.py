@@ -68,7 +68,7 @@ class Estimate:
 
 
 def parts_of(card: Card) -> list[Part]:
-    """The networks that a card loads, shared ones once. Raises `ModelError` for a family that isn't known."""
+    """Return the networks that a card loads, shared ones once. Raises `ModelError` for a family that isn't known."""
     if card.family not in PARTS:
         raise ModelError(f"card {card.name!r} is of the family {card.family!r}: sizes of {', '.join(PARTS)} are known.")
     family, student = PARTS[card.family], card.student
@@ -107,12 +107,12 @@ def counted(config: str) -> tuple[int, int]:
 
 
 def digest(config: str) -> str:
-    """What a config is known by in `sizes.json`."""
+    """Return what a config is known by in `sizes.json`."""
     return hashlib.sha256(config.encode()).hexdigest()[:16]
 
 
 def as_text(config: Mapping[str, Any]) -> str:
-    """A config as JSON, always the same."""
+    """Return a config as JSON, always the same."""
     return json.dumps(dict(config), sort_keys=True)
 
 

@@ -39,7 +39,7 @@ class CardSource:
 
 
 def sources_of(card: Card) -> list[CardSource]:
-    """The teacher first, then the student's own, then the oracle."""
+    """Return the teacher first, then the student's own, then the oracle."""
     family, student = PARTS.get(card.family), card.student
     of_teacher = None if family is None else family.needed()
     of_student = None if family is None else family.needed(student.share)

@@ -40,7 +40,7 @@ class AttentionRecorder:
 
 
 def cross_attentions(network: Any) -> dict[str, Any]:
-    """The network's attention layers that read a prompt beside the picture, by name; empty for joint attention.
+    """Return the network's attention layers that read a prompt beside the picture, by name; empty for joint attention.
 
     Known by what diffusers' `Attention` has; layers that add projections of the prompt to the picture's (SD3, FLUX) attend
     to both at once and are none of these.

@@ -70,7 +70,7 @@ def content_fingerprint(part: Any) -> str:
 
 
 def scheduler_fingerprint(folder: Path) -> str:
-    """What `content_fingerprint` says of the scheduler that a folder holds."""
+    """Return what `content_fingerprint` says of the scheduler that a folder holds."""
     config = read_json(folder / "scheduler_config.json")
     return _of_config(str(config.get("_class_name")), config)
 

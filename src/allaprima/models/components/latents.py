@@ -43,7 +43,7 @@ def downsampling(config: Any) -> int:
 
 @torch.inference_mode()
 def decoded(vae: Any, latents: Tensor) -> Tensor:
-    """A network's latents `(B, C, h, w)` -> pictures `(B, 3, H, W)` in [0, 1]."""
+    """Return a network's latents `(B, C, h, w)` -> pictures `(B, 3, H, W)` in [0, 1]."""
     return (vae.decode(to_autoencoder(vae.config, latents)).sample / 2 + 0.5).clamp(0, 1)
 
 
@@ -57,5 +57,5 @@ def encoded(vae: Any, images: Tensor) -> Tensor:
 
 
 def mean_of(found: Any) -> Tensor:
-    """The latents of what an autoencoder's `encode` says: the mean, where it says a distribution."""
+    """Return the latents of what an autoencoder's `encode` says: the mean, where it says a distribution."""
     return found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent

@@ -52,7 +52,7 @@ def class_of(config: Mapping[str, Any], where: Path | str) -> str:
 
 
 def load_component(folder: Path) -> Any:
-    """A network from its folder, float32, frozen, in evaluation mode."""
+    """Return a network from its folder, float32, frozen, in evaluation mode."""
     name = class_of(read_json(folder / "config.json"), folder / "config.json")
     weight_files(folder)
     _quiet()
@@ -65,7 +65,7 @@ def load_component(folder: Path) -> Any:
 
 
 def load_weights(folder: Path, file: Path) -> Any:
-    """A network of diffusers' with the config of `folder` and the weights of a .safetensors file that has no config.
+    """Return a network of diffusers' with the config of `folder` and the weights of a .safetensors file that has no config.
 
     Raises `ModelError` for weights of another architecture, or under other names than diffusers'.
     """
@@ -114,7 +114,7 @@ def _quiet() -> None:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """A tokenizer from its folder, safe to call from several threads."""
+    """Return a tokenizer from its folder, safe to call from several threads."""
     from transformers import AutoTokenizer
 
     if not folder.is_dir():

@@ -19,7 +19,7 @@ def count(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def meta(config: Mapping[str, Any]) -> Any:
-    """A component without weights, on torch's meta device. Raises `ModelError` for a config that makes no network."""
+    """Return a component without weights, on torch's meta device. Raises `ModelError` for a config that makes no network."""
     name = class_of(config, "a config")
     cls = getattr(importlib.import_module(CLASSES[name]), name)
     try:

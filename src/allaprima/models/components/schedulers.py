@@ -32,7 +32,7 @@ SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use
 
 
 def solver_of(scheduler: Any, schedule: Schedule, steps: int, usual: str, eta: float = ETA) -> str:
-    """The solver that paints as a scheduler does, by name with its spacing; `usual` where the class isn't known.
+    """Return the solver that paints as a scheduler does, by name with its spacing; `usual` where the class isn't known.
 
     `steps`: how many there will be; only times that have no name, LCM's of another `original_inference_steps`, depend on it,
     and are said one by one. `eta`: what the pipeline's call gives a TCDScheduler.
@@ -62,7 +62,7 @@ def solver_of(scheduler: Any, schedule: Schedule, steps: int, usual: str, eta: f
 
 
 def _times(scheduler: Any, steps: int) -> str:
-    """A scheduler's own times, with commas between; its copy is asked, for asking sets them."""
+    """Return a scheduler's own times, with commas between; its copy is asked, for asking sets them."""
     asked = copy.deepcopy(scheduler)
     try:
         asked.set_timesteps(steps)

@@ -13,7 +13,10 @@ from typing import Any
 
 
 def one_at_a_time(tokenizer: Any) -> Any:
-    """The same tokenizer, safe to call from several threads. It stays an instance of its class; again changes nothing."""
+    """Return the same tokenizer, safe to call from several threads.
+
+    It stays an instance of its class; again changes nothing.
+    """
     if not getattr(type(tokenizer), "calls_wait", False):
         tokenizer.__class__ = _waiting(type(tokenizer))
     return tokenizer
@@ -21,7 +24,7 @@ def one_at_a_time(tokenizer: Any) -> Any:
 
 @functools.cache
 def _waiting(kind: type) -> type:
-    """A class of the same name, for that is what tokenizers write into their folders; its instances share a lock."""
+    """Return a class of the same name, for that is what tokenizers write into their folders; its instances share a lock."""
     lock = threading.RLock()
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:

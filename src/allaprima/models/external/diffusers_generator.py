@@ -183,7 +183,7 @@ class DiffusersGenerator:
 
 
 def more_of(request: GeneratorRequest) -> list[str]:
-    """What an ask says beside what every pipeline is told, by diffusers' names: only what isn't as usual."""
+    """Return what an ask says beside what every pipeline is told, by diffusers' names: only what isn't as usual."""
     return [*extra_prompts(request), *(name for name in ("clip_skip", "guidance_rescale") if getattr(request, name))]
 
 

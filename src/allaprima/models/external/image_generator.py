@@ -80,7 +80,7 @@ class ImageGenerator(Protocol):
 
 
 def steps_for_strength(steps: int, strength: float) -> int:
-    """Steps of a whole schedule whose last `strength` are `steps` of them, by diffusers' rule `int(n * strength)`."""
+    """Return steps of a whole schedule whose last `strength` are `steps` of them, by diffusers' rule `int(n * strength)`."""
     n = max(1, int(steps / strength))
     while int(n * strength) < steps:
         n += 1

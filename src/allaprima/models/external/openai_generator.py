@@ -1,9 +1,8 @@
 """A painter behind OpenAI's images endpoints: `/images/generations`, and `/images/edits` to paint over a picture.
 
-Seed, steps, guidance scale and negative prompt go by the names that vLLM-Omni gives them. Python's own HTTP client does: a
-picture takes seconds, so that kept connections gain nothing, and a deadline over the whole answer needs a loop of one's own
-anyway. Nothing is fetched from addresses that an answer names, no redirect is followed (it would carry the key along), and
-no answer is read or decoded beyond what the picture asked for can need.
+Seed, steps, guidance scale and negative prompt go by the names that vLLM-Omni gives them. Nothing is fetched from addresses
+that an answer names, no redirect is followed (it would carry the key along), and no answer is read or decoded beyond what
+the picture asked for can need.
 
 What may pass is tried again: 429 and 503 (after what `Retry-After` says), 408, other 5xx, no connection, no answer in time;
 in between, a random share of 0.5, 1, 2, ... seconds up to 30. Any other refusal is final.
@@ -15,19 +14,15 @@ import base64
 import binascii
 import email.utils
 import hashlib
-import http.client
 import io
 import json
 import os
 import random
-import secrets
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from PIL import Image, UnidentifiedImageError
@@ -40,6 +35,9 @@ from allaprima.data.images import as_tensor, png_bytes, to_pil
 from allaprima.models.cards.card import RemoteSource
 from allaprima.models.external.image_generator import GeneratedImage, GeneratorRequest, steps_for_strength
 
+if TYPE_CHECKING:
+    import httpx2
+
 AGAIN = {408, 429, 500, 502, 503, 504}
 """Statuses that may pass."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
@@ -48,19 +46,13 @@ BYTES_PER_PIXEL = 8
 """Of an answer: four of an incompressible RGBA picture, base64 of it, and something over."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Refused(Exception):
     """An answer that is no picture; `again`: it may pass, after `wait` seconds if the server says."""
 
     message: str
     again: bool
     wait: float | None = None
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        """A redirect is an answer like any other, and no picture."""
-        return
 
 
 class OpenAIGenerator:
@@ -80,7 +72,6 @@ class OpenAIGenerator:
             raise ModelError(f"remote.url={source.url!r}: an address is due, such as http://127.0.0.1:8000/v1.")
         if source.key_env is not None and not os.environ.get(source.key_env):
             raise ModelError(f"the environment has no {source.key_env}, which remote.key_env names: export the key there.")
-        self._opener = urllib.request.build_opener(_NoRedirect())
 
     @property
     def fingerprint(self) -> str:
@@ -93,7 +84,7 @@ class OpenAIGenerator:
         return self.source.edits
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """A server shows no hidden states: raises `ModelError`."""
+        """Return a server shows no hidden states: raises `ModelError`."""
         raise ModelError(
             f"{self.source.model!r} is remote and shows no hidden states of prompts: give an oracle that reads them itself,"
             " or oracle.encoder, a card whose text encoder does."
@@ -115,19 +106,24 @@ class OpenAIGenerator:
 
     def paint(self, requests: Sequence[GeneratorRequest], batch: int) -> list[GeneratedImage | Exception]:
         """One answer an ask, in order; an exception where it failed."""
-        with ThreadPoolExecutor(min(self.source.concurrency, len(requests))) as pool:
-            return list(pool.map(self._one, requests))
+        import httpx2
 
-    def _one(self, request: GeneratorRequest) -> GeneratedImage | Exception:
+        with (
+            httpx2.Client(timeout=self.source.timeout, follow_redirects=False) as client,
+            ThreadPoolExecutor(min(self.source.concurrency, len(requests))) as pool,
+        ):
+            return list(pool.map(lambda request: self._one(client, request), requests))
+
+    def _one(self, client: httpx2.Client, request: GeneratorRequest) -> GeneratedImage | Exception:
         try:
-            return self._insisted(request)
+            return self._insisted(client, request)
         except Exception as e:
             return e
 
-    def _insisted(self, request: GeneratorRequest) -> GeneratedImage:
+    def _insisted(self, client: httpx2.Client, request: GeneratorRequest) -> GeneratedImage:
         for k in range(self.source.retries + 1):
             try:
-                return GeneratedImage(self._once(request), request.steps, request.steps)
+                return GeneratedImage(self._once(client, request), request.steps, request.steps)
             except _Refused as e:
                 tries = "" if k == 0 else f" (after {k + 1} tries)"
                 too_long = e.wait is not None and e.wait > self.source.timeout
@@ -138,20 +134,23 @@ class OpenAIGenerator:
                 self._sleep((e.wait or 0.0) + random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**k)))
         raise AssertionError("the last try raises")
 
-    def _once(self, request: GeneratorRequest) -> Tensor:
+    def _once(self, client: httpx2.Client, request: GeneratorRequest) -> Tensor:
+        import httpx2
+
         deadline = time.monotonic() + self.source.timeout
-        http_request = self._request(request)
         try:
-            with self._opener.open(http_request, timeout=self.source.timeout) as answer:
+            with client.stream("POST", **self._call(request)) as answer:
+                if not answer.is_success:
+                    raise _refusal(answer)
                 body = _read(answer, deadline, request.height * request.width * BYTES_PER_PIXEL + 2**20)
-        except urllib.error.HTTPError as e:
-            with e:
-                raise _refusal(e) from None
-        except (TimeoutError, urllib.error.URLError, http.client.HTTPException, OSError) as e:
-            raise _Refused(f"no answer: {getattr(e, 'reason', None) or e or type(e).__name__}", True) from None
+        except httpx2.TimeoutException:
+            raise _Refused("no answer: timed out", True) from None
+        except httpx2.HTTPError as e:
+            raise _Refused(f"no answer: {e or type(e).__name__}", True) from None
         return _picture(body, request)
 
-    def _request(self, request: GeneratorRequest) -> urllib.request.Request:
+    def _call(self, request: GeneratorRequest) -> dict[str, Any]:
+        """Return the arguments of `httpx2.Client.stream`: address, headers and body."""
         said: dict[str, Any] = {
             "model": self.source.model, "prompt": request.prompt, "n": 1, "size": f"{request.width}x{request.height}",
             "response_format": "b64_json", "seed": request.seed, "num_inference_steps": request.steps,
@@ -160,27 +159,24 @@ class OpenAIGenerator:
         if request.negative_prompt:
             said["negative_prompt"] = request.negative_prompt
         base = self.source.url.rstrip("/")
-        if request.image is None:
-            url, kind, body = f"{base}/images/generations", "application/json", json.dumps(said).encode()
-        else:
-            # A server that counts as diffusers does takes the last `strength` of the steps: N means N here too.
-            if self.source.strength:
-                said |= {
-                    "num_inference_steps": steps_for_strength(request.steps, request.strength),
-                    "strength": request.strength,
-                }
-            kind, body = _form(said, png_bytes(to_pil(request.image), {}))
-            url = f"{base}/images/edits"
-        headers = {"Content-Type": kind, "Accept": "application/json", "User-Agent": "allaprima"}
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "allaprima"}
         if self.source.key_env is not None:
             headers["Authorization"] = f"Bearer {os.environ.get(self.source.key_env, '')}"
-        return urllib.request.Request(url, body, headers, method="POST")
+        if request.image is None:
+            return {"url": f"{base}/images/generations", "headers": headers, "json": said}
+        # A server that counts as diffusers does takes the last `strength` of the steps: N means N here too.
+        if self.source.strength:
+            steps = steps_for_strength(request.steps, request.strength)
+            said |= {"num_inference_steps": steps, "strength": request.strength}
+        files = {"image": ("draft.png", png_bytes(to_pil(request.image), {}), "image/png")}
+        fields = {name: str(value) for name, value in said.items()}
+        return {"url": f"{base}/images/edits", "headers": headers, "data": fields, "files": files}
 
 
-def _read(answer: Any, deadline: float, most: int) -> bytes:
+def _read(answer: httpx2.Response, deadline: float, most: int) -> bytes:
     """All of an answer, within its time and size."""
     parts, size = list[bytes](), 0
-    while part := answer.read1(2**16):
+    for part in answer.iter_bytes():
         parts.append(part)
         size += len(part)
         if size > most:
@@ -190,12 +186,17 @@ def _read(answer: Any, deadline: float, most: int) -> bytes:
     return b"".join(parts)
 
 
-def _refusal(e: urllib.error.HTTPError) -> _Refused:
-    try:
-        said = " ".join(e.read(2000).decode("utf-8", "replace").split())[:200]
-    except (OSError, http.client.HTTPException):
-        said = ""
-    return _Refused(f"status {e.code}{f', {said}' if said else ''}", e.code in AGAIN, _wait(e.headers.get("Retry-After")))
+def _refusal(answer: httpx2.Response) -> _Refused:
+    said = b""
+    for part in answer.iter_bytes():
+        said += part
+        if len(said) > 2000:
+            break
+    words = " ".join(said[:2000].decode("utf-8", "replace").split())[:200]
+    status = answer.status_code
+    return _Refused(
+        f"status {status}{f', {words}' if words else ''}", status in AGAIN, _wait(answer.headers.get("Retry-After"))
+    )
 
 
 def _wait(said: str | None) -> float | None:
@@ -213,7 +214,7 @@ def _wait(said: str | None) -> float | None:
 
 
 def _picture(body: bytes, request: GeneratorRequest) -> Tensor:
-    """The answer's picture `(3, H, W)`, looked at before it is decoded."""
+    """Return the answer's picture `(3, H, W)`, looked at before it is decoded."""
     try:
         (first, *_) = json.loads(body)["data"]
         if "b64_json" not in first:
@@ -229,13 +230,3 @@ def _picture(body: bytes, request: GeneratorRequest) -> Tensor:
             return as_tensor(image)
     except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as e:
         raise _Refused(f"an answer whose picture can't be decoded: {e}"[:200], False) from None
-
-
-def _form(fields: Mapping[str, Any], image: bytes) -> tuple[str, bytes]:
-    """`multipart/form-data` (RFC 7578): its content type and body."""
-    line = f"allaprima-{secrets.token_hex(16)}"
-    parts = [f'--{line}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'.encode() for k, v in fields.items()]
-    head = (
-        f'--{line}\r\nContent-Disposition: form-data; name="image"; filename="draft.png"\r\nContent-Type: image/png\r\n\r\n'
-    )
-    return f"multipart/form-data; boundary={line}", b"".join([*parts, head.encode(), image, f"\r\n--{line}--\r\n".encode()])

@@ -1,6 +1,6 @@
 """What a family of models is: how its parts are read, told and asked. One file a family; this page says what each offers.
 
-`cascade.model.Painter` is the part of it that the cascade needs; distillation needs the rest. What a prompt is to a
+`cascade.model.DiffusionModel` is the part of it that the cascade needs; distillation needs the rest. What a prompt is to a
 network is one `Condition`, made by `condition` and read by `output`, and its tensors' names are nobody else's business, but
 for `prompt_embeds (B, L, D)`, which every family has: prompts are routed by it.
 """
@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
+import torch
 from torch import Tensor
 
 from allaprima.conditioning.prompt_inputs import PromptInputs
@@ -42,7 +43,7 @@ class Bottleneck:
     """Its outputs are tokens `(B, N, C)` of so many latents a side; None: they are maps `(B, C, h, w)`."""
 
     def maps(self, hidden: Tensor, x_t: Tensor) -> Tensor:
-        """What the module said of `x_t: (B, ..., H, W)` as `(B, C, h, w)`."""
+        """Return what the module said of `x_t: (B, ..., H, W)` as `(B, C, h, w)`."""
         if self.patch is None:
             return hidden
         return hidden.transpose(1, 2).unflatten(2, (x_t.shape[-2] // self.patch, x_t.shape[-1] // self.patch))
@@ -159,8 +160,40 @@ class Family(Protocol):
         """As `condition`, of rows that say something else to each encoder (`prompts_read`, `most_clip_skip`)."""
         ...
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether images can be encoded, and so edited."""
+        ...
+
+    @property
+    def refines_only(self) -> bool:
+        """Whether it can't sample from pure noise (SDXL's refiner)."""
+        ...
+
+    @property
+    def students(self) -> int:
+        """How many students it is (`models.multi_student`)."""
+        ...
+
+    def route(self, embeds: Tensor) -> Tensor:
+        """Return the index of each prompt's student, `(B,)`."""
+        ...
+
+    @property
+    def controls(self) -> tuple[int, ...]:
+        """Channels that each ControlNet reads; none without any."""
+        ...
+
+    def negative(self, prompts: Sequence[str]) -> Condition:
+        """Return what guidance leads away from, with the tensors of `condition`."""
+        ...
+
+    def schedule_at(self, height: int, width: int) -> Schedule:
+        """Return the schedule for pictures of a size, in pixels."""
+        ...
+
     def with_network(self, network: Any, fingerprints: Mapping[str, str]) -> Self:
-        """The same with another network."""
+        """Return the same with another network."""
         ...
 
 
@@ -192,12 +225,12 @@ def guidance_dim(network: Any) -> int | None:
 
 
 def guidance_for(network: Any, denoiser: Denoiser) -> GuidedDenoiser:
-    """The guidance that a network's denoiser needs: embedded if the network reads it, classifier-free otherwise."""
+    """Return the guidance that a network's denoiser needs: embedded if the network reads it, classifier-free otherwise."""
     return EmbeddedGuidance(denoiser) if reads_guidance(network) else ClassifierFreeGuidance(denoiser)
 
 
 def guided(model: Family) -> GuidedDenoiser:
-    """A model's guided denoiser."""
+    """Return a model's guided denoiser."""
 
     def network(x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return model.output(model.network, x_t, t, cond)
@@ -206,7 +239,7 @@ def guided(model: Family) -> GuidedDenoiser:
 
 
 def guidance_of(model: Family, network: Callable[[Tensor, Tensor, Condition], Tensor], told: Any = None) -> GuidedDenoiser:
-    """What guides a network, given as its raw output: the family's own `guidance` if it has one, else `guidance_for`.
+    """Return what guides a network, given as its raw output: the family's own `guidance` if it has one, else `guidance_for`.
 
     `told`: the network itself, where it isn't the model's.
     """
@@ -315,6 +348,30 @@ class FamilyBase:
         """Prompts -> hidden states `(B, L, D)`."""
         return self.condition(prompts).tensors["prompt_embeds"]
 
+    reads_images: ClassVar[bool] = True
+    """Whether images can be encoded, and so edited."""
+    refines_only: ClassVar[bool] = False
+    """Whether it can't sample from pure noise (SDXL's refiner)."""
+    students: ClassVar[int] = 1
+    """How many students it is (`models.multi_student`)."""
+
+    @property
+    def controls(self) -> tuple[int, ...]:
+        """Channels that each ControlNet reads (`models.adapters.controlnet`)."""
+        return ()
+
+    def negative(self, prompts: Sequence[str]) -> Condition:
+        """Return what guidance leads away from, with the tensors of `condition`."""
+        return self.condition(prompts)
+
+    def schedule_at(self, height: int, width: int) -> Schedule:
+        """Return the schedule for images of a size, in pixels."""
+        return self.schedule
+
+    def route(self, embeds: Tensor) -> Tensor:
+        """Return the index of each prompt's student, `(B,)`: there is one."""
+        return torch.zeros(len(embeds), dtype=torch.long)
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Pictures `(B, 3, H, W)` in [0, 1] -> latents `(B, C, h, w)`."""
         return encoded(self.vae, images * 2 - 1)
@@ -333,7 +390,7 @@ class FamilyBase:
         return decoded(self.vae.draft, latents) if self.preview_decoder else self.decode(latents)
 
     def with_network(self, network: Any, fingerprints: Mapping[str, str]) -> Self:
-        """The same with another network."""
+        """Return the same with another network."""
         return dataclasses.replace(self, **{self.component: network}, fingerprints=fingerprints)
 
 

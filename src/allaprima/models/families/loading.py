@@ -19,7 +19,7 @@ def load_fields(
     load: Callable[[Path], Any] = load_component, optional: Sequence[str] = (),
     check: Callable[[Path, Any], None] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
-    """The scheduler's config, and fields of a model: its network (by its name, `component`), `names` and `fingerprints`.
+    """Return the scheduler's config and a model's fields: its network (by name, `component`), `names` and `fingerprints`.
 
     The rest as of `load_own` and `load_parts`. `check`: is told folder and the network's config before other parts are read.
     """
@@ -33,7 +33,7 @@ def load_fields(
 def load_own(
     folder: Path, component: str, network: Any, load: Callable[[Path], Any] = load_component
 ) -> tuple[dict[str, Any], Any, dict[str, str]]:
-    """What no other model has: the scheduler's config, the network and the fingerprints of both.
+    """Return what no other model has: the scheduler's config, the network and the fingerprints of both.
 
     `network`: taken as it is where it isn't None, without a fingerprint; else `load` reads the folder `component`.
     """

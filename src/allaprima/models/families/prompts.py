@@ -13,7 +13,7 @@ from allaprima.models.cards.card import TextSettings
 
 
 def text_side(place: tuple[str, str], model: Any, **more: Any) -> Any:
-    """A pipeline of diffusers with the tokenizers and text encoders of a model and no other parts, for its `encode_prompt`.
+    """Return a diffusers pipeline with a model's tokenizers and text encoders and no other parts, for its `encode_prompt`.
 
     `place`: module below `diffusers.pipelines`, and class. `more`: what else it is made with.
     """

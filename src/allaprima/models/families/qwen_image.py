@@ -59,7 +59,7 @@ class QwenImageModel(ShiftedFamily):
         return unpacked(out, height, width)
 
     def guidance(self, network: Callable[[Tensor, Tensor, Condition], Tensor]) -> GuidedDenoiser:
-        """What guides a network of this family, given as its raw output."""
+        """Return what guides a network of this family, given as its raw output."""
         return TokenGuidance(network, self.schedule, self.prediction, SIDE)
 
     @property

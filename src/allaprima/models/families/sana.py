@@ -117,7 +117,7 @@ class SanaModel(TransformerFamily):
         return cond.replaced(empty, self.negative(prompts)) if bool(empty.any()) else cond
 
     def negative(self, prompts: Sequence[str]) -> Condition:
-        """What guidance leads away from, read without instruction, as diffusers reads it."""
+        """Return what guidance leads away from, read without instruction, as diffusers reads it."""
         return self._read(prompts, None)
 
 

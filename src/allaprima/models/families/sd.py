@@ -41,7 +41,7 @@ class UNetFamily(FamilyBase):
 
     @staticmethod
     def bottleneck(network: Any) -> Bottleneck:
-        """The mid block."""
+        """Return the mid block."""
         return Bottleneck("mid_block", int(network.config.block_out_channels[-1]))
 
 
@@ -105,7 +105,7 @@ class SDModel(UNetFamily):
 
 
 def final_norm(encoder: Any) -> Any:
-    """The norm after CLIP's last layer, wherever this version of transformers has it."""
+    """Return the norm after CLIP's last layer, wherever this version of transformers has it."""
     held = getattr(encoder, "held", encoder)
     return getattr(held, "text_model", held).final_layer_norm
 
@@ -123,7 +123,7 @@ def run_unet(
     unet: Any, x_t: Tensor, t: Tensor, prompt_embeds: Tensor, guidance: Tensor | None = None,
     added: Mapping[str, Tensor] | None = None, more: Mapping[str, Any] | None = None,
 ) -> Tensor:  # fmt: skip
-    """A UNet's raw output `(B, C, H, W)`.
+    """Return a UNet's raw output `(B, C, H, W)`.
 
     `guidance: (B,)`: scales, for a UNet that reads them; without any they are 1. `added`: what some read beside the prompt's
     hidden states. `more`: whatever else its forward takes (`adapters.controlnet`).
@@ -142,7 +142,7 @@ def run_unet(
 
 
 def load_unet(folder: Path) -> Any:
-    """A UNet laid out as `run_unet` wants it."""
+    """Return a UNet laid out as `run_unet` wants it."""
     return load_component(folder).to(memory_format=torch.channels_last)
 
 
@@ -155,7 +155,7 @@ def load_sd(
 
 
 def read_vp(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a scheduler's config says of a `UNetFamily`, as its fields.
+    """Return what a scheduler's config says of a `UNetFamily`, as its fields.
 
     Raises `ModelError` for a network that predicts noise from nothing but noise: it says nothing of the picture then.
     """

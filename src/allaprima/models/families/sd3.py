@@ -107,13 +107,13 @@ def load_sd3(
 
 
 def read_schedule(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a scheduler's config says of an `SD3Model`, as its fields. Raises `ModelError` as `read_flow` does."""
+    """Return what a scheduler's config says of an `SD3Model`, as its fields. Raises `ModelError` as `read_flow` does."""
     times = int(config.get("num_train_timesteps", 1000))
     return {"schedule": read_flow(folder, config), "prediction": "flow_prediction", "num_train_timesteps": times}
 
 
 def read_flow(folder: Path, config: Mapping[str, Any]) -> Flow:
-    """The schedule of a FlowMatchEulerDiscreteScheduler. Raises `ModelError` for a grid that `Flow` doesn't have."""
+    """Return the schedule of a FlowMatchEulerDiscreteScheduler. Raises `ModelError` for a grid that `Flow` doesn't have."""
     odd = [k for k in ("use_dynamic_shifting", "shift_terminal", "invert_sigmas", "stochastic_sampling") if config.get(k)]
     if odd:
         raise ModelError(

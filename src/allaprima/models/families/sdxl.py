@@ -54,7 +54,7 @@ class SDXLModel(UNetFamily):
         return run_unet(network, x_t, t, cond.tensors["prompt_embeds"], cond.get("guidance_scale"), self.added(x_t, cond))
 
     def added(self, x_t: Tensor, cond: Condition) -> dict[str, Tensor]:
-        """What the network reads beside the prompt's hidden states."""
+        """Return what the network reads beside the prompt's hidden states."""
         given = cond.tensors.get("time_ids")
         return {"text_embeds": cond.tensors["pooled"], "time_ids": self._time_ids(x_t) if given is None else given}
 

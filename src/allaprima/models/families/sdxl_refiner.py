@@ -49,13 +49,13 @@ class AestheticGuidance:
         return self.inner.evaluations_per_call
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """The guided clean prediction."""
+        """Return the guided clean prediction."""
         scores = {"aesthetic_score": AESTHETIC, "negative_aesthetic_score": NEGATIVE_AESTHETIC}
         given = {k: torch.full((len(x_t),), v, device=x_t.device) for k, v in scores.items()}
         return self.inner(x_t, t, Condition({**given, **cond.tensors}))
 
     def unguided(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """The same at scale 1, in one evaluation."""
+        """Return the same at scale 1, in one evaluation."""
         return self.inner.unguided(x_t, t, cond)
 
 
@@ -192,11 +192,11 @@ class BaseRefinerEnsemble:
         return torch.where(expand(early.float(), x_t) > 0, self.base.output(network, x_t, t, cond), late)
 
     def condition(self, prompts: Sequence[str]) -> Condition:
-        """What both read."""
+        """Return what both read."""
         return dataclasses.replace(self.base, also=self.refiner).condition(prompts)
 
     def with_network(self, network: Any, fingerprints: Mapping[str, str]) -> Self:
-        """The same with another base network; the refiner's hash is its own."""
+        """Return the same with another base network; the refiner's hash is its own."""
         own = {k: v for k, v in fingerprints.items() if k != "refiner"}
         return dataclasses.replace(self, base=self.base.with_network(network, own))
 
@@ -215,7 +215,7 @@ def load_either(
 def base_refiner_ensemble(
     base: Any, folder: Path, share: float, load: Callable[..., Any] = load_either
 ) -> BaseRefinerEnsemble:
-    """`base` with the refiner in `folder`; what both have is in memory once. Raises `ModelError` for anything else.
+    """Return `base` with the refiner in `folder`; what both have is in memory once. Raises `ModelError` for anything else.
 
     `load`: reads a folder of this family (`family.Load`).
     """
@@ -229,7 +229,7 @@ def base_refiner_ensemble(
 
 
 def telling(student: Any, teacher: Any) -> Any:
-    """The student, whose conditions hold what a refiner reads, too, where the teacher is or has one."""
+    """Return the student, whose conditions hold what a refiner reads, too, where the teacher is or has one."""
     refiner = teacher.refiner if isinstance(teacher, BaseRefinerEnsemble) else teacher
     if not isinstance(refiner, RefinerModel):
         return student

@@ -24,14 +24,14 @@ class Shift:
     """Where a grid's last evaluation falls (`shift_terminal`); None: where the shift has it."""
 
     def at(self, tokens: int) -> float:
-        """The shift for a picture of so many tokens."""
+        """Return the shift for a picture of so many tokens."""
         if self.line is None:
             return self.constant
         few, many, low, high = self.line
         return math.exp(low + (high - low) * (tokens - few) / (many - few))
 
     def flow(self, tokens: int) -> Flow:
-        """The schedule for a picture of so many tokens."""
+        """Return the schedule for a picture of so many tokens."""
         return Flow(self.at(tokens), terminal=self.terminal)
 
     @property

@@ -37,7 +37,7 @@ class TransformerFamily(FamilyBase):
         return int(config.patch_size) if self.fixed_side is None else self.fixed_side
 
     def bottleneck(self, network: Any) -> Bottleneck:
-        """The picture's tokens after the middle block: there is no narrower place."""
+        """Return the picture's tokens after the middle block: there is no narrower place."""
         config, middle = network.config, (len(network.transformer_blocks) - 1) // 2
         width = int(config.num_attention_heads * config.attention_head_dim)
         return Bottleneck(f"transformer_blocks.{middle}", width, self.picture_entry, self._side(config))
@@ -53,12 +53,16 @@ class ShiftedFamily(TransformerFamily):
     fixed_side = SIDE
 
     def schedule_at(self, height: int, width: int) -> Flow:
-        """The schedule for pictures of a size: larger ones spend more steps at high noise, where the shift says so."""
+        """Return the schedule for pictures of a size: larger ones spend more steps at high noise, where the shift says so.
+        Return the schedule for pictures of a size: larger ones spend more steps at high noise, where the shift says so."""
         factor = downsampling(self.vae.config) * SIDE
         return self.shift.flow((height // factor) * (width // factor))
 
 
 def shifted(folder: Path, config: Mapping[str, Any], terminal: bool = False) -> dict[str, Any]:
-    """What a scheduler's config says of a `ShiftedFamily`, as its fields. Raises `ModelError` as `read_shift` does."""
+    """Return what a scheduler's config says of a `ShiftedFamily`, as its fields.
+
+    Raises `ModelError` as `read_shift` does.
+    """
     shift = read_shift(folder, config, terminal)
     return {"schedule": shift.largest, "shift": shift, "prediction": "flow_prediction"}

@@ -49,7 +49,7 @@ _MODELS: Mapping[str, tuple[Any, Callable[[Path, Mapping[str, Any]], dict[str, A
 
 
 def family_of(pipe: Any) -> str | None:
-    """The family of a pipeline by its class and its network's config; None for one that isn't known.
+    """Return the family of a pipeline by its class and its network's config; None for one that isn't known.
 
     None too for inpainting networks and other relatives, which read more than latents, time and prompt.
     """
@@ -68,7 +68,7 @@ def family_of(pipe: Any) -> str | None:
 
 
 def as_model(pipe: Any, text: TextSettings | None = None, cache: dict[int, tuple[Any, str]] | None = None) -> Family:
-    """A pipeline's parts as a model of its family: the very objects. `cache`: of `ContentPrints`.
+    """Return a pipeline's parts as a model of its family: the very objects. `cache`: of `ContentPrints`.
 
     `text`: how prompts are read, where it isn't as the pipeline does. Raises `ModelError` for an unknown family, parts that
     aren't float32, adapters on a text encoder, a schedule that can't be read.
@@ -150,7 +150,7 @@ def size_of(model: Family) -> tuple[int, int]:
 
 
 def usual(pipe: Any, name: str, default: Any) -> Any:
-    """The default of a pipeline's call."""
+    """Return the default of a pipeline's call."""
     found = inspect.signature(type(pipe).__call__).parameters.get(name)
     return default if found is None or found.default in (None, inspect.Parameter.empty) else found.default
 
@@ -158,7 +158,7 @@ def usual(pipe: Any, name: str, default: Any) -> Any:
 def settings_of(
     student_pipe: Any, teacher_pipe: Any, student: Family, teacher: Family, said: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Settings that the pipelines suggest: schedulers as solvers, steps and scales as their calls have them, the size.
+    """Return settings that pipelines suggest: schedulers as solvers, steps and scales as their calls have them, the size.
 
     A student takes 4 steps, without guidance unless its network reads it. `said`: what the caller gives instead; a scheduler
     isn't read where its solver is said. Raises what `models.components.schedulers.solver_of` does.

@@ -48,7 +48,7 @@ class InspectedModel:
     """`pipeline`, `network` (a folder with a network's config), `weights` or `lora` (files)."""
 
     def config(self, name: str) -> Mapping[str, Any]:
-        """A component's config (`scheduler` too); an empty one where there is none."""
+        """Return a component's config (`scheduler` too); an empty one where there is none."""
         folder = self.folder if self.kind == "network" and name in ("unet", "transformer") else self.folder / name
         for file in ("config.json", "scheduler_config.json"):
             if (folder / file).is_file():
@@ -74,7 +74,10 @@ class Guesses:
 
 
 def inspect_model(text: str, cwd: Path) -> InspectedModel:
-    """A model by its folder or file, or by hub id. Raises `ModelError` for neither, `UnsafeWeightsError` for pickles."""
+    """Return a model by its folder or file, or by hub id.
+
+    Raises `ModelError` for neither, `UnsafeWeightsError` for pickles.
+    """
     if text.endswith(PICKLES):
         raise UnsafeWeightsError(f"{text} is a pickle, which can run code when it is read: safetensors are due. Convert it.")
     path = (cwd / Path(text).expanduser()).resolve()
@@ -126,7 +129,10 @@ def family_of(model: InspectedModel) -> tuple[str, str]:
 
 
 def infer_card(student: str, teacher: str, oracle: str | None, name: str, cwd: Path) -> tuple[dict[str, Any], Guesses]:
-    """A card's fields, ready to be written, and what was guessed. Raises `ModelError` for sides that can't be a pair."""
+    """Return a card's fields, ready to be written, and what was guessed.
+
+    Raises `ModelError` for sides that can't be a pair.
+    """
     said, painter, maker = Guesses(), inspect_model(student, cwd), inspect_model(teacher, cwd)
     if maker.kind != "pipeline":
         raise ModelError(f"{teacher} is a {maker.kind} alone: a teacher is a whole model in diffusers' format.")

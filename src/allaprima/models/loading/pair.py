@@ -105,7 +105,7 @@ def _read(
     placer: ModelPlacer | None, family: FamilyEntry, folder: Path, text: TextSettings, share: Family | None = None,
     shared: Sequence[str] = (),
 ) -> Any:  # fmt: skip
-    """A folder's model. For a placer its network is one that waits to be read: where it will be is for the end."""
+    """Return a folder's model. For a placer its network is one that waits to be read: where it will be is for the end."""
     if placer is None:
         return family.load(folder, text, share, shared)
     part = folder / family.component
@@ -118,7 +118,7 @@ def _read(
 def _student(
     card: Card, family: FamilyEntry, base: Path, teacher: Family, placer: ModelPlacer | None
 ) -> Family | MultiStudent:
-    """The student of a card whose teacher's folder is `base`."""
+    """Return the student of a card whose teacher's folder is `base`."""
     student = card.student
     if not student.students:
         return predicting(_single(card, family, base, teacher, placer), student.prediction)
@@ -189,7 +189,7 @@ def _network(card: Card, family: FamilyEntry, folder: Path) -> tuple[Path, Calla
 
 
 def predicting(model: Any, prediction: str | None) -> Any:
-    """The model with what a card says it predicts."""
+    """Return the model with what a card says it predicts."""
     if prediction is None:
         return model
     prints = {**model.fingerprints, "prediction": prediction}
@@ -201,7 +201,7 @@ def _common(family: FamilyEntry, teacher: Family) -> tuple[str, ...]:
 
 
 def by_content(model: Any, folder: Path, family: str, network: str | None = None, beside: Any = None) -> Any:
-    """A model of `folder` with fingerprints by content.
+    """Return a model of `folder` with fingerprints by content.
 
     `network`: the trained network's, where it isn't what its tensors say (adapters were multiplied in). Parts that are
     `beside`'s, too, are hashed once.

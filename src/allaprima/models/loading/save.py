@@ -29,7 +29,7 @@ KEPT = (".safetensors", ".json", ".txt", ".model", ".csv", ".yaml", ".jinja")
 
 
 def copy_folder(source: Path, to: Path) -> None:
-    """The files of a component. Raises `ModelError` for a folder that isn't there."""
+    """Copy the files of a component. Raises `ModelError` for a folder that isn't there."""
     if not source.is_dir():
         raise ModelError(f"{source} is not a folder any more: what was loaded from it can't be saved. Put it back.")
     to.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def copy_folder(source: Path, to: Path) -> None:
 
 
 def copy_pair(card: Card, to: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a card's student and teacher are, copied; returns their places as the new card has them."""
+    """Return what a card's student and teacher are, copied; returns their places as the new card has them."""
     entry, student, place = FAMILIES[card.family], card.student, dict[str, Any]()
     source = card.path(card.teacher.source or "", entry.needed())
     names = ("scheduler", entry.component, *entry.shared)
@@ -82,12 +82,12 @@ def copy_pair(card: Card, to: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _said(source: ModelSource, name: str) -> dict[str, Any]:
-    """A field that isn't as it is where nobody says anything."""
+    """Return a field that isn't as it is where nobody says anything."""
     return source.model_dump(include={name}, exclude_defaults=True)
 
 
 def _copy_refiner(card: Card, base: Path, to: Path) -> dict[str, Any]:
-    """The refiner of a card's teacher, without what is its base's to the byte."""
+    """Return the refiner of a card's teacher, without what is its base's to the byte."""
     if card.teacher.refiner is None:
         return {}
     needed = FAMILIES[card.family].needed()
@@ -109,7 +109,7 @@ def _copy_file(file: Path, to: Path) -> str:
 
 
 def _copy_network(place: Path, to: Path) -> str:
-    """A network alone: its folder, or its one file."""
+    """Return a network alone: its folder, or its one file."""
     if not place.is_dir():
         return _copy_file(place, to)
     copy_folder(place, to / "network")
@@ -164,7 +164,7 @@ def _write(part: Any, to: Path) -> None:
 
 
 def _write_base(network: Any, to: Path) -> None:
-    """A network without the adapters that are on it."""
+    """Write a network without the adapters that are on it."""
     network.save_config(to)
     state = {k.replace(".base_layer.", "."): v.contiguous() for k, v in network.state_dict().items() if ".lora_" not in k}
     save_file(state, to / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
@@ -191,7 +191,7 @@ def copy_beside(card: Card, to: Path) -> dict[str, Any]:
 
 
 def copy_tree(source: Path, to: Path) -> None:
-    """A folder and those below it, as `copy_folder` does."""
+    """Copy a folder and those below it, as `copy_folder` does."""
     copy_folder(source, to)
     for folder in sorted(p for p in source.iterdir() if p.is_dir()):
         copy_tree(folder, to / folder.name)
@@ -210,7 +210,7 @@ _ByHand.add_representer(tuple, lambda d, v: d.represent_sequence("tag:yaml.org,2
 
 
 def card_text(raw: dict[str, Any]) -> str:
-    """A card as YAML, fields in the order given."""
+    """Return a card as YAML, fields in the order given."""
     return yaml.dump(raw, Dumper=_ByHand, sort_keys=False, allow_unicode=True, width=120)
 
 

@@ -62,7 +62,7 @@ class Networks:
         return len(self._loaders)
 
     def through(self, change: Callable[[int, Callable[[], Any]], Any]) -> Networks:
-        """The same with `change(number, load)` in place of what is loaded."""
+        """Return the same with `change(number, load)` in place of what is loaded."""
         return Networks([partial(change, i, load) for i, load in enumerate(self._loaders)], self.resident)
 
     @property
@@ -93,7 +93,7 @@ class RoutedGuidance:
         return self.guidance(x_t, t, self._routed(cond))
 
     def unguided(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
-        """The conditional half alone."""
+        """Return the conditional half alone."""
         return self.guidance.unguided(x_t, t, self._routed(cond))
 
     def _routed(self, cond: Condition) -> Condition:
@@ -104,7 +104,7 @@ class RoutedGuidance:
 
 @dataclass(frozen=True)
 class MultiStudent:
-    """A `cascade.model.Painter` made of K networks, one partition, and text encoders and autoencoder for all."""
+    """A `cascade.model.DiffusionModel` made of K networks, one partition, and text encoders and autoencoder for all."""
 
     shell: Family
     """All but the networks: its own has a config and no weights, its fingerprints cover every student and the partition."""
@@ -112,7 +112,10 @@ class MultiStudent:
     networks: Networks
 
     def __post_init__(self) -> None:
-        """Raises `ModelError` for a partition of another number of students, of labels, or of another text encoder."""
+        """Check the parts.
+
+        Raises `ModelError` for a partition of another number of students, of labels, or of another text encoder.
+        """
         if self.partition.students != len(self.networks):
             raise ModelError(
                 f"{len(self.networks)} students are given, the partition ({self.partition.method}) is one for"
@@ -184,9 +187,8 @@ class MultiStudent:
         return self.shell.schedule
 
     def schedule_at(self, height: int, width: int) -> Schedule:
-        """The schedule for pictures of a size, in pixels."""
-        at = getattr(self.shell, "schedule_at", None)
-        return self.schedule if at is None else at(height, width)
+        """Return the schedule for pictures of a size, in pixels."""
+        return self.shell.schedule_at(height, width)
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
@@ -238,8 +240,8 @@ class MultiStudent:
         return self.shell.encode_prompts(inputs, clip_skip)
 
     def negative(self, prompts: Sequence[str]) -> Condition:
-        """What guidance leads away from, as the students' family reads it."""
-        return getattr(self.shell, "negative", self.condition)(prompts)
+        """Return what guidance leads away from, as the students' family reads it."""
+        return self.shell.negative(prompts)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> hidden states `(B, L, D)`, what they are routed by."""
@@ -258,10 +260,13 @@ class MultiStudent:
         """Latents -> pictures to be scored."""
         return self.shell.decode_preview(latents)
 
+    reads_images = True
+    refines_only = False
+
     @property
     def controls(self) -> tuple[int, ...]:
         """Channels that each of the students' ControlNets reads; none if there are none."""
-        return tuple(getattr(self.shell, "controls", ()))
+        return self.shell.controls
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Pictures `(B, 3, H, W)` in [0, 1] -> latents."""
@@ -279,7 +284,7 @@ def _text_width(config: Any) -> Any:
 
 
 def _shape(config: Mapping[str, Any]) -> SimpleNamespace:
-    """What stands for a network where only its config is asked for."""
+    """Return what stands for a network where only its config is asked for."""
     return SimpleNamespace(config=SimpleNamespace(**config))
 
 

@@ -246,7 +246,10 @@ def fit_balanced_kmeans(embeddings: Tensor, students: int, seed: int = 0, restar
 
 
 def fit_random(embeddings: Tensor, students: int, seed: int = 0) -> Circle:
-    """A share for each student that has nothing to do with meaning, the same for a prompt every time. Any K, seeded."""
+    """Return a share for each student that has nothing to do with meaning, the same for a prompt every time.
+
+    Any K, seeded.
+    """
     x = _training(embeddings, students)
     direction = torch.randn(x.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     spread = float((x @ direction).std(correction=0))

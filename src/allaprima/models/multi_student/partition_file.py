@@ -50,7 +50,7 @@ def load_partition(path: Path) -> Partition:
 
 
 def _assembled(method: str, students: int, t: dict[str, Tensor]) -> Partition | None:
-    """A partition that can route, or None when what is due is missing, of another shape, or leads nowhere."""
+    """Return a partition that can route, or None when what is due is missing, of another shape, or leads nowhere."""
     if type(students) is not int or students < 1:
         return None
     names = {"classes": {"classes"}, "random": {"direction", "thresholds"}}.get(

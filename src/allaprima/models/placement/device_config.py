@@ -121,7 +121,7 @@ class DeviceConfig:
         return "-".join(["eager", self.dtype, where, *(k for k, there in said.items() if there)])
 
     def to_dict(self) -> dict[str, Any]:
-        """What was said of it, JSON-ready and without the cache, whose place says nothing of a picture."""
+        """Return what was said of it, JSON-ready and without the cache, whose place says nothing of a picture."""
         fields = (f.name for f in dataclasses.fields(self) if f.name != "cache")
         return {n: getattr(self, n) for n in fields if getattr(self, n) != getattr(_PLAIN, n)}
 

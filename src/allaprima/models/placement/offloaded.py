@@ -46,7 +46,7 @@ class OffloadedModule(StandIn):
             return self._held[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the network says, on the CPU in float32."""
+        """Return what the network says, on the CPU in float32."""
         network = self.held
         call = Call.of(args, kwargs)
         if self._before is not None:
@@ -120,7 +120,7 @@ class OneAtATime:
 
 
 def prepared(network: Any, name: str, device: torch.device, p: DeviceConfig, room: OneAtATime | None) -> Any:
-    """A loaded network as a placement wants it. Raises `SettingError` for what this network doesn't take.
+    """Return a loaded network as a placement wants it. Raises `SettingError` for what this network doesn't take.
 
     `name`: `network` is a diffusion network; others are neither compiled nor given an attention backend.
     """
@@ -152,7 +152,7 @@ def sequential(network: Any, device: torch.device) -> None:
 
 
 def dtype_of(network: Any, p: DeviceConfig) -> torch.dtype:
-    """The placement's, but float32 for an autoencoder that overflows in float16 (SDXL's own)."""
+    """Return the placement's, but float32 for an autoencoder that overflows in float16 (SDXL's own)."""
     upcast = p.dtype == "float16" and bool(getattr(network.config, "force_upcast", False))
     return torch.float32 if upcast else DTYPES[p.dtype]
 

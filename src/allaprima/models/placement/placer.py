@@ -33,7 +33,7 @@ COMPILED = ("sd", "sdxl", "sd3", "flux")
 
 
 def config_of(folder: Path) -> tuple[Any, Any]:
-    """A network's class, and its config with the class's defaults, without its weights. Raises `ModelError`."""
+    """Return a network's class, and its config with the class's defaults, without its weights. Raises `ModelError`."""
     raw = read_json(folder / "config.json")
     name = class_of(raw, folder / "config.json")
     cls = getattr(importlib.import_module(CLASSES[name]), name)
@@ -56,7 +56,7 @@ class LazyModule:
 
 
 def in_memory(network: Any) -> Any:
-    """The network itself, read now if it waits."""
+    """Return the network itself, read now if it waits."""
     return network.read() if isinstance(network, LazyModule) else network
 
 
@@ -122,7 +122,7 @@ class ModelPlacer:
         return mine, self.model(teacher, True)
 
     def network(self, network: LazyModule, print_: str, teacher: bool, name: str = "network") -> Any:
-        """A stand-in for a diffusion network, or a ControlNet, which is read at once unless it can wait."""
+        """Return a stand-in for a diffusion network, or a ControlNet, which is read at once unless it can wait."""
         p = self.device_config
         if self.compiles:
             made: Any = Compiled(name, print_, network.read, self.store, network.config)
@@ -139,7 +139,7 @@ class ModelPlacer:
         return made
 
     def part(self, module: Any, name: str, print_: str) -> Any:
-        """A text encoder or an autoencoder, or what stands for it."""
+        """Return a text encoder or an autoencoder, or what stands for it."""
         if module is None or (not self.elsewhere and name != "vae"):
             return module
         if isinstance(module, TinyVAE):
@@ -163,7 +163,8 @@ class ModelPlacer:
         return OffloadedModule(lambda: held, held.config, device, dtype, None, self._room)
 
     def model(self, model: Any, teacher: bool) -> Any:
-        """A model with its networks and its other parts where they should be, and the placement in its fingerprints."""
+        """Return a model with its networks and its other parts where they should be, and the placement in its fingerprints.
+        Return a model with its networks and its other parts where they should be, and the placement in its fingerprints."""
         if id(model) not in self._models:
             # The model is kept: another could have its id.
             self._models[id(model)] = model, self._model(model, teacher)
@@ -203,7 +204,7 @@ class ModelPlacer:
         return {**prints, **({} if signature == DeviceConfig().signature else {"backend": signature})}
 
     def method(self, module: Any, name: str | None, print_: str) -> Callable[..., Any]:
-        """An oracle's network, or one of its methods: `oracles` say what theirs are."""
+        """Return an oracle's network, or one of its methods: `oracles` say what theirs are."""
         if self.compiles:
             return Compiled("oracle", print_, lambda: module, self.store, None, name)
         p, device = self.device_config, torch.device(self.device_config.device)

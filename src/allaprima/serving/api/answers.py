@@ -8,9 +8,8 @@ import time
 from typing import Any
 
 from allaprima.cascade.metadata import chunks, record
-from allaprima.cascade.policy import Capped, Decision, ThresholdPolicy
+from allaprima.cascade.policy import Capped, ThresholdPolicy
 from allaprima.cascade.result import Result
-from allaprima.conditioning.edit import share_of
 from allaprima.core.errors import (
     DeadlinePassedError,
     DrainingError,
@@ -31,32 +30,19 @@ RETRY = 5.0
 """Seconds after which another server may have taken this one's place."""
 
 
-def steps_of(result: Result) -> int:
-    """Network steps of student and teacher (a guided step is two evaluations but one step)."""
-    if result.steps is not None:
-        return result.steps
-    settings, edit = result.settings, result.request.edit
-    student = settings.student_steps * result.attempts if result.cost.evaluations.get("student") else 0
-    if not result.cost.evaluations.get("teacher"):
-        return student
-    if edit is not None and result.decision is Decision.REGENERATE:
-        return student + share_of(settings.teacher_steps, edit.strength)
-    return student + settings.teacher_steps
-
-
 def number(value: float | None) -> float | None:
     """JSON has no nan and no infinity."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def usual_threshold(parsed: ParsedRequest, k: int, result: Result) -> float | None:
-    """What the draft would have been compared with if there were no load; None where nothing was lowered."""
+    """Return what the draft would have been compared with if there were no load; None where nothing was lowered."""
     own = parsed.requests[k].policy.threshold
     return own if own is not None and result.threshold is not None and result.threshold < own else None
 
 
 def text_chunks(parsed: ParsedRequest, k: int, result: Result) -> dict[str, str]:
-    """What a PNG carries: the same as the command line's, so that `allaprima show --repeat` paints it again."""
+    """Return what a PNG carries: the same as the command line's, so that `allaprima show --repeat` paints it again."""
     policy = parsed.requests[k].policy
     if usual_threshold(parsed, k, result) is not None and result.threshold is not None:
         policy = policy if isinstance(policy, ThresholdPolicy) else Capped(policy, result.threshold)
@@ -82,7 +68,7 @@ def account(parsed: ParsedRequest, k: int, seen: RequestProgress) -> Account:
         score=number(result.score),
         threshold=number(result.threshold),
         decision=None if result.decision is None else str(result.decision),
-        steps=steps_of(result),
+        steps=result.steps,
         seconds=number(seen.seconds),
         evaluations=dict(result.cost.evaluations),
         compute_seconds=dict(result.cost.seconds),
@@ -113,7 +99,7 @@ def _handed_back() -> ApiError:
 
 
 def said(error: Exception) -> ApiError:
-    """An engine's error as an answer."""
+    """Return an engine's error as an answer."""
     if isinstance(error, QueueFullError):
         return ApiError(429, "queue_full", str(error), retry_after=error.retry_after)
     if isinstance(error, DrainingError):
@@ -149,7 +135,7 @@ def reply(parsed: ParsedRequest, seen: list[RequestProgress], model: str) -> Ima
 
 
 def _event(parsed: ParsedRequest, kind: str, name: str, data: str | None, more: dict[str, Any]) -> dict[str, Any]:
-    """What OpenAI's events have in common; tokens are nobody's here."""
+    """Return what OpenAI's events have in common; tokens are nobody's here."""
     return {
         "type": f"{kind}.{name}", "b64_json": data, "created_at": int(time.time()), "size": parsed.size,
         "quality": "auto", "background": "opaque", "output_format": parsed.kind, **more,
@@ -157,7 +143,7 @@ def _event(parsed: ParsedRequest, kind: str, name: str, data: str | None, more: 
 
 
 def partial_event(parsed: ParsedRequest, kind: str, k: int, draft: Draft) -> dict[str, Any]:
-    """The draft, as the first partial image. `kind`: image_generation or image_edit. Encodes it."""
+    """Return the draft, as the first partial image. `kind`: image_generation or image_edit. Encodes it."""
     data = base64.b64encode(encoded(draft.image, parsed.kind, parsed.compression)).decode()
     adaptive = {
         "index": k, "seed": parsed.requests[k].request.seed, "score": number(draft.score),
@@ -168,7 +154,7 @@ def partial_event(parsed: ParsedRequest, kind: str, k: int, draft: Draft) -> dic
 
 
 def completed_event(parsed: ParsedRequest, kind: str, k: int, seen: RequestProgress) -> dict[str, Any]:
-    """The picture. Encodes it."""
+    """Return the picture. Encodes it."""
     made = painted(parsed, k, seen)
     tokens = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
     usage = {**tokens, "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}

@@ -38,7 +38,7 @@ QUIET: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure
 
 
 def create_app(service: ImageService, pages: ASGIApp | None = None) -> FastAPI:
-    """The application of a service; `pages` is mounted at `/`, behind everything here."""
+    """Return the application of a service; `pages` is mounted at `/`, behind everything here."""
     app = FastAPI(
         title="allaprima", version=__version__, docs_url=None, redoc_url=None, telemetry=QUIET,
         description="A few-step student paints first, an oracle looks, a teacher retouches what falls short.",
@@ -80,7 +80,7 @@ def _images(app: FastAPI, service: ImageService) -> None:
 
 
 def _given(service: ImageService, body: EditBody, files: dict[str, UploadFile]) -> UploadedImages:
-    """The pictures of a form. Raises `ApiError`."""
+    """Return the pictures of a form. Raises `ApiError`."""
     odd = sorted(files.keys() - {"image", "mask"})
     if odd:
         raise ApiError(400, "unknown_parameter", f"unknown file {odd[0][:80]!r}: image and mask are known.", odd[0][:80])
@@ -131,7 +131,7 @@ def _models(app: FastAPI, service: ImageService) -> None:
 
     @app.get("/v1/models", response_model=ModelList, tags=["models"], responses=answers(401, 403))
     async def models(client: Annotated[str, Depends(service.client)]) -> ModelList:
-        """The card that is served, its settings, limits and calibration."""
+        """Return the card that is served, its settings, limits and calibration."""
         return ModelList(data=[model()])
 
     @app.get("/v1/models/{name}", response_model=ModelInfo, tags=["models"], responses=answers(401, 403, 404))

@@ -35,7 +35,7 @@ class Held:
 
     @asynccontextmanager
     async def counted(self, request: Request, cap: int, seconds: float) -> AsyncGenerator[Request, None]:
-        """The request, refused as soon as its body exceeds `cap` (413), all bodies together exceed `most` (429), or
+        """Return the request, refused as soon as its body exceeds `cap` (413), all bodies together exceed `most` (429), or
         `seconds` are over (408)."""
         said = request.headers.get("content-length", "0")
         if said.isdigit() and (len(said) > 12 or int(said) > cap):
@@ -74,7 +74,7 @@ def _refuse_constant(name: str) -> Never:
 
 
 async def read_json(request: Request, kind: type[M], limits: Limits, held: Held) -> M:
-    """A JSON body as a model. Raises `ApiError`."""
+    """Return a JSON body as a model. Raises `ApiError`."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise ApiError(415, "unsupported_media_type", f"Content-Type {content_type[:80]!r}: application/json is due.")
@@ -95,7 +95,7 @@ async def read_json(request: Request, kind: type[M], limits: Limits, held: Held)
 async def read_form(
     request: Request, kind: type[M], limits: Limits, held: Held
 ) -> AsyncGenerator[tuple[M, dict[str, UploadFile]], None]:
-    """A multipart body as a model and its files; they are closed in the end. Raises `ApiError`."""
+    """Return a multipart body as a model and its files; they are closed in the end. Raises `ApiError`."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "multipart/form-data":
         raise ApiError(415, "unsupported_media_type", f"Content-Type {content_type[:80]!r}: multipart/form-data is due.")
@@ -152,7 +152,7 @@ def _mapping(name: str, text: str) -> Any:
 
 
 def checked(kind: type[M], raw: dict[str, Any], strict: bool) -> M:
-    """Validated; the first fault as an `ApiError`."""
+    """Validate a body; the first fault as an `ApiError`."""
     try:
         return kind.model_validate(raw, strict=strict)
     except ValidationError as e:
@@ -160,7 +160,7 @@ def checked(kind: type[M], raw: dict[str, Any], strict: bool) -> M:
 
 
 def fault(e: ValidationError) -> ApiError:
-    """The first of pydantic's faults, in OpenAI's words."""
+    """Return the first of pydantic's faults, in OpenAI's words."""
     first = e.errors(include_url=False, include_context=False)[0]
     param = ".".join(str(part) for part in first["loc"])[:120]
     if first["type"] == "extra_forbidden":
@@ -171,7 +171,7 @@ def fault(e: ValidationError) -> ApiError:
 
 
 def shown(value: Any) -> str:
-    """A wrong value as it was given; of a long one the beginning."""
+    """Return a wrong value as it was given; of a long one the beginning."""
     if isinstance(value, str):
         return repr(value) if len(value) <= 80 else f"{value[:60]!r}... ({len(value)} characters)"
     if isinstance(value, list | dict):

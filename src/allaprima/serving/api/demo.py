@@ -49,7 +49,7 @@ FILES = {
 
 
 def add_demo(app: FastAPI, service: ImageService) -> None:
-    """The page of a service, at its application's `/`."""
+    """Add the page of a service, at its application's `/`."""
 
     def settings() -> Mapping[str, Any]:
         keys, chars = bool(service.keys.named), service.limits.prompt_chars

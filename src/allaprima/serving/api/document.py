@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from allaprima.pipeline.requests import PROMPT_TEXTS
 from allaprima.serving.api.limits import ALIAS, Limits
 from allaprima.serving.api.schemas import EditBody, ErrorBody, GenerationBody
 from allaprima.serving.api.service import ImageService
@@ -87,7 +88,7 @@ def document(app: FastAPI, service: ImageService) -> None:
 
 
 def _form(body: dict[str, Any]) -> dict[str, Any]:
-    """The fields of an edit with its files."""
+    """Return the fields of an edit with its files."""
     file = {"type": "string", "format": "binary"}
     mask = {**file, "description": "Painted anew where it is transparent; without transparency where it is white."}
     files = {"image": {**file, "description": "PNG, JPEG or WebP of one frame."}, "mask": mask}
@@ -96,12 +97,12 @@ def _form(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _limited(body: dict[str, Any], limits: Limits, name: str) -> None:
-    """This server's caps, and what it has alone."""
+    """Write down this server's caps, and what it has alone."""
     caps: dict[str, dict[str, Any]] = {
         "model": {"enum": [name, ALIAS] if name != ALIAS else [name]},
         "response_format": {"enum": ["b64_json"]},
         "prompt": {"maxLength": limits.prompt_chars},
-        "negative_prompt": {"maxLength": limits.prompt_chars},
+        **{name: {"maxLength": limits.prompt_chars} for name in PROMPT_TEXTS},
         "n": {"maximum": limits.n},
         "num_inference_steps": {"maximum": limits.steps},
     }

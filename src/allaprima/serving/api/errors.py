@@ -54,12 +54,12 @@ class ApiError(Exception):
         return {} if self.retry_after is None else {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
 
     def response(self) -> JSONResponse:
-        """The answer."""
+        """Return the answer."""
         return JSONResponse(self.body, self.status, self.headers)
 
 
 def unknown_route(status: int, method: str, path: str, headers: Mapping[str, str] | None) -> JSONResponse:
-    """What the router refuses: no such place, or no such method there."""
+    """Return what the router refuses: no such place, or no such method there."""
     if status == 405:
         error = ApiError(405, "method_not_allowed", f"{path} is not asked with {method}: /openapi.json says with what.")
     else:

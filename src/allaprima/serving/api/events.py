@@ -24,7 +24,7 @@ def line(event: dict[str, Any]) -> bytes:
 
 
 async def events(parsed: ParsedRequest, stream: RequestStream, kind: str) -> AsyncIterator[bytes]:
-    """The lines of a request's stream."""
+    """Yield the lines of a request's stream."""
     async for k, draft in stream.drafts_and_ends():
         if draft is not None:
             if parsed.partial_images:

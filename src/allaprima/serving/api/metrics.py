@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from allaprima.calibration.artifact import Calibration
 from allaprima.calibration.drift import DriftMonitor
 from allaprima.cascade.policy import Decision
-from allaprima.serving.api.answers import number, steps_of
+from allaprima.serving.api.answers import number
 from allaprima.serving.api.request_parser import ParsedRequest
 from allaprima.serving.api.request_stream import RequestProgress
 from allaprima.serving.engine import Engine
@@ -87,7 +87,7 @@ class Metrics:
         r.register(_Engine(engine))
 
     def count(self, parsed: ParsedRequest, seen: RequestProgress) -> None:
-        """A picture has ended."""
+        """Count a picture that has ended."""
         result = seen.result
         painted = result is not None and result.image is not None
         self._pictures.labels("painted" if painted else "cancelled" if seen.cancelled else "failed").inc()
@@ -100,7 +100,7 @@ class Metrics:
         self._took.observe(seen.seconds or 0.0)
         for stage, seconds in result.cost.seconds.items():
             self._stages.labels(stage).observe(seconds)
-        steps = steps_of(result)
+        steps = result.steps
         self._steps.inc(steps)
         self._decisions.labels(str(result.decision)).inc()
         self._recent.append((result.decision is Decision.ACCEPT, steps))

@@ -23,7 +23,7 @@ QUALITY = {"jpeg": 92, "webp": 90}
 
 
 def opened(file: BinaryIO, name: str, most: int) -> Image.Image:
-    """A picture of which only the header has been read. Raises `ApiError` for one that is not to be decoded."""
+    """Return a picture of which only the header has been read. Raises `ApiError` for one that is not to be decoded."""
     try:
         with warnings.catch_warnings():
             # Pillow's own alarm is about pixels, which are counted below.
@@ -41,7 +41,7 @@ def opened(file: BinaryIO, name: str, most: int) -> Image.Image:
 
 
 def read_image(file: BinaryIO, width: int, height: int, most: int) -> Tensor:
-    """An upload as `(3, H, W)` in [0, 1], resized and cut at the centre where it is of another size."""
+    """Return an upload as `(3, H, W)` in [0, 1], resized and cut at the centre where it is of another size."""
     image = opened(file, "image", most)
     try:
         return _tensor(covering(opaque(image, "image"), width, height))
@@ -52,7 +52,7 @@ def read_image(file: BinaryIO, width: int, height: int, most: int) -> Tensor:
 
 
 def read_mask(file: BinaryIO, size: tuple[int, int], width: int, height: int, most: int) -> Tensor:
-    """A mask as `(1, H, W)`, 1 where the picture is painted anew.
+    """Return a mask as `(1, H, W)`, 1 where the picture is painted anew.
 
     As OpenAI has it: where it is transparent. A mask without transparency is read as diffusers' are: where it is white.
     `size`: of the picture that it lies on, (width, height).
@@ -84,7 +84,7 @@ def _bad(name: str, what: str) -> ApiError:
 
 
 def encoded(image: Tensor, kind: str, quality: int | None, chunks: Mapping[str, str] | None = None) -> bytes:
-    """A picture `(3, H, W)` as a file of a format of `schemas.Format`; `chunks`: texts that a PNG carries."""
+    """Return a picture `(3, H, W)` as a file of a format of `schemas.Format`; `chunks`: texts that a PNG carries."""
     picture = to_pil(image)
     if kind == "png":
         return png_bytes(picture, chunks or {})

@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from allaprima.cascade.policy import Policy
-from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.conditioning.edit import DEFAULT_STRENGTH, Edit, ImageInput
 from allaprima.conditioning.vocabulary import ResolvedPrompt, Vocabulary
 from allaprima.core.errors import AllaprimaError, CalibrationError, PromptError, SettingError
 from allaprima.pipeline import AdaptivePipeline
+from allaprima.pipeline.requests import CALL_SETTINGS, PROMPT_TEXTS, compose_requests, settings_changes
 from allaprima.serving.api.errors import ApiError
 from allaprima.serving.api.limits import ALIAS, MAX_SEED, MAX_SIDE, Limits
 from allaprima.serving.api.schemas import Adaptive, ImageRequestBody
@@ -113,7 +113,7 @@ class RequestParser:
         return width, height
 
     def check(self, body: ImageRequestBody) -> CascadeSettings:
-        """The settings of a request whose every number is within its cap. Raises `ApiError`; allocates nothing."""
+        """Return the settings of a request whose every number is within its cap. Raises `ApiError`; allocates nothing."""
         limits = self.limits
         if body.model is not None and body.model not in (self.name, ALIAS):
             raise ApiError(
@@ -126,7 +126,7 @@ class RequestParser:
             )  # fmt: skip
         if body.partial_images and not body.stream:
             raise ApiError(400, "invalid_value", "partial_images means nothing without stream=true.", "partial_images")
-        for name in ("prompt", "negative_prompt"):
+        for name in ("prompt", *PROMPT_TEXTS):
             text = getattr(body, name) or ""
             if len(text) > limits.prompt_chars:
                 raise _over(name, f"it has {len(text)} characters", limits.prompt_chars, "characters")
@@ -146,8 +146,8 @@ class RequestParser:
     def _settings(self, body: ImageRequestBody, width: int, height: int) -> CascadeSettings:
         strategy = None if body.adaptive is None else body.adaptive.strategy
         changes: dict[str, Any] = {
-            "width": width, "height": height, "teacher_steps": body.num_inference_steps, "strategy": strategy,
-            "teacher_guidance": body.guidance_scale, "student_guidance": body.guidance_scale,
+            "width": width, "height": height, "strategy": strategy,
+            **settings_changes(**{name: getattr(body, name) for name in CALL_SETTINGS}),
         }  # fmt: skip
         try:
             return self.pipe.settings.changed(**{k: v for k, v in changes.items() if v is not None})
@@ -157,7 +157,7 @@ class RequestParser:
     def parse(
         self, body: ImageRequestBody, settings: CascadeSettings, client: str, uploads: UploadedImages | None = None
     ) -> ParsedRequest:
-        """What the engine is to be asked. Raises `ApiError`. May run the text encoder: call it off the event loop."""
+        """Return what the engine is to be asked. Raises `ApiError`. May run the text encoder: call it off the event loop."""
         adaptive = body.adaptive or Adaptive()
         edit = None if uploads is None else self._edit(body, uploads)
         if edit is not None and adaptive.strategy is None:
@@ -169,8 +169,8 @@ class RequestParser:
         if first + n - 1 > MAX_SEED:
             raise ApiError(400, "invalid_value", f"seed={first} with n={n} counts beyond {MAX_SEED}: choose less.", "seed")
         deadline = None if adaptive.max_latency is None else self._clock() + adaptive.max_latency
-        negative = body.negative_prompt or ""
-        requests = [GenerationRequest(word.painted, first + k, negative, k, edit=edit) for k in range(n)]
+        texts = {name: getattr(body, name) for name in PROMPT_TEXTS}
+        requests = compose_requests([word.painted], range(first, first + n), None if edit is None else [edit], texts=texts)
         # Who says how it is decided expects just that; else a controller may lower the threshold under load.
         left = adaptive.budget is None and adaptive.threshold is None and adaptive.mode is None
         return ParsedRequest(
@@ -197,7 +197,7 @@ class RequestParser:
             raise ApiError(400, "invalid_value", str(e), "strength") from e
 
     def _policy(self, adaptive: Adaptive, settings: CascadeSettings, edits: bool) -> tuple[Policy, bool]:
-        """The policy asked for, and whether its threshold was calibrated for these very settings.
+        """Return the policy asked for, and whether its threshold was calibrated for these very settings.
 
         Where nothing is asked for and the calibration is of other settings (another size or guidance, an edit), its
         threshold stands as a mark to reach, and the answer says that it isn't calibrated.
@@ -240,5 +240,5 @@ def _over(param: str, what: str, most: int, of: str) -> ApiError:
 
 
 def _digits(number: int) -> str:
-    """A whole number, short."""
+    """Return a whole number, short."""
     return str(number) if abs(number) < 10**12 else "a number of more than 12 digits"

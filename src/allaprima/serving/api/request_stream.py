@@ -50,7 +50,7 @@ class RequestStream:
             handle.add_listener(partial(self._post, k))
 
     def _post(self, k: int, event: Event) -> None:
-        """Called from the compute thread."""
+        """Post an event. Called from the compute thread."""
         with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits any more.
             self._loop.call_soon_threadsafe(self._events.put_nowait, (k, event))
 
@@ -103,13 +103,13 @@ class RequestStream:
 
 
 async def left(receive: Receive) -> None:
-    """Returns when the client has gone; its body must have been read."""
+    """Return when the client has gone; its body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def unless_left(work: Coroutine[Any, Any, T], receive: Receive) -> T | None:
-    """What a coroutine returns, or None when the client went first: the coroutine is cancelled then."""
+    """Return what a coroutine returns, or None when the client went first: the coroutine is cancelled then."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left(receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)

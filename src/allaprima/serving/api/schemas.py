@@ -42,6 +42,12 @@ class ImageRequestBody(BaseModel):
     size: str | None = Field(default=None, pattern=SIZE, description="WIDTHxHEIGHT in multiples of 8, or auto (the card's).")
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="Of the first picture; the next ones count up.")
     negative_prompt: str | None = None
+    prompt_2: str | None = Field(default=None, description="For the second text encoder; left out: the prompt.")
+    negative_prompt_2: str | None = Field(default=None, description="For the second text encoder.")
+    prompt_3: str | None = Field(default=None, description="For the third text encoder; left out: the prompt.")
+    negative_prompt_3: str | None = Field(default=None, description="For the third text encoder.")
+    clip_skip: int | None = Field(default=None, ge=0, le=100, description="CLIP's last layers that are left out.")
+    guidance_rescale: float | None = Field(default=None, ge=0, le=1, description="Of both models (arXiv 2305.08891).")
     num_inference_steps: int | None = Field(default=None, ge=1, description="The teacher's.")
     guidance_scale: float | None = Field(default=None, ge=0, le=100, description="Of both models.")
     output_format: Format | None = None

@@ -43,7 +43,7 @@ def check_bind(host: str, keys: bool, anyone: bool) -> None:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `SettingError` where there is none to be had."""
+    """Return a listening socket. Raises `SettingError` where there is none to be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM)
     try:

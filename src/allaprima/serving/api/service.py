@@ -77,7 +77,8 @@ class ImageService:
             raise ApiError(503, "stopped", "this server's engine has stopped: restart it, or ask another.", retry_after=30)
 
     async def decoded(self, read: Callable[[], UploadedImages]) -> UploadedImages:
-        """What `read` reads, off the event loop; a few at a time, for pixels take a hundred times the room of their file."""
+        """Return what `read` reads, off the event loop; a few at a time, for pixels take a hundred times the room of their
+        file."""
         return await anyio.to_thread.run_sync(read, limiter=self._decoders)
 
     def take_room(self, client: str, n: int) -> None:
@@ -116,7 +117,7 @@ class ImageService:
         return parsed, stream
 
     def about(self) -> dict[str, Any]:
-        """The card's settings, limits and calibration, for `/v1/models`."""
+        """Return the card's settings, limits and calibration, for `/v1/models`."""
         s, own = self.pipe.settings, self.pipe.calibration
         card = self.pipe.card
         return {

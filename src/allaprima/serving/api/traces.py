@@ -12,7 +12,7 @@ from typing import Any
 
 from allaprima.cascade.policy import Decision
 from allaprima.core.errors import SettingError
-from allaprima.serving.api.answers import number, steps_of, usual_threshold
+from allaprima.serving.api.answers import number, usual_threshold
 from allaprima.serving.api.request_parser import ParsedRequest
 from allaprima.serving.api.request_stream import RequestProgress
 
@@ -52,7 +52,7 @@ class Traces:
             self._provider.shutdown()
 
     def write(self, parsed: ParsedRequest, k: int, seen: RequestProgress, headers: Mapping[str, str]) -> None:
-        """The spans of one picture that has ended, under the caller's own trace if it names one (`traceparent`)."""
+        """Write the spans of one picture that has ended, under the caller's own trace if it names one (`traceparent`)."""
         if self._tracer is None or seen.ended is None:
             return
         from opentelemetry import propagate, trace
@@ -93,7 +93,7 @@ def _facts(parsed: ParsedRequest, k: int, seen: RequestProgress) -> dict[str, An
     result = seen.result
     if result is None:
         return {}
-    facts = {"score": number(result.score), "threshold": number(result.threshold), "steps": steps_of(result)}
+    facts = {"score": number(result.score), "threshold": number(result.threshold), "steps": result.steps}
     facts["usual_threshold"] = number(usual_threshold(parsed, k, result))
     facts |= {"decision": None if result.decision is None else str(result.decision)}
     return {f"allaprima.{k}": v for k, v in facts.items() if v is not None}

@@ -57,7 +57,8 @@ class StageTimes(Protocol):
 
 
 def seconds_of(measured: StageTimes, student_steps: int, teacher_steps: int) -> ImageSeconds:
-    """A picture's seconds from the mean batch of each stage: batches have one shape, so a lone picture's takes as long."""
+    """Return a picture's seconds from the mean batch of each stage: batches have one shape, so a lone picture's takes as
+    long."""
 
     def batch(stage: str) -> float | None:
         n = measured.batches.get(stage, 0)

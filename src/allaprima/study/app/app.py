@@ -58,7 +58,7 @@ QUIET: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure
 
 
 def create_app(service: StudyService) -> FastAPI:
-    """The application of a study."""
+    """Return the application of a study."""
     app = FastAPI(title="allaprima study", docs_url=None, redoc_url=None, openapi_url=None, telemetry=QUIET)
     _pages(app)
     _api(app, service)
@@ -92,17 +92,17 @@ def _api(app: FastAPI, service: StudyService) -> None:
 
     @app.get("/api/study")
     async def study() -> Response:
-        """What the page is told."""
+        """Return what the page is told."""
         return JSONResponse(service.about(), headers=HEADERS)
 
     @app.get("/api/next")
     def next_pair(annotator: Annotated[int, asking]) -> Response:
-        """The pair to ask about now."""
+        """Return the pair to ask about now."""
         return JSONResponse(service.state(annotator), headers=HEADERS)
 
     @app.get("/api/slots/{slot}/{side}")
     def picture(slot: str, side: str, annotator: Annotated[int, asking]) -> Response:
-        """A side's picture."""
+        """Return a side's picture."""
         return Response(service.picture(annotator, slot, side), headers=HEADERS, media_type="image/png")
 
     @app.post("/api/slots/{slot}/vote")
@@ -124,7 +124,7 @@ def _api(app: FastAPI, service: StudyService) -> None:
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    """A small JSON object; its bytes are counted as they come. Raises `StudyError`."""
+    """Return a small JSON object; its bytes are counted as they come. Raises `StudyError`."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise StudyError("not_json", "a vote is application/json.")
     body = b""

@@ -30,7 +30,7 @@ class StudyService:
         self._recheck()
 
     def about(self) -> dict[str, Any]:
-        """What the page is told; nothing of methods."""
+        """Return what the page is told; nothing of methods."""
         return {
             "name": self.store.about["name"], "about": self.asked.about, "compares": self.asked.compares,
             "answers": ["left", "tie", "right"] if self.asked.compares else list(self.asked.answers),
@@ -46,7 +46,7 @@ class StudyService:
         return self._missing
 
     def state(self, annotator: int) -> dict[str, Any]:
-        """The pair to ask about now, if any, and how far the annotator is."""
+        """Return the pair to ask about now, if any, and how far the annotator is."""
         missing = self.missing()
         handed, progress = self.store.ask(annotator, self._stopped, missing)
         shown = None if handed is None else {"id": handed.slot, "kind": handed.kind, "prompt": handed.prompt}
@@ -56,7 +56,7 @@ class StudyService:
         return {"slot": shown, "progress": {**vars(progress), "state": state}, "missing_pictures": len(missing)}
 
     def picture(self, annotator: int, slot: str, side: str) -> bytes:
-        """A side's picture. Raises `StudyError`."""
+        """Return a side's picture. Raises `StudyError`."""
         if side not in SIDES:
             raise StudyError("not_found", "a pair has a left and a right picture.")
         name = self.store.handed(annotator, slot).files[SIDES[side]]
@@ -105,7 +105,7 @@ def by_method(answers: Mapping[str, Any], handed: AssignedPair) -> dict[str, Any
 
 
 def by_side(answers: Mapping[str, str], handed: AssignedPair) -> dict[str, str]:
-    """The way back."""
+    """Return the way back."""
     other = "b" if handed.left == "a" else "a"
     sides = {handed.left: "left", other: "right"}
     return {q: sides.get(v, v) for q, v in answers.items()}

@@ -93,7 +93,7 @@ class Database:
 
     @contextlib.contextmanager
     def writing(self) -> Generator[Session]:
-        """Committed, to the disk, when the block ends; nothing is written if it raises."""
+        """Open a session that is committed, to the disk, when the block ends; nothing is written if it raises."""
         with _named_trouble(), self._turn, Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
 

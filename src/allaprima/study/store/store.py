@@ -39,7 +39,7 @@ Ballot = Mapping[str, Any] | Callable[[AssignedPair], Mapping[str, Any]]
 
 
 def hash_of(token: str) -> str:
-    """What is kept of a token. Tokens are random and long, so no slow hash is needed."""
+    """Return what is kept of a token. Tokens are random and long, so no slow hash is needed."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
@@ -103,7 +103,7 @@ class StudyStore:
     # Who may vote.
 
     def invite(self, count: int) -> list[str]:
-        """New tokens; only their hashes are kept, so this is the one time that they can be read."""
+        """Return new tokens; only their hashes are kept, so this is the one time that they can be read."""
         if not 1 <= count <= 10_000:
             raise SettingError(f"annotators={count}: 1 to 10000 at a time.")
         tokens = [secrets.token_urlsafe(TOKEN_BYTES) for _ in range(count)]
@@ -112,7 +112,7 @@ class StudyStore:
         return tokens
 
     def revoke(self, number: int) -> None:
-        """An annotator votes no more; what they voted stays. Raises `StudyError` for a number that isn't there."""
+        """Let an annotator vote no more; what they voted stays. Raises `StudyError` for a number that isn't there."""
         with self.database.writing() as s:
             row = s.get(AnnotatorRow, number)
             if row is None:
@@ -159,7 +159,7 @@ class StudyStore:
     # What is asked next.
 
     def next(self, annotator: int, stopped: bool = False, missing: frozenset[str] = frozenset()) -> AssignedPair | None:
-        """The pair to ask about, the same one until it is voted on; None if there is none now (`progress` says why).
+        """Return the pair to ask about, the same one until it is voted on; None if there is none now (`progress` says why).
 
         `stopped`: hand out none of the study's. `missing`: files that aren't there; pairs with one of them are left out.
         """
@@ -200,7 +200,8 @@ class StudyStore:
         return None if row is None else self._hand(row[0], row[1], annotator)
 
     def _lease(self, s: Session, annotator: int, missing: frozenset[str]) -> AssignedPair | None:
-        """The annotator's own lease, else one that ran out (early stopping counts pairs up to a gap), else a new one."""
+        """Return the annotator's own lease, else one that ran out (early stopping counts pairs up to a gap), else a new
+        one."""
         other = aliased(SlotRow)
         seen = select(other.pair_id).where(other.annotator_id == annotator)
         of_study = exists().where(PairRow.id == SlotRow.pair_id, PairRow.kind == "study", *_shown(missing))
@@ -224,7 +225,8 @@ class StudyStore:
         return _handed(slot, pair)
 
     def give_back(self, annotator: int, public: str) -> None:
-        """A pair that can't be judged (a picture is gone) is free for others; a vote or a known pair stays as it is."""
+        """Release a pair that can't be judged (a picture is gone) is free for others; a vote or a known pair stays as it
+        is."""
         with self.database.writing() as s:
             self._turn(s, annotator)
             slot, pair = self._slot(s, annotator, public, lock=True)
@@ -232,7 +234,7 @@ class StudyStore:
                 slot.annotator_id = slot.leased_until = slot.handed_at = None
 
     def handed(self, annotator: int, public: str) -> AssignedPair:
-        """A slot that was handed to this annotator, for its pictures. Raises `StudyError` for others'."""
+        """Return a slot that was handed to this annotator, for its pictures. Raises `StudyError` for others'."""
         with self.database.reading() as s:
             return _handed(*self._slot(s, annotator, public))
 
