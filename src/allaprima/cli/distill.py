@@ -85,7 +85,7 @@ def data_of(recipe: Recipe, card: Card, teacher: Family, out: Path, console: Con
 def _prompts(recipe: Recipe, card: Card) -> list[str]:
     if recipe.prompts is not None:
         return list(dict.fromkeys(r.prompt for r in read_prompts(recipe.prompts)))
-    known = [f"{c}, {s}" for c in card.known_concepts() for s in card.styles]
+    known = card.usual_prompts()
     if not known:
         raise SettingError(f"card {card.name!r} doesn't say what it knows: give data=..., or prompts=FILE for the teacher.")
     return known

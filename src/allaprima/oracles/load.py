@@ -81,6 +81,17 @@ def _dual_encoder(ask: Ask) -> Oracle:
     return DualEncoderOracle(encoder, ask.encoder(), "dual_encoder", _digest(ask.folder))
 
 
+def _latent_reward(ask: Ask) -> Oracle:
+    from transformers import AutoTokenizer
+
+    from allaprima.oracles.latent_reward import LatentRewardModel, LatentRewardOracle
+
+    ask.no_settings()
+    model, grammar = LatentRewardModel.from_pretrained(ask.folder)
+    tokenizer = AutoTokenizer.from_pretrained(ask.folder / "tokenizer", trust_remote_code=False)
+    return LatentRewardOracle(model, tokenizer, grammar, _digest(ask.folder))
+
+
 def _clip(ask: Ask) -> Oracle:
     from allaprima.oracles.clip import CLIPOracle
 
@@ -122,8 +133,9 @@ def _ensemble(ask: Ask) -> Oracle:
 
 
 ORACLES: dict[str, Callable[[Ask], Oracle]] = {
-    "image_text": _image_text, "dual_encoder": _dual_encoder, "clip": _clip, "pickscore": _clip, "hpsv2": _clip,
-    "imagereward": _image_reward, "aesthetic": _aesthetic, "vqa": _vqa, "ensemble": _ensemble,
+    "image_text": _image_text, "dual_encoder": _dual_encoder, "latent_reward": _latent_reward, "clip": _clip,
+    "pickscore": _clip, "hpsv2": _clip, "imagereward": _image_reward, "aesthetic": _aesthetic, "vqa": _vqa,
+    "ensemble": _ensemble,
 }  # fmt: skip
 """`kind` -> its loader; docs/oracles.md says what each measures and where its weights come from."""
 
