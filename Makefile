@@ -5,7 +5,7 @@ READY := .venv/.ready
 
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=0 -o Acquire::http::Timeout=20
 
-.PHONY: demo serve-demo test browser postgres check bench reproduce docs clean
+.PHONY: demo serve-demo test browser postgres check hooks bench reproduce docs clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -38,6 +38,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+hooks: $(READY)  ## install the hooks of .pre-commit-config.yaml, which run before each commit
+	$(BIN)/pre-commit install
 
 bench: $(READY)  ## both sides in one run, ratios printed
 	$(BIN)/python -m benchmarks.overhead
