@@ -3,7 +3,7 @@
 The list is measured. `make slow-tests` runs the tests in one process with ALLAPRIMA_RECORD_SLOW=1 and writes the list
 again: every test function whose cases together take `SECONDS` of CPU time or more, fixtures of a wider scope left out, and
 every user of such a fixture of its file that takes `FIXTURE_SECONDS` or more. Entries of tests that didn't run stay as they
-are. An entry names the file without its folder, so that files may move.
+are. An entry names the file without its folder, so that files may move. One with nan is left out until it is measured.
 """
 
 import os
@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 LIST = Path(__file__).with_name("slow.txt")
-HEAD = "# CPU seconds and name of tests that are marked slow; written by `make slow-tests` (tests/slow.py).\n"
+HEAD = (
+    "# CPU seconds and name of tests that are marked slow, nan if not measured yet; by `make slow-tests` (tests/slow.py).\n"
+)
 SECONDS, FIXTURE_SECONDS = 0.5, 2.0
 
 

@@ -1,10 +1,13 @@
 """Pages and files of the project that have a form: decisions, changelog, hooks, templates, and the Makefile's targets."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests import slow
 
 ROOT = Path(__file__).resolve().parents[2]
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
@@ -74,3 +77,13 @@ def test_targets_of_make_that_a_page_names_exist(page):
     targets = set(re.findall(r"^([\w-]+):", read("Makefile"), re.M))
     named = set(re.findall(r"(?:^|`)make ((?:[\w-]+ ?)+)", read(page), re.M))
     assert {target for words in named for target in words.split()} <= targets
+
+
+def test_the_list_of_slow_tests_names_tests_that_exist():
+    functions = {
+        f"{file.name}::{node.name}"
+        for file in (ROOT / "tests").glob("**/test_*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert not slow.read().keys() - functions, "renamed or removed: change the entry, or run `make slow-tests TESTS=FILE`"
