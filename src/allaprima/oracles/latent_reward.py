@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from allaprima.core.errors import ModelError
 from allaprima.core.folder import read_json
 from allaprima.data.grammars import GRAMMARS, canonical_prompt
+from allaprima.oracles.load import Ask, folder_digest
 
 
 class LatentRewardModel(nn.Module):
@@ -67,7 +68,8 @@ class LatentRewardModel(nn.Module):
             "scaling_factor": self.scaling_factor,
             "head_width": self.head_width,
             "grammar": grammar,
-            "vae": _plain(vae_config),
+            # AutoencoderTiny makes `block_out_channels` again, and warns of one that it reads.
+            "vae": {k: v for k, v in _plain(vae_config).items() if k != "block_out_channels"},
             "unet": _plain(self.unet.config),
             "text_encoder": self.text_encoder.config.to_diff_dict(),
         }
@@ -142,3 +144,13 @@ class LatentRewardOracle:
         """
         latents = self.model.encode_images(images)
         return self.model(latents, torch.zeros(len(images)), self.token_ids(prompts))
+
+
+def load(ask: Ask) -> LatentRewardOracle:
+    """Load the oracle of a card's folder (`oracles.load`)."""
+    from transformers import AutoTokenizer
+
+    ask.no_settings()
+    model, grammar = LatentRewardModel.from_pretrained(ask.folder)
+    tokenizer = AutoTokenizer.from_pretrained(ask.folder / "tokenizer", trust_remote_code=False)
+    return LatentRewardOracle(model, tokenizer, grammar, folder_digest(ask.folder))

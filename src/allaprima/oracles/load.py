@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class Ask:
         return self.encode
 
 
-def _digest(folder: Path) -> str:
+def folder_digest(folder: Path) -> str:
     """Config and weights: either can change a score."""
     parts = [(folder / name).read_bytes() for name in ("config.json", "model.safetensors")]
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
@@ -70,7 +71,7 @@ def _image_text(ask: Ask) -> Oracle:
 
     ask.no_settings()
     scorer = ImageTextScorer.from_pretrained(ask.folder)
-    return ImageTextOracle(scorer, ask.encoder(), "image_text", _digest(ask.folder))
+    return ImageTextOracle(scorer, ask.encoder(), "image_text", folder_digest(ask.folder))
 
 
 def _dual_encoder(ask: Ask) -> Oracle:
@@ -78,18 +79,7 @@ def _dual_encoder(ask: Ask) -> Oracle:
 
     ask.no_settings()
     encoder = DualEncoder.from_pretrained(ask.folder)
-    return DualEncoderOracle(encoder, ask.encoder(), "dual_encoder", _digest(ask.folder))
-
-
-def _latent_reward(ask: Ask) -> Oracle:
-    from transformers import AutoTokenizer
-
-    from allaprima.oracles.latent_reward import LatentRewardModel, LatentRewardOracle
-
-    ask.no_settings()
-    model, grammar = LatentRewardModel.from_pretrained(ask.folder)
-    tokenizer = AutoTokenizer.from_pretrained(ask.folder / "tokenizer", trust_remote_code=False)
-    return LatentRewardOracle(model, tokenizer, grammar, _digest(ask.folder))
+    return DualEncoderOracle(encoder, ask.encoder(), "dual_encoder", folder_digest(ask.folder))
 
 
 def _clip(ask: Ask) -> Oracle:
@@ -132,12 +122,15 @@ def _ensemble(ask: Ask) -> Oracle:
     return EnsembleOracle(members, said.name)
 
 
-ORACLES: dict[str, Callable[[Ask], Oracle]] = {
-    "image_text": _image_text, "dual_encoder": _dual_encoder, "latent_reward": _latent_reward, "clip": _clip,
-    "pickscore": _clip, "hpsv2": _clip, "imagereward": _image_reward, "aesthetic": _aesthetic, "vqa": _vqa,
-    "ensemble": _ensemble,
+ORACLES: dict[str, Callable[[Ask], Oracle] | str] = {
+    "image_text": _image_text, "dual_encoder": _dual_encoder, "clip": _clip, "pickscore": _clip, "hpsv2": _clip,
+    "imagereward": _image_reward, "aesthetic": _aesthetic, "vqa": _vqa, "ensemble": _ensemble,
+    "latent_reward": "latent_reward:load",
 }  # fmt: skip
-"""`kind` -> its loader; docs/oracles.md says what each measures and where its weights come from."""
+"""`kind` -> its loader, or `module:function` in this package, imported when it is asked for.
+
+docs/oracles.md says what each measures and where its weights come from.
+"""
 
 
 def load_oracle(
@@ -157,7 +150,11 @@ def load_oracle(
     """
     if kind not in ORACLES:
         raise ModelError(f"oracle kind {kind!r} is not known: {', '.join(ORACLES)} are. Mend `oracle.kind` in the card.")
-    made: Any = ORACLES[kind](Ask(kind, Path(folder), settings or {}, encode, step, device))
+    loader = ORACLES[kind]
+    if isinstance(loader, str):
+        module, _, function = loader.partition(":")
+        loader = getattr(importlib.import_module(f"allaprima.oracles.{module}"), function)
+    made: Any = loader(Ask(kind, Path(folder), settings or {}, encode, step, device))
     # So that it can be saved with the models it goes with, to the byte.
     made.folder, made.kind, made.said = Path(folder), kind, dict(settings or {})
     return made

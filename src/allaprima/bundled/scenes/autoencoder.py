@@ -182,6 +182,14 @@ def reconstructions(vae: Any, images: Tensor, batch: int = 100) -> Tensor:
     return torch.cat([vae.decoder(vae.encoder(x)).clamp(-1, 1) for x in images.split(batch)])
 
 
+def save_autoencoder(vae: Any, folder: Path) -> None:
+    """Write an autoencoder in diffusers' format, without the field of its config that AutoencoderTiny warns of."""
+    vae.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    kept = {k: v for k, v in config.items() if k not in ("block_out_channels", "_name_or_path")}
+    (folder / "config.json").write_text(json.dumps(kept, indent=2) + "\n")
+
+
 def prepare_autoencoder(pictures: int = PICTURES) -> Any:
     """Return the autoencoder with its constructed encoder and an untrained decoder."""
     torch.manual_seed(0)
@@ -197,13 +205,13 @@ def train_autoencoder(out: Path, config: LoopConfig, pictures: int, devices: Dev
     vae = prepare_autoencoder(pictures)
     vae.encoder.requires_grad_(False)
     if devices.main and not (out / "vae").exists():
-        vae.save_pretrained(out / "vae")
+        save_autoencoder(vae, out / "vae")
     test = to_batch([training_pair(DATA_SEED + 1, i)[1] for i in range(100)])
 
     def on_checkpoint(emas: Mapping[str, nn.Module], progress: Progress) -> None:
         kept = vae.decoder
         vae.decoder = emas["use"]
-        vae.save_pretrained(out / "vae")
+        save_autoencoder(vae, out / "vae")
         mse = float((reconstructions(vae, test) - test).square().mean()) / 4
         vae.decoder = kept
         (out / "progress.json").write_text(json.dumps({**progress.__dict__, "test_mse": mse}, indent=1))

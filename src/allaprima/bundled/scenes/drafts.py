@@ -28,7 +28,7 @@ from allaprima.models.card import OracleSource, load_card
 from allaprima.pipeline import AdaptivePipeline
 
 CHUNK = 400
-"""Drafts painted between two writes of the file."""
+"""Drafts painted between two writes of the file, of which each is of one network and one number of steps."""
 
 
 def load_pair(card: str) -> AdaptivePipeline:
@@ -37,7 +37,7 @@ def load_pair(card: str) -> AdaptivePipeline:
     return AdaptivePipeline.from_card(read.model_copy(update={"oracle": OracleSource(kind="none", license="Apache-2.0")}))
 
 
-def paint_chunk(pipe: AdaptivePipeline, tokenizer: Any, number: int, seed: int) -> dict[str, Tensor]:
+def paint_chunk(pipe: AdaptivePipeline, tokenizer: Any, number: int, seed: int, size: int = CHUNK) -> dict[str, Tensor]:
     """Paint and judge a chunk of drafts.
 
     Args:
@@ -45,13 +45,14 @@ def paint_chunk(pipe: AdaptivePipeline, tokenizer: Any, number: int, seed: int) 
         tokenizer: Of the captions.
         number: Of the chunk; its scenes, seeds and steps follow from it.
         seed: Of the whole file.
+        size: Drafts of the chunk.
 
     Returns:
         `latents (N, C, h, w)` in float16, `ids (N, TOKENS)`, `labels (N,)`; a right draft comes a second time with a
         caption that is altered in one thing and wrong.
     """
     rng = random.Random(f"drafts {seed} {number}")
-    scenes = [draw_training_scene(rng) for _ in range(CHUNK)]
+    scenes = [draw_training_scene(rng) for _ in range(size)]
     by_student, steps = number % 4 != 3, (1, 2, 3, 4)[number // 4 % 4] if number % 4 != 3 else (5, 6, 8, 10)[number // 4 % 4]
     by: dict[str, Any] = {"student_steps": steps} if by_student else {"teacher_steps": steps}
     images = pipe(
@@ -66,13 +67,13 @@ def paint_chunk(pipe: AdaptivePipeline, tokenizer: Any, number: int, seed: int) 
     student: Any = pipe.student
     latents = torch.cat([student.encode_images(x) for x in images.split(100)])
     captions: list[Scene] = list(scenes)
-    rows, labels = list(range(CHUNK)), []
+    rows, labels = list(range(size)), []
     for i, (image, scene) in enumerate(zip(images.permute(0, 2, 3, 1).numpy(), scenes, strict=True)):
         labels.append(judge(image, scene).right)
         if labels[i] and (other := altered(scene, rng)) is not None and not judge(image, other).right:
             rows.append(i)
             captions.append(other)
-    labels += [False] * (len(rows) - CHUNK)
+    labels += [False] * (len(rows) - size)
     ids = token_ids(tokenizer, [scene.caption() for scene in captions])
     return {"latents": latents[rows].half(), "ids": ids, "labels": torch.tensor(labels)}
 
@@ -82,12 +83,13 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--card", default="scenes", help="card of the pair; its oracle is not needed")
     p.add_argument("--out", type=Path, required=True, help="the safetensors file to write or go on with")
-    p.add_argument("--chunks", type=int, default=40, help=f"how many times {CHUNK} drafts")
+    p.add_argument("--chunks", type=int, default=40, help="how many chunks of drafts")
+    p.add_argument("--chunk", type=int, default=CHUNK, help="drafts of a chunk")
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args()
     torch.set_num_threads(1)
     pipe = load_pair(args.card)
-    belongs = json.dumps({"seed": args.seed, "models": pipe.fingerprints()}, sort_keys=True)
+    belongs = json.dumps({"seed": args.seed, "chunk": args.chunk, "models": pipe.fingerprints()}, sort_keys=True)
     parts, first = list[dict[str, Tensor]](), 0
     if args.out.exists():
         from safetensors import safe_open
@@ -98,7 +100,7 @@ def main() -> None:
             raise SettingError(f"{args.out} holds drafts of other models or another seed: choose another file.")
         parts, first = [load_file(args.out)], int(meta["chunks"])
     for number in track(range(first, args.chunks), "drafts"):
-        parts.append(paint_chunk(pipe, new_tokenizer(), number, args.seed))
+        parts.append(paint_chunk(pipe, new_tokenizer(), number, args.seed, args.chunk))
         whole = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         beside = args.out.with_suffix(".part")

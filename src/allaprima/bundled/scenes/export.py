@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from allaprima.bundled.emoji.export import provenance, write_provenance
+from allaprima.bundled.scenes.autoencoder import save_autoencoder
 from allaprima.bundled.scenes.networks import SCHEDULER_CONFIG, new_tokenizer
 from allaprima.bundled.scenes.teacher import TextToLatents, load_vae
 
@@ -38,11 +39,7 @@ def _write(path: Path, content: Any) -> None:
 
 def export_vae(run: Path, out: Path) -> None:
     """Write an autoencoder in float16 with its provenance and curve."""
-    vae = load_vae(run / "vae").half()
-    vae.save_pretrained(out)
-    # AutoencoderTiny writes a field of its config that it warns of when it reads it, and makes again.
-    config = json.loads((out / "config.json").read_text())
-    _write(out / "config.json", {k: v for k, v in config.items() if k not in ("block_out_channels", "_name_or_path")})
+    save_autoencoder(load_vae(run / "vae").half(), out)
     shutil.copy(run / "curve.csv", out / "curve.csv")
     write_provenance(out, {"started_from": "an untrained decoder", **json.loads((run / "progress.json").read_text())})
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import replace
@@ -95,11 +96,13 @@ def reward_loss(vae: Any, tokenizer: Any, drafts: Mapping[str, Tensor] | None, b
 
 
 def area_under_curve(scores: Tensor, labels: Tensor) -> float:
-    """Return the share of pairs of a right and a wrong one whose scores are in order (ties count half)."""
+    """Return the share of pairs of a right and a wrong one whose scores are in order, ties half; nan if there is no pair."""
     from scipy.stats import rankdata
 
     ranks, right = rankdata(scores.numpy()), labels.numpy().astype(bool)
     n = right.sum()
+    if n in (0, len(right)):
+        return math.nan
     return float((ranks[right].sum() - n * (n + 1) / 2) / (n * (len(right) - n)))
 
 
