@@ -176,9 +176,9 @@ def write_pair(folder: Path, channels: int, rank: int) -> None:
     """The bundled teacher's folder with a larger random UNet, and a random LoRA on it."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    from allaprima.models.card import load_card
-    from allaprima.models.load import load_component
-    from allaprima.models.lora import add_adapters, save_lora
+    from allaprima.models.cards.card import load_card
+    from allaprima.models.components.loading import load_component
+    from allaprima.models.components.lora import add_adapters, save_lora
 
     emoji = load_card("emoji")
     old = emoji.path(emoji.teacher.source or "")
@@ -197,9 +197,9 @@ def write_pair(folder: Path, channels: int, rank: int) -> None:
 
 def grown(card: Path, who: str) -> dict[str, int]:
     """In this process: growth of the resident set from before loading to after a step of each model, and its peak."""
-    from allaprima.models.card import load_card
+    from allaprima.models.cards.card import load_card
     from allaprima.models.families.registry import FAMILIES
-    from allaprima.models.pair import load_pair
+    from allaprima.models.loading.pair import load_pair
 
     import peft  # noqa: F401 (what is imported belongs to both sides)  # isort: skip
 

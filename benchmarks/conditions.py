@@ -28,13 +28,13 @@ from torch import Tensor
 
 from allaprima.bundled.emoji import load_judge
 from allaprima.bundled.emoji.dataset import STYLES, known_concepts, load_tar
-from allaprima.cascade.job import Request
+from allaprima.cascade.request import GenerationRequest
+from allaprima.conditioning.edit import Edit, ImageInput, share_of
 from allaprima.core.errors import SettingError
 from allaprima.data.images import save_png, to_pil
 from allaprima.evaluation.intervals import mean_interval
 from allaprima.features.efficientnet_lite import EfficientNetLite0
 from allaprima.pipeline import AdaptivePipeline
-from allaprima.tasks.edit import Edit, Picture, share_of
 
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FIRST_SEED = 7_000_000
@@ -75,7 +75,7 @@ def painted(
     file = out / "pictures" / f"{hashlib.sha256(what.encode()).hexdigest()[:20]}.safetensors"
     if not file.exists():
         requests = [
-            Request(prompt, FIRST_SEED + i, "", i, edit=Edit(Picture.of(picture.float() / 255), strength))
+            GenerationRequest(prompt, FIRST_SEED + i, "", i, edit=Edit(ImageInput.of(picture.float() / 255), strength))
             for i, (prompt, picture) in enumerate(zip(pairs.prompts, pairs.pictures, strict=True))
         ]
         results = sorted(pipe.stream(requests, settings, pipe.policy(settings, mode=mode)), key=lambda r: r.request.index)

@@ -38,7 +38,8 @@ from torch.nn import functional
 from allaprima.bundled.emoji import load_judge
 from allaprima.bundled.emoji.dataset import EmojiData, known_concepts, load_tar
 from allaprima.bundled.emoji.teacher import latents_of
-from allaprima.cascade.job import Request
+from allaprima.cascade.request import GenerationRequest
+from allaprima.conditioning.edit import Edit, ImageInput
 from allaprima.core.errors import SettingError
 from allaprima.data.control_maps import HOLE, training_map
 from allaprima.data.images import save_png, to_pil
@@ -46,11 +47,10 @@ from allaprima.evaluation.frechet import frechet_distance
 from allaprima.evaluation.intervals import mean_interval, t_interval
 from allaprima.evaluation.lpips import LPIPSType
 from allaprima.features.efficientnet_lite import EfficientNetLite0
-from allaprima.models.card import load_card
-from allaprima.models.pair import load_pair
+from allaprima.models.cards.card import load_card
+from allaprima.models.loading.pair import load_pair
 from allaprima.oracles.conditional import AGREEMENTS
 from allaprima.pipeline import AdaptivePipeline
-from allaprima.tasks.edit import Edit, Picture
 from benchmarks.quality import as_list
 from benchmarks.reference import load_reference
 from benchmarks.students import Training, train
@@ -195,18 +195,18 @@ class Painting:
     def __init__(self, samples: Sequence[Sample], seeds: int, out: Path) -> None:
         self.samples, self.seeds, self.out = samples, seeds, out / "pictures"
 
-    def requests(self, edit: float | None = None, lead: bool = True) -> list[Request]:
+    def requests(self, edit: float | None = None, lead: bool = True) -> list[GenerationRequest]:
         """One a seed and sample; `edit`: strength of an edit of what is given, which then controls nothing; nor does it
         without `lead`."""
-        made: list[Request] = []
+        made: list[GenerationRequest] = []
         for j in range(self.seeds):
             for k, s in enumerate(self.samples):
-                picture = Picture.of(s.given)
+                picture = ImageInput.of(s.given)
                 more: dict[str, Any] = {"controls": (picture,)} if lead else {}
                 if edit is not None:
                     more = {"edit": Edit(picture, edit)}
                 seed = FIRST_SEED + 100_000 * j + k
-                made.append(Request(s.prompt or s.caption, seed, "", len(made), **more))
+                made.append(GenerationRequest(s.prompt or s.caption, seed, "", len(made), **more))
         return made
 
     def __call__(

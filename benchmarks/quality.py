@@ -34,10 +34,10 @@ from torch import Tensor
 from allaprima.bundled.emoji import load_judge
 from allaprima.bundled.emoji.dataset import STYLES, known_concepts
 from allaprima.calibration.threshold import share_for_budget, threshold_for
-from allaprima.cascade.job import Request
+from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import SettingError
-from allaprima.diffusion.rollback import Variance
+from allaprima.diffusion.noising import Variance
 from allaprima.evaluation.decision import decision_accuracy
 from allaprima.evaluation.frechet import frechet_distance
 from allaprima.evaluation.intervals import Interval, mean_interval, t_interval
@@ -113,7 +113,7 @@ def paint(pipe: AdaptivePipeline, way: Way, captions: Sequence[str], seed: int, 
     what = key_of(mode, settings.to_dict(), pipe.fingerprints(), captions, seed)
     file = path / file_of(what)
     if not file.exists():
-        requests = [Request(c, seed + i, "", i) for i, c in enumerate(captions)]
+        requests = [GenerationRequest(c, seed + i, "", i) for i, c in enumerate(captions)]
         results = sorted(pipe.stream(requests, settings, pipe.policy(settings, mode=mode)), key=lambda r: r.request.index)
         tensors: dict[str, Tensor] = {"images": _bytes([r.image for r in results])}
         if results[0].draft is not None:
@@ -152,9 +152,9 @@ def held_out_thresholds(scores: Tensor, share: float) -> Tensor:
     return torch.tensor([[threshold_for(s, share)] for s in others], dtype=torch.float64)
 
 
-def clear_leads(scores: Tensor, looks: Tensor) -> Tensor:
+def clear_leads(scores: Tensor, scorers: Tensor) -> Tensor:
     """Drafts that lead the teacher's picture by more than half of the other seeds' leading drafts do, `(seeds, N)` bool."""
-    leads = scores - looks
+    leads = scores - scorers
     rows: list[Tensor] = []
     for i, row in enumerate(leads):
         others = torch.cat([leads[:i], leads[i + 1 :]]).flatten()
@@ -164,7 +164,7 @@ def clear_leads(scores: Tensor, looks: Tensor) -> Tensor:
 
 
 def rows_of(
-    painted: dict[str, list[Painted]], s: CascadeSettings, budgets: Sequence[float], looks: Tensor | None = None
+    painted: dict[str, list[Painted]], s: CascadeSettings, budgets: Sequence[float], scorers: Tensor | None = None
 ) -> dict[str, Row]:
     """Every row from what was painted; a cascade's pictures are drafts or the teacher's by its threshold.
 
@@ -192,8 +192,8 @@ def rows_of(
         images = torch.where(keep[..., None, None, None], drafts, action)
         accepted = float(keep.double().mean())
         rows[f"adaptive {budget:g}"] = Row(images, s.student_steps + s.teacher_steps * (1 - accepted), accepted)
-        if looks is not None:
-            again = torch.where((keep | clear_leads(scores, looks))[..., None, None, None], drafts, action)
+        if scorers is not None:
+            again = torch.where((keep | clear_leads(scores, scorers))[..., None, None, None], drafts, action)
             rows[f"adaptive {budget:g}, rechecked"] = Row(again, rows[f"adaptive {budget:g}"].steps, accepted)
         n = int(budget) - 5
         rows[f"refine all {budget:g}"] = Row(stack(f"refine-{n}"), 5 + n)
@@ -261,8 +261,8 @@ def evaluate(pipe: AdaptivePipeline, captions: Sequence[str], reference: Tensor,
             seed = FIRST_SEED + 100_000 * j
             painted[k].append(paint(pipe, way, captions, seed, args.out, f"{name}, {k}, seed {j + 1} of {args.seeds}"))
     meter = Meter(pipe, captions, reference)
-    looks = torch.stack([meter.look(p.images) for p in painted["action"]])
-    rows = rows_of(painted, pipe.settings, BUDGETS, looks)
+    scorers = torch.stack([meter.look(p.images) for p in painted["action"]])
+    rows = rows_of(painted, pipe.settings, BUDGETS, scorers)
     groups = [list(dict.fromkeys(captions)).index(c) for c in captions] * args.seeds
     measured = {k: meter.measure(row.images) for k, row in rows.items()}
     table = {

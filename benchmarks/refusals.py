@@ -20,16 +20,16 @@ from contextlib import closing, contextmanager
 import numpy as np
 import uvicorn
 
-from allaprima.cascade.job import Request
 from allaprima.cascade.policy import AlwaysPolicy, Decision
+from allaprima.cascade.request import GenerationRequest
 from allaprima.core.errors import ModelError
 from allaprima.pipeline import AdaptivePipeline
-from allaprima.serving.admission import EngineLimits
 from allaprima.serving.api.app import create_app
 from allaprima.serving.api.server import bound
-from allaprima.serving.api.service import Service
+from allaprima.serving.api.service import ImageService
 from allaprima.serving.engine import Engine
-from allaprima.serving.ticket import Ask
+from allaprima.serving.handle import EngineRequest
+from allaprima.serving.queue import EngineLimits
 
 BODY = json.dumps({"prompt": "red apple, noto", "adaptive": {"mode": "student-only"}}).encode()
 
@@ -39,8 +39,8 @@ def full(pipe: AdaptivePipeline, steps: int = 1000) -> Generator[int]:
     """The port of a server that paints one picture for long, with another in its only place. It ends with the block."""
     engine = Engine(pipe, EngineLimits(queue=1, in_flight=1))
     settings = pipe.settings.changed(batch_size=1, teacher_steps=steps, teacher_solver="ddim", teacher_last_time=None)
-    ask = Ask(Request("red apple, noto", 1), settings, AlwaysPolicy(Decision.REGENERATE))
-    server = uvicorn.Server(uvicorn.Config(create_app(Service(engine, pipe)), log_level="warning", lifespan="off"))
+    ask = EngineRequest(GenerationRequest("red apple, noto", 1), settings, AlwaysPolicy(Decision.REGENERATE))
+    server = uvicorn.Server(uvicorn.Config(create_app(ImageService(engine, pipe)), log_level="warning", lifespan="off"))
     sock = bound("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     engine.start()

@@ -34,12 +34,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from allaprima.bundled.emoji.dataset import STYLES, known_concepts
-from allaprima.cascade.job import Request
+from allaprima.cascade.request import GenerationRequest
 from allaprima.core.errors import SettingError
 from allaprima.pipeline import AdaptivePipeline
-from allaprima.serving.admission import EngineLimits
 from allaprima.serving.engine import Engine
-from allaprima.serving.ticket import Ask, Event, Failed, Finished
+from allaprima.serving.handle import EngineRequest, Event, Failed, Finished
+from allaprima.serving.queue import EngineLimits
 from benchmarks.overhead import spread
 
 SIDES = ("teacher", "requests", "calls", "engine")
@@ -110,7 +110,7 @@ class OneThread:
 class Stepwise:
     """The engine."""
 
-    def __init__(self, pipe: AdaptivePipeline, ask: Callable[[int], Ask], in_flight: int) -> None:
+    def __init__(self, pipe: AdaptivePipeline, ask: Callable[[int], EngineRequest], in_flight: int) -> None:
         self._engine, self._ask = Engine(pipe, EngineLimits(queue=100_000, in_flight=in_flight)), ask
         self._engine.start()
 
@@ -228,7 +228,9 @@ def server_of(
     if side == "calls":
         return OneThread(lambda i: pipe(**told(i), budget=budget, batch_size=batch_size), batch_size)
     policy = pipe.policy(settings, budget=budget)
-    return Stepwise(pipe, lambda i: Ask(Request(prompts[i % len(prompts)], i), settings, policy), in_flight)
+    return Stepwise(
+        pipe, lambda i: EngineRequest(GenerationRequest(prompts[i % len(prompts)], i), settings, policy), in_flight
+    )
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:

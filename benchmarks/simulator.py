@@ -28,16 +28,17 @@ from typing import Any
 
 import numpy as np
 
-from allaprima.cascade.job import Request, Stage
+from allaprima.cascade.job import Stage
 from allaprima.cascade.policy import ThresholdPolicy
+from allaprima.cascade.request import GenerationRequest
 from allaprima.fleet.plan_file import write_recording
 from allaprima.fleet.planner import Planner, promises
-from allaprima.fleet.simulator import Group, Trace, simulate
+from allaprima.fleet.simulator import MachineGroup, Trace, simulate
 from allaprima.fleet.workload import LAYOUTS, STAGES, Choice, Demand, Kind, Layout, Recording
 from allaprima.pipeline import AdaptivePipeline
-from allaprima.serving.admission import EngineLimits
 from allaprima.serving.engine import Engine
-from allaprima.serving.ticket import Ask, Event, Finished
+from allaprima.serving.handle import EngineRequest, Event, Finished
+from allaprima.serving.queue import EngineLimits
 
 OUTSIDE = (0.3, 0.6, 0.8, 0.9)
 """Shares of the places taken, for `--formulas`."""
@@ -48,21 +49,21 @@ class CallClock:
 
     def __init__(self, pipe: AdaptivePipeline) -> None:
         self.seconds: dict[str, list[float]] = {s: [] for s in STAGES}
-        make = pipe.machine
+        make = pipe.cascade
 
-        def timed_machine(*args: Any, **kwargs: Any) -> Any:
-            machine = make(*args, **kwargs)
-            act = machine.act
+        def timed_cascade(*args: Any, **kwargs: Any) -> Any:
+            cascade = make(*args, **kwargs)
+            act = cascade.act
 
             def timed(stage: Stage, jobs: Sequence[Any]) -> None:
                 begun = time.perf_counter()
                 act(stage, jobs)
                 self.seconds.setdefault(str(stage), []).append(time.perf_counter() - begun)
 
-            setattr(machine, "act", timed)  # noqa: B010 (a method, replaced)
-            return machine
+            setattr(cascade, "act", timed)  # noqa: B010 (a method, replaced)
+            return cascade
 
-        setattr(pipe, "machine", timed_machine)  # noqa: B010
+        setattr(pipe, "cascade", timed_cascade)  # noqa: B010
 
     def take(self) -> dict[str, list[float]]:
         """What was kept, and begin anew."""
@@ -108,26 +109,26 @@ class Bench:
         engine.start()
         ended: dict[int, float] = {}
         lock = threading.Lock()
-        run, tickets = Run(), []
+        run, handles = Run(), []
         begun = due = time.monotonic()
         for i, gap in enumerate(gaps):
             due += gap
             time.sleep(max(0.0, due - time.monotonic()))
-            request = Request(self.prompts[int(self.rng.integers(len(self.prompts)))], 7_000_000 + i, index=i)
+            request = GenerationRequest(self.prompts[int(self.rng.integers(len(self.prompts)))], 7_000_000 + i, index=i)
             now = time.monotonic()
-            (ticket,) = engine.submit([Ask(request, self.settings, self.policy)])
+            (handle,) = engine.submit([EngineRequest(request, self.settings, self.policy)])
 
             def heard(event: Event, i: int = i, now: float = now) -> None:
                 if isinstance(event, Finished):
                     with lock:
                         ended[i] = time.monotonic() - now
 
-            ticket.add_listener(heard)
+            handle.add_listener(heard)
             run.arrived.append(now - begun)
-            tickets.append(ticket)
-        results = [t.result() for t in tickets]
+            handles.append(handle)
+        results = [t.result() for t in handles]
         engine.stop()
-        run.latencies = [ended[i] for i in range(len(tickets))]
+        run.latencies = [ended[i] for i in range(len(handles))]
         run.escalated = [r.cost.evaluations.get("teacher", 0) > 0 for r in results]
         return run
 
@@ -153,7 +154,7 @@ def compare(bench: Bench, load: float, capacity: float, seconds: float) -> tuple
     demand = Demand(rate, 1e6, s.student_steps, s.teacher_steps, s.teacher_steps)
     trace = Trace(measured.arrived, measured.escalated)
     seen = [
-        simulate(demand, LAYOUTS["together"], {"machine": [Group(kind, 1)]}, 0.0, seed=i, trace=trace).latencies
+        simulate(demand, LAYOUTS["together"], {"machine": [MachineGroup(kind, 1)]}, 0.0, seed=i, trace=trace).latencies
         for i in range(5)
     ]
     simulated = float(np.median([np.quantile(x, 0.95) for x in seen]))
@@ -216,7 +217,7 @@ def formulas_at(kind: Kind, layout: Layout, share: float, machines: int, occupie
     columns = p.columns(layout, choice, promise)
     chosen = [next(c for c in columns if c.pool == name and c.machines == n) for name, n in sizes.items()]
     formula = sum(c.seconds for c in chosen)
-    groups = {name: [Group(kind, n)] for name, n in sizes.items()}
+    groups = {name: [MachineGroup(kind, n)] for name, n in sizes.items()}
     seen = simulate(p.demand, layout, groups, share, count, count // 3)
     return {
         "kind": kind.name, "layout": layout.name, "share": share, "machines": sizes[largest], "occupied": occupied,

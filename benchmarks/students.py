@@ -37,9 +37,9 @@ from allaprima.core.errors import SettingError
 from allaprima.data.images import save_png, to_pil
 from allaprima.distill.architecture import count_parameters
 from allaprima.evaluation.intervals import mean_interval, t_interval
-from allaprima.models.card import load_card
-from allaprima.models.multi_student import MultiStudent
-from allaprima.models.pair import load_pair
+from allaprima.models.cards.card import load_card
+from allaprima.models.loading.pair import load_pair
+from allaprima.models.multi_student.model import MultiStudent
 from allaprima.pipeline import AdaptivePipeline
 from benchmarks.quality import FIRST_SEED, TEST_IMAGES, Meter, Way, as_list, paint
 from benchmarks.reference import load_reference

@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from allaprima.data.pictures import open_pictures
-from allaprima.study.create import Plan, create, open_study
+from allaprima.study.create import StudyPlan, create, open_study
 from allaprima.study.design import Rules
 from allaprima.study.known_pairs import Counts
 
@@ -57,7 +57,7 @@ def plain_study(folder: Path, pairs: int, votes: int, url: str | None) -> Path:
             rows.append(json.dumps({"prompt": f"thing {i}", "seed": 0, "image": f"{i}.png"}))
         (folder / method / "results.jsonl").write_text("\n".join(rows))
     sets = {m: open_pictures(folder / m) for m in ("one", "other")}
-    create(folder / "study", sets, Plan(rules=Rules(votes=votes), counts=Counts(0, 0, 0)), url)
+    create(folder / "study", sets, StudyPlan(rules=Rules(votes=votes), counts=Counts(0, 0, 0)), url)
     return folder / "study"
 
 

@@ -52,21 +52,21 @@ from torch import Tensor, nn
 from allaprima.bundled.emoji.dataset import STYLES, known_concepts
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition
-from allaprima.diffusion.schedule import DiscreteVP
+from allaprima.diffusion.schedules import DiscreteVP
 from allaprima.distill.embedded_guidance import NEW, with_embedded_guidance
 from allaprima.distill.loop import adamw, descend, learning_rate, step_generator, update_emas
 from allaprima.distill.methods import consistency
-from allaprima.distill.methods.common import Bench, loop_config, trainable
+from allaprima.distill.methods.common import TrainingSetup, loop_config, trainable
 from allaprima.distill.recipe import Recipe
 from allaprima.distill.training_data import TrainingData, embedded
-from allaprima.models.card import TextSettings, load_card
+from allaprima.models.cards.card import TextSettings, load_card
+from allaprima.models.components.loading import read_json
 from allaprima.models.families.sd import SDModel
-from allaprima.models.load import read_json
-from allaprima.models.pair import load_pair
+from allaprima.models.loading.pair import load_pair
 from benchmarks.overhead import spread
 
 HUBER, SCALES, GRID, EMA = 0.001, (6.0, 16.0), 50, 0.95
-OPTIONS = consistency.Options(
+OPTIONS = consistency.ConsistencyOptions(
     w=SCALES, grid_points=GRID, target_ema=EMA, huber=HUBER, huber_over="element", embedded_guidance=True, boundary="lcm"
 )
 
@@ -137,16 +137,16 @@ class Ours:
             "adam_beta2": 0.999, "weight_decay": 1e-2, "max_grad_norm": 1.0,
         }  # fmt: skip
         recipe = Recipe.model_validate({"method": "consistency", "options": OPTIONS.model_dump(), "loop": loop})
-        self.bench = Bench(case.teacher, case.data, case.null, recipe, Path(tempfile.gettempdir()))
+        self.setup = TrainingSetup(case.teacher, case.data, case.null, recipe, Path(tempfile.gettempdir()))
         self.config = loop_config(recipe.loop, target=EMA)
         self.model = trainable(copy.deepcopy(case.start), recipe.loop)
         self.emas = {name: copy.deepcopy(self.model).requires_grad_(False) for name in self.config.emas}
         self.optimizer = adamw(self.model, self.config)
-        self.objective = consistency.objective(self.bench, OPTIONS)
+        self.objective = consistency.objective(self.setup, OPTIONS)
 
     def draw(self, step: int) -> consistency.Draw:
         """What step number `step` is about."""
-        return consistency.draw(self.bench, OPTIONS, GRID, step_generator(self.config.seed, step))
+        return consistency.draw(self.setup, OPTIONS, GRID, step_generator(self.config.seed, step))
 
     def loss(self, step: int) -> Tensor:
         """Its loss."""
@@ -161,7 +161,7 @@ class Ours:
         def loss(g: torch.Generator) -> Tensor:
             return self.objective(self.model, self.emas, g)
 
-        current = descend(loss, generators, [self.optimizer], self.config, f"step {step}", self.bench.devices)
+        current = descend(loss, generators, [self.optimizer], self.config, f"step {step}", self.setup.devices)
         update_emas(self.emas, self.model, self.config, step)
         return current
 

@@ -17,7 +17,7 @@ torch.set_num_threads(int(os.environ.get("ALLAPRIMA_TEST_THREADS", "2")))
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
-from allaprima.diffusion.schedule import DiscreteVP  # noqa: E402 (after the hook, so that it is checked)
+from allaprima.diffusion.schedules import DiscreteVP  # noqa: E402 (after the hook, so that it is checked)
 from tests import slow  # noqa: E402
 
 # A slow example on a busy machine is no bug; what must be fast is measured by benchmarks.

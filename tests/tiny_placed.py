@@ -2,15 +2,15 @@
 
 import torch
 
-from allaprima.models.card import load_card
-from allaprima.models.pair import load_pair
-from allaprima.models.place import Placer
-from allaprima.models.placement import Placement
+from allaprima.models.cards.card import load_card
+from allaprima.models.loading.pair import load_pair
+from allaprima.models.placement.device_config import DeviceConfig
+from allaprima.models.placement.placer import ModelPlacer
 from allaprima.pipeline import AdaptivePipeline, card_settings
 
 
 def placed_pair(path, **options):
-    return load_pair(load_card(path), Placer(Placement.of(**options)))
+    return load_pair(load_card(path), ModelPlacer(DeviceConfig.of(**options)))
 
 
 def painted(pair, path, **settings):

@@ -5,8 +5,8 @@ import torch
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import ClassifierFreeGuidance
-from allaprima.diffusion.rollback import Variance
-from allaprima.diffusion.schedule import DiscreteVP
+from allaprima.diffusion.noising import Variance
+from allaprima.diffusion.schedules import DiscreteVP
 
 VP = DiscreteVP.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 SETTINGS = CascadeSettings(

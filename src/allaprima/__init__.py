@@ -14,7 +14,7 @@ from allaprima._version import __version__
 
 if TYPE_CHECKING:
     from allaprima.cascade.settings import CascadeSettings
-    from allaprima.diffusion.rollback import Strength, Variance
+    from allaprima.diffusion.noising import Strength, Variance
     from allaprima.pipeline import AdaptiveOutput, AdaptivePipeline
 
 __all__ = ["AdaptiveOutput", "AdaptivePipeline", "CascadeSettings", "Strength", "Variance", "__version__"]
@@ -23,8 +23,8 @@ _WHERE = {
     "AdaptivePipeline": "allaprima.pipeline",
     "AdaptiveOutput": "allaprima.pipeline",
     "CascadeSettings": "allaprima.cascade.settings",
-    "Variance": "allaprima.diffusion.rollback",
-    "Strength": "allaprima.diffusion.rollback",
+    "Variance": "allaprima.diffusion.noising",
+    "Strength": "allaprima.diffusion.noising",
 }
 
 

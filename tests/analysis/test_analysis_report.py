@@ -11,7 +11,7 @@ import torch
 
 from allaprima.analysis import complexity, decisions, distance, diversity, prompts
 from allaprima.analysis.measuring import MEASURES, chosen
-from allaprima.analysis.pairs import CONFIRMED, NOT_SEEN, REFUTED, Pairs
+from allaprima.analysis.pairs import CONFIRMED, NOT_SEEN, REFUTED, AnalyzedPairs
 from allaprima.analysis.plots import PANELS, diversity_panels
 from allaprima.analysis.report import Section, ends, page, scales_of, table_of, write
 from allaprima.core.errors import SettingError
@@ -35,7 +35,7 @@ def planted(sign=+1, truth="judge", prompt="owl"):
     }  # fmt: skip
     labels = dict.fromkeys((*columns, "judge", "oracle", "complexity", "influence"), "planted")
     images = torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Pairs(
+    return AnalyzedPairs(
         [f"{prompt} {i}" for i in range(N)], np.arange(n) // SEEDS, np.arange(n), columns, labels, images, images, truth, 0.3
     )  # fmt: skip
 

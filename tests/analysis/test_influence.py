@@ -8,11 +8,11 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from allaprima.analysis.influence import over_steps, prompt_influence
-from allaprima.analysis.painting import Watched, attends
+from allaprima.analysis.painting import RecordingModel, attends
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import ClassifierFreeGuidance
-from allaprima.models.attention import attention_of, content_tokens, cross_attentions, watched
+from allaprima.models.components.attention import attention_of, content_tokens, cross_attentions, watched
 
 WIDTH = 8
 
@@ -93,7 +93,7 @@ def test_the_conditional_half_is_what_is_kept():
 
     x0.evaluations_per_call = 1
     painter.denoiser = ClassifierFreeGuidance(x0)
-    side, text = Watched(painter), torch.zeros(2, 5, 4)
+    side, text = RecordingModel(painter), torch.zeros(2, 5, 4)
     text[0, 1, 0] = text[1, 3, 0] = 2.0
     cond = Condition(
         {"prompt_embeds": text, "negative_prompt_embeds": torch.zeros(2, 5, 4), "guidance_scale": torch.full((2,), 2.0)}

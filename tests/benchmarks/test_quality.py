@@ -52,8 +52,8 @@ def test_rows_take_the_draft_or_the_teachers_picture_by_the_other_seeds_threshol
     assert rows["student 5"].images.eq(0).all()
     assert "adaptive 15, rechecked" not in rows
     # The first seed's drafts lead by .1 to 4, the second's by 10.1 to 14: only the second's beat the other's median.
-    looks = torch.stack([scores - torch.linspace(0.1, 4, n), scores - torch.linspace(0.1, 4, n)])
-    again = rows_of(painted, CascadeSettings(student_steps=5, teacher_steps=20), (15.0,), looks)["adaptive 15, rechecked"]
+    scorers = torch.stack([scores - torch.linspace(0.1, 4, n), scores - torch.linspace(0.1, 4, n)])
+    again = rows_of(painted, CascadeSettings(student_steps=5, teacher_steps=20), (15.0,), scorers)["adaptive 15, rechecked"]
     assert again.images[0].eq(20).all()
     assert again.images[1].eq(0).all()
     painted["draft"] = [Painted(drafts, None, scores), Painted(drafts, None, scores)]

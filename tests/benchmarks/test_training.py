@@ -8,8 +8,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition
-from allaprima.diffusion.schedule import DiscreteVP
-from allaprima.models.card import TextSettings
+from allaprima.diffusion.schedules import DiscreteVP
+from allaprima.models.cards.card import TextSettings
 from allaprima.models.families.sd import SDModel
 from benchmarks import training
 

@@ -6,13 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from allaprima.calibration.bank import Bank, load_bank, paint_bank, replay, save_bank
+from allaprima.calibration.outcome_table import (
+    OutcomeTable,
+    generate_outcomes,
+    load_outcomes,
+    save_outcomes,
+    simulate_policy,
+)
 from allaprima.calibration.policies import fit_all, fit_threshold, spend
-from allaprima.cascade.job import Request
-from allaprima.cascade.machine import Machine
+from allaprima.cascade.latent_cascade import LatentCascade
 from allaprima.cascade.policy import AlwaysPolicy, BandPolicy, BestOf, Decision, PreRoute, Recheck, ThresholdPolicy
+from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.router import PromptRouter
-from allaprima.cascade.run import run
+from allaprima.cascade.runner import run
 from allaprima.core.errors import CalibrationError, SettingError
 from tests.toys import SETTINGS, Grey, Toy
 
@@ -21,13 +27,13 @@ SEEDS = list(range(100, 124))
 
 
 def live(requests, settings, policy, bias=0.3):
-    machine = Machine(Toy(), Toy(bias), Grey(), policy, settings)
-    return sorted(run(machine, requests), key=lambda r: r.request.index)
+    cascade = LatentCascade(Toy(), Toy(bias), Grey(), policy, settings)
+    return sorted(run(cascade, requests), key=lambda r: r.request.index)
 
 
 @pytest.fixture(scope="module")
 def painted():
-    return paint_bank(live, Grey().score, Toy().encode, PROMPTS, SEEDS, SETTINGS, attempts=3)
+    return generate_outcomes(live, Grey().score, Toy().encode, PROMPTS, SEEDS, SETTINGS, attempts=3)
 
 
 ROUTER = PromptRouter.fit([torch.tensor([[v]]) for v in (0.1, 0.5, 0.9)], [0.1, 0.5, 0.9], strength=1e-9)
@@ -49,36 +55,38 @@ def test_a_replay_is_what_a_live_run_does(name, bias):
     def paint(requests, settings, policy):
         return live(requests, settings, policy, bias)
 
-    bank = paint_bank(paint, Grey().score, Toy().encode, PROMPTS, SEEDS, SETTINGS, attempts=3)
-    seen = replay(POLICIES[name], bank)
+    table = generate_outcomes(paint, Grey().score, Toy().encode, PROMPTS, SEEDS, SETTINGS, attempts=3)
+    seen = simulate_policy(POLICIES[name], table)
     results = paint(
-        [Request(p, s, "", i) for i, (p, s) in enumerate(zip(PROMPTS, SEEDS, strict=True))], SETTINGS, POLICIES[name]
+        [GenerationRequest(p, s, "", i) for i, (p, s) in enumerate(zip(PROMPTS, SEEDS, strict=True))],
+        SETTINGS,
+        POLICIES[name],
     )
     assert list(seen.decisions) == [r.decision for r in results]
     assert seen.attempts.tolist() == [r.attempts for r in results]
     # Guided steps count two evaluations.
     steps = [(r.cost.evaluations.get("student", 0) + r.cost.evaluations.get("teacher", 0)) / 2 for r in results]
     assert seen.steps.tolist() == steps
-    assert torch.equal(seen.gather(bank.pictures), torch.stack([(r.image * 255).round().byte() for r in results]))
+    assert torch.equal(seen.gather(table.pictures), torch.stack([(r.image * 255).round().byte() for r in results]))
 
 
 def test_a_policy_that_wants_more_than_the_bank_holds_is_told(painted):
     with pytest.raises(SettingError, match="wants draft 4, the bank holds 3"):
-        replay(BestOf(ThresholdPolicy(9.0), 4), painted)
-    only = Bank(**{**painted.__dict__, "made": {Decision.REFINE: painted.made[Decision.REFINE]}})
+        simulate_policy(BestOf(ThresholdPolicy(9.0), 4), painted)
+    only = OutcomeTable(**{**painted.__dict__, "made": {Decision.REFINE: painted.made[Decision.REFINE]}})
     with pytest.raises(SettingError, match="wants to regenerate, the bank holds refine"):
-        replay(ThresholdPolicy(9.0, Decision.REGENERATE), only)
+        simulate_policy(ThresholdPolicy(9.0, Decision.REGENERATE), only)
 
 
 def test_a_bank_survives_its_file(painted, tmp_path):
-    save_bank(painted, tmp_path / "bank.safetensors")
-    again = load_bank(tmp_path / "bank.safetensors")
+    save_outcomes(painted, tmp_path / "bank.safetensors")
+    again = load_outcomes(tmp_path / "bank.safetensors")
     assert (again.prompts, again.seeds, again.costs) == (painted.prompts, painted.seeds, painted.costs)
-    assert replay(POLICIES["band"], again).chosen == replay(POLICIES["band"], painted).chosen
+    assert simulate_policy(POLICIES["band"], again).chosen == simulate_policy(POLICIES["band"], painted).chosen
     assert all(torch.equal(again.pictures[k], v) for k, v in painted.pictures.items())
     (tmp_path / "bad.safetensors").write_bytes(b"no")
     with pytest.raises(CalibrationError, match="not a bank"):
-        load_bank(tmp_path / "bad.safetensors")
+        load_outcomes(tmp_path / "bad.safetensors")
 
 
 def synthetic(n, seed, steps=5.0, teacher=20.0):
@@ -96,44 +104,44 @@ def synthetic(n, seed, steps=5.0, teacher=20.0):
         return torch.tensor(q * 255).round().byte()[..., None, None, None].expand(*q.shape, 3, 4, 4).contiguous()
 
     embeds = torch.tensor(np.stack([hardness, np.ones(n)], -1))[:, None].float()
-    return Bank(
+    return OutcomeTable(
         tuple(map(str, range(n))), tuple(range(n)), embeds, pictures(drafts), torch.tensor(scores),
         {k: pictures(v) for k, v in made.items()}, {k: torch.tensor(v) for k, v in made.items()},
         {Decision.REDRAFT: steps, Decision.REFINE: teacher, Decision.REGENERATE: teacher},
     )  # fmt: skip
 
 
-def quality(bank):
-    return {k: v[..., 0, 0, 0].double() / 255 for k, v in bank.pictures.items()}
+def quality(table):
+    return {k: v[..., 0, 0, 0].double() / 255 for k, v in table.pictures.items()}
 
 
 def test_the_papers_account_is_exact():
     """S + (k / 100) R: 5 + .5 * 20 = 15."""
-    seen = replay(fit_threshold(synthetic(1000, 0), 15.0, Decision.REFINE), synthetic(1000, 0))
+    seen = simulate_policy(fit_threshold(synthetic(1000, 0), 15.0, Decision.REFINE), synthetic(1000, 0))
     assert seen.mean_steps == 15.0
     assert sum(d is Decision.ACCEPT for d in seen.decisions) == 500
 
 
 @pytest.mark.parametrize("budget", [8.0, 15.0, 22.0])
 def test_every_policy_spends_its_budget_and_no_more(budget):
-    bank, unseen = synthetic(300, 1), synthetic(300, 2)
-    fitted = fit_all(bank, budget, Decision.REGENERATE, quality(bank))
+    table, unseen = synthetic(300, 1), synthetic(300, 2)
+    fitted = fit_all(table, budget, Decision.REGENERATE, quality(table))
     assert set(fitted) == {"threshold", "recheck", "clear_recheck", "pre_route", "value", "band", "best_of_2"}
     for f in fitted.values():
         # One more escalation would break it: what is left over is less than a request's share.
         assert budget - 30 / 300 <= f.mean_steps <= budget + 1e-9, f.name
-        assert replay(f.policy, unseen).mean_steps == pytest.approx(budget, rel=0.1), f.name
-        assert f.quality == pytest.approx(float(replay(f.policy, bank).gather(quality(bank)).mean()))
+        assert simulate_policy(f.policy, unseen).mean_steps == pytest.approx(budget, rel=0.1), f.name
+        assert f.quality == pytest.approx(float(simulate_policy(f.policy, table).gather(quality(table)).mean()))
 
 
 def test_value_knows_which_action_pays():
     """Refining gains most where the draft is middling, regenerating where it is poor: a threshold can't tell them apart."""
-    bank, unseen = synthetic(400, 3), synthetic(400, 4)
-    fitted = fit_all(bank, 12.0, Decision.REFINE, quality(bank))
-    gain = {k: float(replay(f.policy, unseen).gather(quality(unseen)).mean()) for k, f in fitted.items()}
+    table, unseen = synthetic(400, 3), synthetic(400, 4)
+    fitted = fit_all(table, 12.0, Decision.REFINE, quality(table))
+    gain = {k: float(simulate_policy(f.policy, unseen).gather(quality(unseen)).mean()) for k, f in fitted.items()}
     assert gain["value"] > gain["threshold"] + 0.01
     assert gain["band"] > gain["threshold"] + 0.01
-    seen = replay(fitted["value"].policy, unseen)
+    seen = simulate_policy(fitted["value"].policy, unseen)
     assert {Decision.ACCEPT, Decision.REGENERATE} <= set(seen.decisions)
 
 

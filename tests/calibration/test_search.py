@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allaprima.calibration.search import Candidate, Looked, candidates, escalated, search, share_for_target, share_of
+from allaprima.calibration.search import Candidate, EvaluatedPair, candidates, escalated, search, share_for_target, share_of
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import SettingError
-from allaprima.diffusion.rollback import Variance
+from allaprima.diffusion.noising import Variance
 
 BASE = CascadeSettings(student_steps=3, teacher_steps=14, strategy="regenerate")
 FOUND = candidates(BASE, 10, [2, 3, 5], [8, 14], [5], [0.5, 0.7], ["dpm_solver", "unipc"])
@@ -23,22 +23,22 @@ class Painted:
         rng = np.random.default_rng(1)
         self.luck, self.noise, self.asked = rng.normal(size=n), noise, {}
 
-    def look(self, c, low, high):
+    def evaluate(self, c, low, high):
         self.asked[c] = self.asked.get(c, 0) + high - low
         luck = self.luck[low:high]
         own = np.random.default_rng(zlib.crc32(str(c).encode())).normal(size=len(self.luck))[low:high] * self.noise
         draft = luck + 0.1 * c.student_steps + own
         best = 0.3 if c.strategy == "refine" else 0.0
-        return Looked(draft, draft, luck + 1 + 0.05 * c.teacher_steps + best + own)
+        return EvaluatedPair(draft, draft, luck + 1 + 0.05 * c.teacher_steps + best + own)
 
     def full(self, c, n):
-        scores, draft, made = self.look(c, 0, n).columns
+        scores, draft, made = self.evaluate(c, 0, n).columns
         return float(np.where(escalated(scores, share_of(c, 10)), made, draft).mean())
 
 
 def test_it_finds_what_trying_everything_finds():
     painted = Painted()
-    rounds = search(FOUND, painted.look, 10, (40, 133, 400))
+    rounds = search(FOUND, painted.evaluate, 10, (40, 133, 400))
     best = rounds[-1][0]
     spent = sum(painted.asked.values())
     everything = {c: painted.full(c, 400) for c in FOUND}
@@ -50,7 +50,7 @@ def test_it_finds_what_trying_everything_finds():
 
 def test_every_round_goes_on_from_the_last_and_keeps_the_budget():
     painted = Painted()
-    rounds = search(FOUND, painted.look, 10, (40, 120))
+    rounds = search(FOUND, painted.evaluate, 10, (40, 120))
     for trials in rounds:
         assert trials == sorted(trials, key=lambda t: -t.quality)
         for t in trials:
@@ -77,7 +77,7 @@ def test_the_cards_own_setting_is_tried_and_applied_settings_are_valid():
     st.floats(-5, 5),
 )
 def test_the_least_share_that_reaches_a_target(rows, target):
-    looked = Looked(*(np.array(c) for c in zip(*rows, strict=True)))
+    looked = EvaluatedPair(*(np.array(c) for c in zip(*rows, strict=True)))
     scores, draft, made = looked.columns
     n = len(scores)
     order = np.argsort(scores, kind="stable")
@@ -103,7 +103,7 @@ def test_refused():
         candidates(BASE, 2, [2, 3], [8], [5], [0.5], ["ddim"])
     for sizes, keep in (((5, 5), 0.3), ((), 0.3), ((1, 5), 0.3), ((4, 8), 1.0)):
         with pytest.raises(SettingError, match="growing"):
-            search(FOUND, Painted().look, 10, sizes, keep)
+            search(FOUND, Painted().evaluate, 10, sizes, keep)
 
 
 def test_the_lowest_scores_are_escalated():

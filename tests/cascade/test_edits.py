@@ -7,18 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allaprima.cascade.given import student_plan
-from allaprima.cascade.job import Request
-from allaprima.cascade.machine import Machine
+from allaprima.cascade.image_conditioning import student_steps
+from allaprima.cascade.latent_cascade import LatentCascade
 from allaprima.cascade.policy import AlwaysPolicy, Decision, ThresholdPolicy
-from allaprima.cascade.run import run
+from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.runner import run
+from allaprima.conditioning.edit import Edit, ImageInput, last_steps
 from allaprima.core.errors import SettingError
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import ClassifierFreeGuidance
 from allaprima.diffusion.solvers import make_solver
 from allaprima.pipeline import AdaptivePipeline
-from allaprima.tasks.edit import Edit, Picture, last_steps
 from tests.toys import SETTINGS, VP, Grey, Toy
 
 SIDE = 4
@@ -56,15 +56,17 @@ def grey(value):
 
 
 def edited(strength=0.5, value=0.2, mask=None):
-    return Edit(Picture.of(grey(value)), strength, None if mask is None else Picture.of(mask))
+    return Edit(ImageInput.of(grey(value)), strength, None if mask is None else ImageInput.of(mask))
 
 
 def paint(edits, policy, prompts=None, settings=EDITING, student=None, seeds=None):
     prompts = prompts or ["0.8"] * len(edits)
-    machine = Machine(student or Editor(), Editor(), Grey(), policy, settings)
+    cascade = LatentCascade(student or Editor(), Editor(), Grey(), policy, settings)
     seeds = seeds or range(len(edits))
-    requests = [Request(p, s, index=i, edit=e) for i, (p, s, e) in enumerate(zip(prompts, seeds, edits, strict=True))]
-    return sorted(run(machine, requests), key=lambda r: r.request.index)
+    requests = [
+        GenerationRequest(p, s, index=i, edit=e) for i, (p, s, e) in enumerate(zip(prompts, seeds, edits, strict=True))
+    ]
+    return sorted(run(cascade, requests), key=lambda r: r.request.index)
 
 
 TEACHER = AlwaysPolicy(Decision.REGENERATE)
@@ -74,7 +76,7 @@ def test_an_edit_of_a_gaussian_is_its_closed_form():
     """The flow of a Gaussian is linear: what is left of the picture and of the noise follows from the two ends."""
     settings = dataclasses.replace(EDITING, teacher_steps=500)
     (result,) = paint([edited(0.6)], TEACHER, settings=settings)
-    t = torch.tensor([last_steps(make_solver("ddim", VP).plan(500), 0.6)[0].t], dtype=torch.float64)
+    t = torch.tensor([last_steps(make_solver("ddim", VP).timesteps(500), 0.6)[0].t], dtype=torch.float64)
     a, s, mean, spread = VP.alpha(t), VP.sigma(t), 0.8, Editor.spread
     noise = noise_batch([0], "initial", [0], (1, SIDE, SIDE))[0].double()
     start = a * 0.2 + s * noise
@@ -96,22 +98,22 @@ def test_the_teacher_takes_the_end_of_its_grid_and_pays_for_no_more(solver):
     settings = dataclasses.replace(EDITING, teacher_solver=solver)
     results = paint([edited(0.35), edited(0.9), edited(0.01)], TEACHER, settings=settings)
     assert [r.cost.evaluations["teacher"] for r in results] == [3, 9, 1]
-    whole = make_solver(solver, VP).plan(10)
+    whole = make_solver(solver, VP).timesteps(10)
     assert last_steps(whole, 0.35) == whole[7:]
 
 
 def test_steps_of_two_parts_are_kept_whole():
-    plan = last_steps(make_solver("heun", VP).plan(11), 0.5)
+    plan = last_steps(make_solver("heun", VP).timesteps(11), 0.5)
     assert plan[0].phase == 0
     assert len([p for p in plan if p.phase == 0]) == 3
 
 
 def test_a_student_takes_all_its_steps_at_times_it_was_trained_on():
     solver = make_solver("consistency", VP)
-    assert [p.t for p in student_plan(edited(0.6), solver, 3)] == [581, 381, 181]
-    assert [p.t for p in solver.plan(5)] == [981, 781, 581, 381, 181]
-    assert len(student_plan(edited(0.03), solver, 5)) == 5, "more steps than grid points: the promise is kept"
-    assert [p.t for p in student_plan(edited(0.6), make_solver("ddim", VP), 2)] == [600, 300]
+    assert [p.t for p in student_steps(edited(0.6), solver, 3)] == [581, 381, 181]
+    assert [p.t for p in solver.timesteps(5)] == [981, 781, 581, 381, 181]
+    assert len(student_steps(edited(0.03), solver, 5)) == 5, "more steps than grid points: the promise is kept"
+    assert [p.t for p in student_steps(edited(0.6), make_solver("ddim", VP), 2)] == [600, 300]
     results = paint([edited(0.6)], AlwaysPolicy(Decision.ACCEPT), settings=dataclasses.replace(EDITING, student_steps=3))
     assert results[0].cost.evaluations["student"] == 3
 
@@ -141,7 +143,7 @@ def test_outside_a_mask_a_picture_is_untouched(strength, seed):
     mask = torch.zeros(1, SIDE, SIDE)
     mask[:, 1:3, 1:3] = 1
     picture = torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
-    edit = Edit(Picture.of(picture), strength, Picture.of(mask))
+    edit = Edit(ImageInput.of(picture), strength, ImageInput.of(mask))
     for policy in (TEACHER, AlwaysPolicy(Decision.ACCEPT), AlwaysPolicy(Decision.REFINE)):
         (result,) = paint([edit], policy, seeds=[seed])
         outside = (mask == 0).expand_as(picture)
@@ -168,11 +170,11 @@ def test_what_is_painted_inside_a_mask_knows_what_is_outside():
     mask = torch.zeros(1, SIDE, SIDE)
     mask[:, :1] = 1
     settings = dataclasses.replace(EDITING, teacher_steps=50)
-    machine = Machine(Flat(), Flat(), Grey(), TEACHER, settings)
-    edit = Edit(Picture.of(grey(0.9)), 1.0, Picture.of(mask))
+    cascade = LatentCascade(Flat(), Flat(), Grey(), TEACHER, settings)
+    edit = Edit(ImageInput.of(grey(0.9)), 1.0, ImageInput.of(mask))
     levels = []
     for start in (edit, None):
-        results = list(run(machine, [Request("0.5", seed, index=seed, edit=start) for seed in range(16)]))
+        results = list(run(cascade, [GenerationRequest("0.5", seed, index=seed, edit=start) for seed in range(16)]))
         levels.append(torch.stack([r.image[0, 0].mean() for r in results]))
     assert float((levels[0] - 0.9).abs().max()) < 0.2, "blending is near to conditioning, not equal to it"
     assert float(levels[1].std()) > 0.5, "without the picture it may be anything"
@@ -192,7 +194,7 @@ def test_strengths_that_mean_nothing_are_refused(make, says):
 
 
 def test_a_picture_of_another_size_costs_itself_only():
-    wrong = Edit(Picture.of(torch.zeros(3, SIDE, SIDE + 2)), 0.5)
+    wrong = Edit(ImageInput.of(torch.zeros(3, SIDE, SIDE + 2)), 0.5)
     badly = edited(0.5, 0.2, torch.ones(1, 2, 2))
     results = paint([edited(0.5), wrong, badly], TEACHER)
     assert [r.error is None for r in results] == [True, False, False]

@@ -2,13 +2,13 @@
 
 import torch
 
-from allaprima.cascade.job import Request
-from allaprima.cascade.machine import Machine
+from allaprima.cascade.latent_cascade import LatentCascade
 from allaprima.cascade.policy import AlwaysPolicy, Decision
-from allaprima.cascade.run import run
+from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.runner import run
+from allaprima.conditioning.edit import Edit, ImageInput
 from allaprima.core.seeds import noise_batch
 from allaprima.diffusion.guidance import ClassifierFreeGuidance
-from allaprima.tasks.edit import Edit, Picture
 from tests.toys import SETTINGS, VP, Grey, Toy
 
 SIDE = 4
@@ -42,9 +42,9 @@ def test_latents_outside_the_mask_have_the_noise_level_of_every_step_of_a_restar
         height=SIDE, width=SIDE, teacher_guidance=1, teacher_steps=12, teacher_solver="restart", batch_size=1
     )
     teacher = Recorder()
-    machine = Machine(Recorder(), teacher, Grey(), AlwaysPolicy(Decision.REGENERATE), settings)
-    edit = Edit(Picture.of(picture), 1.0, Picture.of(mask))
-    (result,) = run(machine, [Request("0.8", 7, edit=edit)])
+    cascade = LatentCascade(Recorder(), teacher, Grey(), AlwaysPolicy(Decision.REGENERATE), settings)
+    edit = Edit(ImageInput.of(picture), 1.0, ImageInput.of(mask))
+    (result,) = run(cascade, [GenerationRequest("0.8", 7, edit=edit)])
     assert result.error is None
 
     times = [t for t, _ in teacher.calls]

@@ -8,8 +8,8 @@ from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import SettingError
 from allaprima.core.seeds import noise_batch
 from allaprima.diffusion.guidance import ClassifierFreeGuidance
-from allaprima.diffusion.rollback import Strength, Variance
-from allaprima.diffusion.schedule import Flow, TrigFlow, expand
+from allaprima.diffusion.noising import Strength, Variance
+from allaprima.diffusion.schedules import Flow, TrigFlow, expand
 from allaprima.pipeline import AdaptivePipeline
 
 MEAN, SPREAD = 0.5, 0.2

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allaprima.cascade.job import Job, Request, Stage
-from allaprima.cascade.machine import Machine
+from allaprima.cascade.job import Job, Stage
+from allaprima.cascade.latent_cascade import LatentCascade
 from allaprima.cascade.policy import (
     AlwaysPolicy,
     BandPolicy,
@@ -23,17 +23,18 @@ from allaprima.cascade.policy import (
     policy_from_dict,
     policy_to_dict,
 )
+from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.router import PromptRouter, Ridge, prompt_features
-from allaprima.cascade.run import run
+from allaprima.cascade.runner import run
 from allaprima.cascade.value import GainModel, ValuePolicy, draft_features
 from allaprima.core.errors import SettingError
 from tests.toys import SETTINGS, Grey, Toy
 
 
 def paint(prompts, policy, oracle=None, bias=0.3, seed=2):
-    machine = Machine(Toy(), Toy(bias), oracle or Grey(), policy, SETTINGS)
-    requests = [Request(p, seed + i, index=i) for i, p in enumerate(prompts)]
-    return sorted(run(machine, requests), key=lambda r: r.request.index)
+    cascade = LatentCascade(Toy(), Toy(bias), oracle or Grey(), policy, SETTINGS)
+    requests = [GenerationRequest(p, seed + i, index=i) for i, p in enumerate(prompts)]
+    return sorted(run(cascade, requests), key=lambda r: r.request.index)
 
 
 def decisions(results):
@@ -70,8 +71,8 @@ def test_a_later_draft_can_be_painted_by_itself(steps):
 
     def scores(policy, attempt):
         settings = dataclasses.replace(SETTINGS, student_steps=steps)
-        machine = Machine(Toy(), Toy(), Grey(), policy, settings)
-        return [r.score for r in run(machine, [Request("0.1", s, attempt=attempt) for s in range(4)])]
+        cascade = LatentCascade(Toy(), Toy(), Grey(), policy, settings)
+        return [r.score for r in run(cascade, [GenerationRequest("0.1", s, attempt=attempt) for s in range(4)])]
 
     first, second = (scores(AlwaysPolicy(Decision.ACCEPT), k) for k in (0, 1))
     assert max(abs(a - b) for a, b in zip(first, second, strict=True)) > 0.01
@@ -89,18 +90,18 @@ def test_the_refined_draft_is_the_best_one():
 
 def test_a_second_look_keeps_the_better_of_draft_and_picture():
     (kept,) = paint(["0.1"], Recheck(ThresholdPolicy(0.5)))
-    assert (kept.kept, decisions([kept])) == ("final", ["refine"])
+    assert (kept.selected, decisions([kept])) == ("final", ["refine"])
     assert kept.final_score > kept.score
     assert kept.cost.evaluations == {"student": 4, "teacher": 6, "oracle": 2}
     (worse,) = paint(["0.1"], Recheck(ThresholdPolicy(0.5)), bias=-0.3)
-    assert worse.kept == "draft"
+    assert worse.selected == "draft"
     assert torch.equal(worse.image, worse.draft)
     lead = worse.score - worse.final_score
     for margin, gets in ((0.9 * lead, "draft"), (1.1 * lead, "final")):
         (again,) = paint(["0.1"], Recheck(ThresholdPolicy(0.5), margin), bias=-0.3)
-        assert again.kept == gets
+        assert again.selected == gets
     (accepted,) = paint(["0.9"], Recheck(ThresholdPolicy(0.5)))
-    assert (accepted.kept, accepted.final_score) == (None, None)
+    assert (accepted.selected, accepted.final_score) == (None, None)
 
 
 def test_hard_prompts_skip_the_draft():
@@ -225,29 +226,29 @@ def test_a_lead_below_nothing_is_refused():
 
 def test_jobs_of_one_batch_may_bring_policies_of_their_own():
     policies = [ThresholdPolicy(0.5), AlwaysPolicy(Decision.ACCEPT), AlwaysPolicy(Decision.REGENERATE), None]
-    machine = Machine(Toy(), Toy(0.3), Grey(), AlwaysPolicy(Decision.REFINE), SETTINGS)
-    jobs = [Job(Request("0.2", 7), policy) for policy in policies]
+    cascade = LatentCascade(Toy(), Toy(0.3), Grey(), AlwaysPolicy(Decision.REFINE), SETTINGS)
+    jobs = [Job(GenerationRequest("0.2", 7), policy) for policy in policies]
     while active := [j for j in jobs if j.stage is not Stage.DONE]:
         stage = min((j.stage for j in active), key=list(Stage).index)
-        machine.act(stage, [j for j in active if j.stage is stage])
+        cascade.act(stage, [j for j in active if j.stage is stage])
     assert [str(j.decision) for j in jobs] == ["refine", "accept", "regenerate", "refine"]
     assert [j.threshold for j in jobs] == [0.5, None, None, None]
     for job, policy in zip(jobs, policies, strict=True):
-        alone = Machine(Toy(), Toy(0.3), Grey(), policy or AlwaysPolicy(Decision.REFINE), SETTINGS)
-        (result,) = run(alone, [Request("0.2", 7)])
+        alone = LatentCascade(Toy(), Toy(0.3), Grey(), policy or AlwaysPolicy(Decision.REFINE), SETTINGS)
+        (result,) = run(alone, [GenerationRequest("0.2", 7)])
         assert torch.equal(job.image, result.image)
 
 
 def test_a_requests_own_policy_is_what_it_is_checked_by():
-    machine = Machine(Toy(), Toy(0.3), None, AlwaysPolicy(Decision.ACCEPT), SETTINGS)
-    machine.check(Request("0.2", 7))
+    cascade = LatentCascade(Toy(), Toy(0.3), None, AlwaysPolicy(Decision.ACCEPT), SETTINGS)
+    cascade.check(GenerationRequest("0.2", 7))
     with pytest.raises(SettingError, match="needs an oracle"):
-        machine.check(Request("0.2", 7), ThresholdPolicy(0.5))
+        cascade.check(GenerationRequest("0.2", 7), ThresholdPolicy(0.5))
 
 
 def test_the_margin_of_a_second_look_is_the_jobs_own():
-    machine = Machine(Toy(), Toy(-0.1), Grey(), AlwaysPolicy(Decision.ACCEPT), SETTINGS)
-    jobs = [Job(Request("0.6", 7), Recheck(AlwaysPolicy(Decision.REFINE), lead)) for lead in (0.0, 5.0)]
+    cascade = LatentCascade(Toy(), Toy(-0.1), Grey(), AlwaysPolicy(Decision.ACCEPT), SETTINGS)
+    jobs = [Job(GenerationRequest("0.6", 7), Recheck(AlwaysPolicy(Decision.REFINE), lead)) for lead in (0.0, 5.0)]
     while active := [j for j in jobs if j.stage is not Stage.DONE]:
-        machine.act(active[0].stage, active)
-    assert [j.kept for j in jobs] == ["draft", "final"]
+        cascade.act(active[0].stage, active)
+    assert [j.selected for j in jobs] == ["draft", "final"]

@@ -6,16 +6,16 @@ import json
 import pytest
 import torch
 
-from allaprima.cascade.job import Request
-from allaprima.cascade.machine import Machine
+from allaprima.cascade.latent_cascade import LatentCascade
 from allaprima.cascade.policy import AlwaysPolicy, Decision, ThresholdPolicy
-from allaprima.cascade.run import run
+from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.runner import run
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import PromptError, SettingError
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import ClassifierFreeGuidance, GuidanceInterval
-from allaprima.diffusion.rollback import Variance
-from allaprima.diffusion.schedule import DiscreteVP
+from allaprima.diffusion.noising import Variance
+from allaprima.diffusion.schedules import DiscreteVP
 
 VP = DiscreteVP.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 
@@ -78,9 +78,9 @@ SETTINGS = CascadeSettings(
 
 def paint(prompts, policy, settings=SETTINGS, oracle=None, seeds=None):
     student, teacher = Toy(), Toy(bias=0.3)
-    machine = Machine(student, teacher, oracle or Grey(), policy, settings)
-    requests = [Request(p, i if seeds is None else seeds[i], index=i) for i, p in enumerate(prompts)]
-    results = sorted(run(machine, requests), key=lambda r: r.request.index)
+    cascade = LatentCascade(student, teacher, oracle or Grey(), policy, settings)
+    requests = [GenerationRequest(p, i if seeds is None else seeds[i], index=i) for i, p in enumerate(prompts)]
+    results = sorted(run(cascade, requests), key=lambda r: r.request.index)
     return results, student, teacher
 
 
@@ -176,8 +176,8 @@ def test_guidance_is_full_inside_its_interval_and_none_costs_one_evaluation():
     def painted(interval):
         teacher.batches.clear()
         changed = dataclasses.replace(settings, teacher_guidance_interval=interval)
-        machine = Machine(Toy(), teacher, None, AlwaysPolicy(Decision.REGENERATE), changed)
-        results = list(run(machine, [Request("0.5", seed) for seed in range(3)]))
+        cascade = LatentCascade(Toy(), teacher, None, AlwaysPolicy(Decision.REGENERATE), changed)
+        results = list(run(cascade, [GenerationRequest("0.5", seed) for seed in range(3)]))
         return float(results[0].image.mean()), results[0].cost.evaluations["teacher"], list(teacher.batches)
 
     size = SETTINGS.batch_size

@@ -7,10 +7,10 @@ import pytest
 
 from allaprima.calibration.budget import Prices
 from allaprima.calibration.steering import SteeredThreshold
-from allaprima.cascade.job import Request
-from allaprima.cascade.machine import Machine
+from allaprima.cascade.latent_cascade import LatentCascade
 from allaprima.cascade.policy import AlwaysPolicy, Decision, ThresholdPolicy
-from allaprima.cascade.run import run
+from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.runner import run
 from tests.toys import SETTINGS, Grey, Toy
 
 PRICES = Prices.from_steps(2, 3)
@@ -22,9 +22,9 @@ def steered(budget=3.5, horizon=3.0):
 
 
 def paint(policy, prompts, batch_size=4, oracle=None):
-    machine = Machine(Toy(), Toy(0.3), oracle or Grey(), policy, SETTINGS.changed(batch_size=batch_size))
-    requests = [Request(p, i, index=i) for i, p in enumerate(prompts)]
-    return sorted(run(machine, requests), key=lambda r: r.request.index)
+    cascade = LatentCascade(Toy(), Toy(0.3), oracle or Grey(), policy, SETTINGS.changed(batch_size=batch_size))
+    requests = [GenerationRequest(p, i, index=i) for i, p in enumerate(prompts)]
+    return sorted(run(cascade, requests), key=lambda r: r.request.index)
 
 
 PROMPTS = [f"{v:.3f}" for v in np.random.default_rng(5).uniform(0.1, 0.9, 30)]

@@ -4,7 +4,7 @@ import torch
 from command_line import allaprima as allaprima
 
 from allaprima.core.errors import PromptError
-from allaprima.models.card import Card
+from allaprima.models.cards.card import Card
 from allaprima.pipeline import AdaptivePipeline
 from tests import toys
 

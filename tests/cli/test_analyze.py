@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
-from allaprima.analysis.painting import Watched, attends, paint_side
-from allaprima.cascade.job import Request
-from allaprima.cli import analyze_sections
+from allaprima.analysis.painting import RecordingModel, attends, paint_side
+from allaprima.cascade.request import GenerationRequest
 from allaprima.cli.analyze import AnalyzeOptions, analyze_command
 from allaprima.core.errors import PromptError, RunFolderError, SettingError
+from allaprima.experiments import analysis_sections
 from allaprima.features.module import ModuleFeatures
 from allaprima.pipeline import AdaptivePipeline
 from tests.command_line import allaprima
@@ -50,7 +50,7 @@ def toy(monkeypatch):
     with torch.no_grad():
         net[1].weight.copy_(torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.0, 0.0, 0.0]])[..., None, None])
         net[1].bias.copy_(torch.tensor([0.0, 1.0]))
-    monkeypatch.setattr(analyze_sections, "load_features", lambda what: ModuleFeatures("grey", net, 2))
+    monkeypatch.setattr(analysis_sections, "load_features", lambda what: ModuleFeatures("grey", net, 2))
 
 
 def options(tmp_path, **changes):
@@ -151,16 +151,19 @@ def test_the_command_line_hands_on_what_was_said(tmp_path, capsys):
 
 
 def test_a_watched_pair_paints_what_the_pipeline_paints(pipe):
-    requests = [Request("red apple, noto", 5), Request("owl, twemoji", 6)]
+    requests = [GenerationRequest("red apple, noto", 5), GenerationRequest("owl, twemoji", 6)]
     assert attends(pipe.student)
     for name, mode in (("student", "student-only"), ("teacher", "teacher-only")):
         steps = {"teacher_steps": 3} if name == "teacher" else {}
         settings = pipe.settings.changed(batch_size=2, **steps)
-        watching, side = AdaptivePipeline(pipe.student, pipe.teacher, pipe.oracle, settings), Watched(getattr(pipe, name))
+        watching, side = (
+            AdaptivePipeline(pipe.student, pipe.teacher, pipe.oracle, settings),
+            RecordingModel(getattr(pipe, name)),
+        )
         setattr(watching, name, side)
-        machine = watching.machine(settings, pipe.policy(settings, mode=mode))
+        cascade = watching.cascade(settings, pipe.policy(settings, mode=mode))
         with side.attending():
-            made = paint_side(machine, requests, side)
+            made = paint_side(cascade, requests, side)
         plain = list(pipe.stream(requests, settings, pipe.policy(settings, mode=mode)))
         plain.sort(key=lambda r: r.request.seed)
         assert torch.equal(made.images, torch.stack([(r.image * 255).round().byte() for r in plain]))

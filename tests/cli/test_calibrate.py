@@ -7,8 +7,8 @@ import pytest
 from calibrated import SETTINGS, Counting, allaprima, greys, serve, toy_pipeline
 
 from allaprima.calibration.artifact import Calibration
-from allaprima.cascade.job import Request
 from allaprima.cascade.policy import BandPolicy, BestOf, ThresholdPolicy, policy_from_dict
+from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.value import ValuePolicy
 from allaprima.core.errors import CalibrationError
 
@@ -48,7 +48,7 @@ def test_the_artifact_holds_the_budget_it_was_made_for(tmp_path, prompts, monkey
     assert f"threshold {made.threshold:.4f}" in said(capsys)
     # The very same drafts painted with it cost what was asked, in steps.
     pipe = toy_pipeline(Counting(), made)
-    requests = [Request(p, 1_000_000 + i, index=i) for i, p in enumerate(greys(N))]
+    requests = [GenerationRequest(p, 1_000_000 + i, index=i) for i, p in enumerate(greys(N))]
     sent = [r.decision == "refine" for r in pipe.stream(requests, policy=pipe.policy(SETTINGS))]
     assert 2 + 3 * np.mean(sent) == 3.5
 
@@ -68,15 +68,15 @@ def test_evaluations_count_both_halves_of_guidance_and_the_oracle(tmp_path, prom
 def test_money_is_seconds_at_a_price(tmp_path, prompts, monkeypatch, capsys):
     serve(monkeypatch, Counting())
     ticks = iter(range(10**9))
-    from allaprima.cascade.machine import Machine
+    from allaprima.cascade.latent_cascade import LatentCascade
 
-    start = Machine.__init__
+    start = LatentCascade.__init__
 
     def clocked(self, *args):
         start(self, *args)
         self._clock = lambda: 4.0 * next(ticks)  # Every stage takes 4 s, 1 s of each of four pictures.
 
-    monkeypatch.setattr(Machine, "__init__", clocked)
+    monkeypatch.setattr(LatentCascade, "__init__", clocked)
     calibrate(prompts, tmp_path / "s.json", "--unit", "seconds", budget=6)
     seconds = Calibration.load(tmp_path / "s.json").prices
     # Draft: text, 2 student steps, decoding, a look. Escalation: 3 teacher steps, decoding.
@@ -217,7 +217,7 @@ def test_another_policy_is_written_and_holds_the_budget(tmp_path, prompts, monke
     assert pipe.policy(SETTINGS) == policy
     with pytest.raises(CalibrationError, match=r"fitted to 3\.5 steps, not to 4"):
         pipe.policy(SETTINGS, budget=4)
-    requests = [Request(p, 1_000_000 + i, index=i) for i, p in enumerate(greys(N))]
+    requests = [GenerationRequest(p, 1_000_000 + i, index=i) for i, p in enumerate(greys(N))]
     results = list(pipe.stream(requests, policy=policy))
     spent = np.mean([2 * r.attempts + 3 * (r.decision != "accept") for r in results])
     # Draft features of a live run differ by rounding to bytes, so one picture may go the other way.

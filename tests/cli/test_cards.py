@@ -11,10 +11,10 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from tiny_folders import card, model, unet
 
-from allaprima.core.errors import ModelError, UnsafeWeights
-from allaprima.models.card import bundled_cards, load_card
-from allaprima.models.guess import alike, guess
-from allaprima.models.pair import load_pair
+from allaprima.core.errors import ModelError, UnsafeWeightsError
+from allaprima.models.cards.card import bundled_cards, load_card
+from allaprima.models.loading.infer_card import alike, infer_card
+from allaprima.models.loading.pair import load_pair
 
 
 @pytest.fixture(autouse=True)
@@ -93,12 +93,12 @@ def test_a_written_card_paints_as_the_models_are(tmp_path, capsys):
 def test_a_lora_and_a_network_alone(tmp_path):
     model("sd", tmp_path / "teacher")
     save_file({"unet.x.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "some.safetensors")
-    raw, said = guess("some.safetensors", "teacher", None, "mine", tmp_path)
+    raw, said = infer_card("some.safetensors", "teacher", None, "mine", tmp_path)
     assert raw["student"]["lora"] == str(tmp_path / "some.safetensors")
     assert raw["student"]["share"] == ["text_encoder", "tokenizer", "vae"]
     assert any("doesn't say how it is sampled" in why for _, _, why in said.rows)
     unet(tmp_path / "net", cross_attention_dim=8)
-    raw, _ = guess("net", "teacher", "dual_encoder=oracle", "mine", tmp_path)
+    raw, _ = infer_card("net", "teacher", "dual_encoder=oracle", "mine", tmp_path)
     assert (raw["student"]["network"], raw["oracle"]["source"]) == (str(tmp_path / "net"), "oracle")
     (tmp_path / "card.yaml").write_text(yaml.safe_dump(raw))
     load_pair(load_card(tmp_path))
@@ -110,7 +110,7 @@ def test_trailing_times_are_seen(tmp_path):
     config = tmp_path / "turbo" / "scheduler" / "scheduler_config.json"
     said = {**json.loads(config.read_text()), "_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}
     config.write_text(json.dumps(said))
-    raw, _ = guess("turbo", "teacher", None, "mine", tmp_path)
+    raw, _ = infer_card("turbo", "teacher", None, "mine", tmp_path)
     assert raw["student"]["solver"].startswith("euler")
     assert raw["student"]["guidance_scale"] == 1.0
 
@@ -119,19 +119,19 @@ def test_what_can_be_no_pair_is_named(tmp_path):
     model("sd", tmp_path / "sd")
     model("flux", tmp_path / "flux")
     with pytest.raises(ModelError, match=r"sd is of the family sd \(.*\), flux of flux"):
-        guess("sd", "flux", None, "x", tmp_path)
+        infer_card("sd", "flux", None, "x", tmp_path)
     with pytest.raises(ModelError, match="nowhere is no folder here and no hub id"):
-        guess("nowhere", "sd", None, "x", tmp_path)
-    with pytest.raises(UnsafeWeights):
-        guess("lora.pt", "sd", None, "x", tmp_path)
+        infer_card("nowhere", "sd", None, "x", tmp_path)
+    with pytest.raises(UnsafeWeightsError):
+        infer_card("lora.pt", "sd", None, "x", tmp_path)
     index = tmp_path / "sd" / "model_index.json"
     index.write_text(json.dumps({"_class_name": "PixArtAlphaPipeline"}))
     config = tmp_path / "sd" / "unet" / "config.json"
     config.write_text(json.dumps({"_class_name": "PixArtTransformer2DModel"}))
     with pytest.raises(ModelError, match=r"no known family .*sd, sdxl, sd3, .*family: any"):
-        guess("sd", "sd", None, "x", tmp_path)
+        infer_card("sd", "sd", None, "x", tmp_path)
     with pytest.raises(ModelError, match="acme/thing is not on this machine"):
-        guess("acme/thing", "flux", None, "x", tmp_path)
+        infer_card("acme/thing", "flux", None, "x", tmp_path)
 
 
 def test_alike_is_about_weights_and_configs(tmp_path):

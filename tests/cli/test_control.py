@@ -11,8 +11,8 @@ from test_edit import apple, pixels, rows  # noqa: F401 (a fixture)
 
 from allaprima.core.errors import SettingError
 from allaprima.data.control_maps import canny, colours, control_map
-from allaprima.models.card import load_card
-from allaprima.models.pair import load_pair
+from allaprima.models.cards.card import load_card
+from allaprima.models.loading.pair import load_pair
 
 RUN = ["control", "--batch-size", "4", "--steps", "3", "--student-steps", "2"]
 

@@ -8,7 +8,7 @@ from calibrated import allaprima
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 
-from allaprima.models.card import load_card
+from allaprima.models.cards.card import load_card
 from allaprima.pipeline import AdaptivePipeline
 
 SMALL = ["loop.max_train_steps=2", "loop.train_batch_size=2", "loop.learning_rate=1e-4", "loop.warmup_steps=0"]

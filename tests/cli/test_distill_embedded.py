@@ -4,7 +4,7 @@ import pytest
 from calibrated import allaprima
 from PIL import Image
 
-from allaprima.models.card import load_card
+from allaprima.models.cards.card import load_card
 from allaprima.models.families.sd import guidance_dim
 from allaprima.pipeline import AdaptivePipeline
 

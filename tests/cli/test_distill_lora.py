@@ -6,14 +6,14 @@ from calibrated import allaprima
 from PIL import Image
 from safetensors.torch import load_file
 
-from allaprima.distill.loop import Progress
-from allaprima.distill.methods.common import Use
-from allaprima.distill.publish import Made, page, publish
+from allaprima.distill.loop import TrainingProgress
+from allaprima.distill.methods.common import SamplingDefaults
+from allaprima.distill.publish import Publication, page, publish
 from allaprima.distill.recipe import read_recipe
-from allaprima.models.card import load_card
+from allaprima.models.cards.card import load_card
+from allaprima.models.components.lora import FILE, add_adapters
 from allaprima.models.families.sd import load_unet
-from allaprima.models.lora import FILE, add_adapters
-from allaprima.models.pair import load_pair
+from allaprima.models.loading.pair import load_pair
 
 SMALL = ["loop.max_train_steps=1", "loop.train_batch_size=1", "loop.learning_rate=1e-2", "loop.warmup_steps=0"]
 
@@ -55,7 +55,9 @@ def test_a_lora_on_another_network_brings_that_along(tmp_path):
     emoji = load_card("emoji")
     start = emoji.path(emoji.student.source)
     recipe = read_recipe(None, "consistency", [f"start={start}", "lora={rank: 2, targets: [to_q]}"])
-    made = Made(recipe, emoji, Progress(1, 1, 1.0, 0.5), "words", 1, {}, Use(5, 4.5, "consistency"), "")
+    made = Publication(
+        recipe, emoji, TrainingProgress(1, 1, 1.0, 0.5), "words", 1, {}, SamplingDefaults(5, 4.5, "consistency"), ""
+    )
     unet = load_unet(start / "unet")
     add_adapters(unet, 2, 2.0, ["to_q"])
     with torch.no_grad():

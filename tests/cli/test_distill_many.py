@@ -4,8 +4,8 @@ import pytest
 from calibrated import allaprima
 from PIL import Image
 
-from allaprima.models.card import load_card
-from allaprima.models.multi_student import MultiStudent
+from allaprima.models.cards.card import load_card
+from allaprima.models.multi_student.model import MultiStudent
 from allaprima.pipeline import AdaptivePipeline
 
 SMALL = [

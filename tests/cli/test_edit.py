@@ -95,7 +95,7 @@ def test_without_a_threshold_the_cards_own_holds_and_that_is_said(tmp_path, appl
 
 
 def test_scores_of_edits_are_not_taken_for_drift(tmp_path, apple, monkeypatch):
-    monkeypatch.setattr("allaprima.cli.running.DriftWatch", lambda *_: pytest.fail("watched"))
+    monkeypatch.setattr("allaprima.experiments.runner.DriftWatch", lambda *_: pytest.fail("watched"))
     allaprima(*RUN, apple, "red apple, noto", "--student-steps", 3, "--strengths", "0.5", "--out", tmp_path / "run")
 
 

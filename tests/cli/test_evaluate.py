@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from allaprima.core.errors import SettingError
 from allaprima.data.pictures import open_pictures, read_picture
 from allaprima.evaluation import make_metric
+from allaprima.evaluation.cached_features import CachedFeatures
 from allaprima.evaluation.intervals import mean_interval
-from allaprima.evaluation.known import KnownFeatures
 
 
 class Pixels:
@@ -49,7 +49,7 @@ def net(monkeypatch, tmp_path):
     monkeypatch.setattr("allaprima.features.load.load_features", lambda what: found)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        "allaprima.models.pair.load_pair", lambda card: SimpleNamespace(student=SimpleNamespace(encode=None))
+        "allaprima.models.loading.pair.load_pair", lambda card: SimpleNamespace(student=SimpleNamespace(encode=None))
     )
     monkeypatch.setattr("allaprima.oracles.load.load_oracle", lambda *given: LongBright())
     return found
@@ -268,8 +268,10 @@ def test_the_bundled_judge_and_its_retrieval(tmp_path, monkeypatch, capsys):
 
     prompts, pixels = ["cat, noto", "pizza, twemoji"], made(2, side=64)
     run = run_of(tmp_path / "run", pixels, prompts, [0, 1])
-    monkeypatch.setattr("allaprima.models.card.Card.known_concepts", lambda card: ["cat", "pizza", "sun"])
-    monkeypatch.setattr("allaprima.models.pair.load_pair", lambda c: SimpleNamespace(student=SimpleNamespace(encode=encode)))
+    monkeypatch.setattr("allaprima.models.cards.card.Card.known_concepts", lambda card: ["cat", "pizza", "sun"])
+    monkeypatch.setattr(
+        "allaprima.models.loading.pair.load_pair", lambda c: SimpleNamespace(student=SimpleNamespace(encode=encode))
+    )
     found = evaluated(tmp_path, run, "--metrics", "judge,retrieval")["sets"][0]["metrics"]
     judge = load_judge()
     due = judge.score(tensor(pixels), judge.embed_texts(encode(prompts))).mean()
@@ -430,7 +432,7 @@ def test_the_same_name_with_another_prompt_is_no_pair(tmp_path, net, capsys):
 def test_known_features_are_given_to_those_pictures_alone():
     net, pixels = Pixels(), torch.from_numpy(made(4)).permute(0, 3, 1, 2)
     rows = torch.arange(20.0).view(4, 5)
-    known = KnownFeatures(net, pixels.split(3), rows)
+    known = CachedFeatures(net, pixels.split(3), rows)
     images = pixels.float() / 255
     assert torch.equal(known.features(images[[2, 0]]), rows[[2, 0]]) and net.seen == 0
     near = (images * (1 - 1e-4)).clamp(0, 1)

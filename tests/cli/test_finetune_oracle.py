@@ -7,7 +7,7 @@ import torch
 from calibrated import allaprima
 from PIL import Image
 
-from allaprima.models.card import load_card
+from allaprima.models.cards.card import load_card
 from allaprima.pipeline import AdaptivePipeline
 
 

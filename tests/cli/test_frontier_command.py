@@ -104,8 +104,8 @@ def test_the_paper_tunes_apart_for_each_metric(toy, tmp_path, monkeypatch, capsy
     """The oracle likes it bright, the reference is dark: what is best by one is not what is best by the other."""
     import torch
 
-    from allaprima.cli.looks import Looks
     from allaprima.evaluation.frontier import Measure
+    from allaprima.experiments.scorers import Scorers
 
     def look(images, captions):
         grey = images.float().mean((1, 2, 3)) / 255
@@ -113,8 +113,8 @@ def test_the_paper_tunes_apart_for_each_metric(toy, tmp_path, monkeypatch, capsy
 
     dark = torch.rand(200, 1, generator=torch.Generator().manual_seed(0)) * 0.5
     measures = (Measure("oracle", "oracle", True), Measure("frechet", "Frechet", False))
-    looks = Looks(look, measures, {}, torch.cat([dark, dark**2], 1))
-    monkeypatch.setattr("allaprima.cli.frontier.looks_for", lambda *_: looks)
+    scorers = Scorers(look, measures, {}, torch.cat([dark, dark**2], 1))
+    monkeypatch.setattr("allaprima.cli.frontier.looks_for", lambda *_: scorers)
     frontier_command(options(tmp_path, budgets=(6.0,)))
     rows = table(tmp_path)
     names = ("adaptive, tuned for Frechet", "adaptive refine", "adaptive regenerate")

@@ -11,9 +11,9 @@ import pytest
 import typer
 
 from allaprima.cli.app import app
-from allaprima.models.card import bundled_cards, load_card
-from allaprima.models.placement import Placement
-from allaprima.models.sizes import weights_of
+from allaprima.models.cards.card import bundled_cards, load_card
+from allaprima.models.cards.sizes import weights_of
+from allaprima.models.placement.device_config import DeviceConfig
 from allaprima.pipeline import AdaptivePipeline
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -48,7 +48,7 @@ def test_commands_parse_and_name_cards_that_are(page):
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, True)])
 def test_python_compiles_and_its_keywords_are_known(page):
-    fields = {f.name for f in dataclasses.fields(Placement)}
+    fields = {f.name for f in dataclasses.fields(DeviceConfig)}
     seen = 0
     for block in blocks(page, True):
         for call in (n for n in ast.walk(ast.parse(block)) if isinstance(n, ast.Call)):
@@ -60,7 +60,7 @@ def test_python_compiles_and_its_keywords_are_known(page):
             card = ast.literal_eval(call.args[0])
             assert card in (*bundled_cards(), *WRITTEN), card
             said = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg in fields}
-            Placement(**said)
+            DeviceConfig(**said)
     assert seen
 
 

@@ -10,8 +10,8 @@ from calibrated import SETTINGS, Counting, allaprima, greys, serve, toy_pipeline
 from allaprima.calibration.artifact import Calibration
 from allaprima.calibration.budget import Prices
 from allaprima.cascade.policy import BandPolicy
-from allaprima.cli.watch import DriftWatch
 from allaprima.data.images import read_chunks
+from allaprima.experiments.drift_watch import DriftWatch
 from allaprima.pipeline import AdaptivePipeline
 
 PRICES = Prices.from_steps(2, 3)

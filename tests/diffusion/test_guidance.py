@@ -7,8 +7,8 @@ from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition
 from allaprima.diffusion.denoiser import NetworkDenoiser
 from allaprima.diffusion.guidance import ClassifierFreeGuidance, GuidanceInterval
-from allaprima.diffusion.prediction import PREDICTIONS, from_x0, to_x0
-from allaprima.diffusion.schedule import DiscreteVP
+from allaprima.diffusion.predictions import PREDICTIONS, from_x0, to_x0
+from allaprima.diffusion.schedules import DiscreteVP
 
 VP = DiscreteVP.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 

@@ -7,9 +7,9 @@ from diffusers.schedulers import scheduling_lcm
 
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
-from allaprima.diffusion.prediction import to_x0
+from allaprima.diffusion.predictions import to_x0
 from allaprima.diffusion.sample import sample
-from allaprima.diffusion.schedule import DiscreteVP, Flow
+from allaprima.diffusion.schedules import DiscreteVP, Flow
 from allaprima.diffusion.solvers import make_solver
 from allaprima.diffusion.solvers.solver import Step
 
@@ -68,7 +68,7 @@ def rho(t):
 def test_euler_is_diffusers(n):
     scheduler = diffusers.EulerDiscreteScheduler(**SD, prediction_type="sample", timestep_spacing="leading", steps_offset=1)
     scheduler.set_timesteps(n)
-    plan = make_solver("euler", VP).plan(n)
+    plan = make_solver("euler", VP).timesteps(n)
     assert scheduler.timesteps.tolist() == [p.t for p in plan]
     ours = walk("euler", VP, plan, start(), lambda x, p: net(x))
     theirs = theirs_in_ve(scheduler, to_ve(start(), plan[0].t))
@@ -80,7 +80,7 @@ def test_euler_is_diffusers(n):
 @pytest.mark.parametrize("n", [1, 3, 9, 19, 49, 2, 10, 20])
 def test_heun_is_diffusers(n):
     """An odd n is diffusers' plan of (n + 1) / 2 times; an even one is an Euler step before that."""
-    plan = make_solver("heun", VP).plan(n)
+    plan = make_solver("heun", VP).timesteps(n)
     ours = walk("heun", VP, plan, start(), lambda x, p: net(x))
     x, odd = start(), plan
     if n % 2 == 0:
@@ -136,7 +136,7 @@ def test_consistency_is_diffusers_lcm(n, monkeypatch):
 
     monkeypatch.setattr(scheduling_lcm, "randn_tensor", fresh)
     scheduler = diffusers.LCMScheduler(**SD, prediction_type="sample", clip_sample=False)
-    plan = make_solver("consistency", VP).plan(n)
+    plan = make_solver("consistency", VP).timesteps(n)
     scheduler.set_timesteps(timesteps=[int(p.t) for p in plan])
     y = start()
     solver, x = make_solver("consistency", VP), start()
@@ -153,7 +153,7 @@ def test_consistency_is_diffusers_lcm(n, monkeypatch):
 
 def test_a_sixth_evaluation_would_leave_noise():
     """The paper's release goes on to t = 1 with fresh noise and multiplies what the network says there by zero."""
-    plan = make_solver("consistency", VP).plan(5)
+    plan = make_solver("consistency", VP).timesteps(5)
     assert (len(plan), plan[-1].s) == (5, VP.t_clean)
     x0, noise = torch.zeros(2, 4, 64, 64), torch.randn(2, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     left, _ = make_solver("consistency", VP).step(x0, x0, *times(181.0, 1.0), {}, noise)

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from allaprima.core.types import Condition
 from allaprima.diffusion.mixture import MixtureDenoiser
-from allaprima.diffusion.prediction import PREDICTIONS, from_x0, to_x0
+from allaprima.diffusion.predictions import PREDICTIONS, from_x0, to_x0
 from allaprima.diffusion.sample import sample
-from allaprima.diffusion.schedule import DiscreteVP, Flow
+from allaprima.diffusion.schedules import DiscreteVP, Flow
 from allaprima.diffusion.solvers import SOLVERS, make_solver
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
@@ -63,7 +63,7 @@ def test_time_of_variance_of_a_flow_has_the_ratio_of_a_vp_sample(shift, variance
 @given(schedule=schedules, n=st.integers(1, 60), share=shares)
 def test_a_plan_of_n_is_n_evaluations_in_a_row(name, schedule, n, share):
     start = None if share is None else share * schedule.t_max
-    plan = make_solver(name, schedule).plan(n, start)
+    plan = make_solver(name, schedule).timesteps(n, start)
     assert len(plan) == n
     assert plan[-1].s == (schedule.t_clean if name in ENDS else 0)
     if start is not None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from allaprima.diffusion.mixture import MixtureDenoiser
-from allaprima.diffusion.schedule import DiscreteVP, Flow
+from allaprima.diffusion.schedules import DiscreteVP, Flow
 from allaprima.diffusion.solvers.restart import Restart
 
 VP = DiscreteVP.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
@@ -43,7 +43,7 @@ def floor():
 def restarted(schedule, seed, factor=1.0):
     """A sample after two restarts, from the exact distribution at the first time, with noise `factor` times too large."""
     solver, denoiser = Restart(schedule, LOW, HIGH, repeats=2, points=24), mixture(schedule)
-    plan, g = solver.plan(120), torch.Generator().manual_seed(seed)
+    plan, g = solver.timesteps(120), torch.Generator().manual_seed(seed)
     assert sum(p.noise_to is not None for p in plan) == 2
 
     def draw():

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allaprima.core.errors import SettingError
-from allaprima.diffusion.rollback import Strength, Variance, rollback, start_time
-from allaprima.diffusion.schedule import DiscreteVP, Flow
+from allaprima.diffusion.noising import Strength, Variance, add_noise, start_time
+from allaprima.diffusion.schedules import DiscreteVP, Flow
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 VP = DiscreteVP.from_config(SD)
@@ -42,7 +42,7 @@ def test_both_meanings_of_sigma_are_those_of_the_paper_and_its_code():
 def test_the_wrong_meaning_of_sigma_leaves_the_wrong_noise():
     x0, eps = torch.zeros(1, 1, 200, 200), torch.randn(1, 1, 200, 200, generator=torch.Generator().manual_seed(0))
     right, wrong = (
-        float(rollback(x0, eps, torch.tensor([start_time(VP, s)], dtype=torch.float64), VP).var())
+        float(add_noise(x0, eps, torch.tensor([start_time(VP, s)], dtype=torch.float64), VP).var())
         for s in (Variance(0.5), Strength(0.5))
     )
     assert right == pytest.approx(0.5, abs=0.02)
@@ -57,13 +57,13 @@ def test_sigma_out_of_range_is_refused(bad, kind):
 
 
 def test_fifty_steps_are_981_to_1():
-    grid = VP.grid(50)
+    grid = VP.timesteps(50)
     assert (grid[0], grid[-1], len(grid)) == (981.0, 1.0, 50)
 
 
 @given(st.integers(1, 100), st.floats(1, 998))
 def test_n_steps_from_a_rollback_are_n_steps(n, start):
-    grid = VP.grid(n, start)
+    grid = VP.timesteps(n, start)
     assert len(grid) == n
     assert grid[0] == start
     assert all(a > b > 0 for a, b in zip(grid, grid[1:], strict=False))
@@ -73,6 +73,6 @@ def test_flow_is_straight_and_shifts():
     flow = Flow(shift=3.0)
     t = torch.linspace(0, 1, 5)
     assert torch.allclose(flow.alpha(t) + flow.sigma(t), torch.ones(5).double())
-    assert flow.grid(4)[1] == pytest.approx(3 * 0.75 / (1 + 2 * 0.75))
+    assert flow.timesteps(4)[1] == pytest.approx(3 * 0.75 / (1 + 2 * 0.75))
     v = Flow().time_of_variance(0.5)
     assert v == pytest.approx(0.5)

@@ -15,9 +15,9 @@ from allaprima.core.types import Condition
 from allaprima.diffusion.denoiser import NetworkDenoiser
 from allaprima.diffusion.guidance import ClassifierFreeGuidance
 from allaprima.diffusion.mixture import MixtureDenoiser
-from allaprima.diffusion.prediction import PREDICTIONS, from_x0, to_x0
-from allaprima.diffusion.rollback import rollback
-from allaprima.diffusion.schedule import DiscreteVP, Flow
+from allaprima.diffusion.noising import add_noise
+from allaprima.diffusion.predictions import PREDICTIONS, from_x0, to_x0
+from allaprima.diffusion.schedules import DiscreteVP, Flow
 from allaprima.diffusion.solvers import SOLVERS, make_solver
 from allaprima.distill.losses.consistency import consistency_loss
 
@@ -107,18 +107,18 @@ def test_guidance_and_a_network_answer_with_the_shape_they_were_asked():
 
 
 @wrong(OTHER)
-def test_rollback_wants_noise_like_the_draft(bad):
-    assert rollback(X, X, T, VP).shape == X.shape
+def test_add_noise_wants_noise_like_the_draft(bad):
+    assert add_noise(X, X, T, VP).shape == X.shape
     with raises():
-        rollback(X, bad, T, VP)
+        add_noise(X, bad, T, VP)
     with raises():
-        rollback(bad, X, T, VP)
+        add_noise(bad, X, T, VP)
 
 
 @wrong(TIMES)
-def test_rollback_wants_a_time_a_sample(bad):
+def test_add_noise_wants_a_time_a_sample(bad):
     with raises():
-        rollback(X, X, bad, VP)
+        add_noise(X, X, bad, VP)
 
 
 @pytest.mark.parametrize("convert", [to_x0, from_x0])
@@ -141,7 +141,7 @@ def test_predictions_are_converted_sample_by_sample(convert, kind):
 )
 def test_the_consistency_loss_wants_one_of_everything_a_sample(change):
     def loss(x0=X, eps=X, index=torch.tensor([0, 1, 2]), w=T):  # noqa: B008
-        return consistency_loss(*[lambda x, t, w: x] * 3, VP, VP.grid(5), x0, eps, index, w)
+        return consistency_loss(*[lambda x, t, w: x] * 3, VP, VP.timesteps(5), x0, eps, index, w)
 
     assert loss().shape == ()
     with raises():
@@ -169,16 +169,16 @@ import sys
 import torch
 from allaprima.core.seeds import noise_batch
 from allaprima.diffusion.guidance import ClassifierFreeGuidance
-from allaprima.diffusion.prediction import to_x0
-from allaprima.diffusion.rollback import rollback
-from allaprima.diffusion.schedule import DiscreteVP
+from allaprima.diffusion.predictions import to_x0
+from allaprima.diffusion.noising import add_noise
+from allaprima.diffusion.schedules import DiscreteVP
 from allaprima.diffusion.solvers.ddim import DDIM
 from allaprima.distill.losses.consistency import consistency_loss
 
-checked = (DDIM.step, DiscreteVP.alpha, ClassifierFreeGuidance.__call__, rollback, to_x0, consistency_loss, noise_batch)
+checked = (DDIM.step, DiscreteVP.alpha, ClassifierFreeGuidance.__call__, add_noise, to_x0, consistency_loss, noise_batch)
 print([f.__qualname__ for f in checked if hasattr(f, "__wrapped__")], "beartype" in sys.modules)
 vp = DiscreteVP.from_config({})
-print(rollback(torch.zeros(3, 2), torch.zeros(1, 2), torch.tensor([500.0]), vp).shape)
+print(add_noise(torch.zeros(3, 2), torch.zeros(1, 2), torch.tensor([500.0]), vp).shape)
 """
 
 

@@ -10,9 +10,9 @@ import torch
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition
 from allaprima.diffusion.mixture import MixtureDenoiser, gaussian_flow
-from allaprima.diffusion.prediction import to_x0
+from allaprima.diffusion.predictions import to_x0
 from allaprima.diffusion.sample import sample
-from allaprima.diffusion.schedule import DiscreteVP, Flow
+from allaprima.diffusion.schedules import DiscreteVP, Flow
 from allaprima.diffusion.solvers import SOLVERS, TAKE_LAST_TIME, make_solver
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
@@ -97,7 +97,7 @@ def test_samples_at_different_steps_share_a_call(name):
     g = torch.Generator().manual_seed(1)
     x = torch.randn(2, 3, 4, 4, generator=g)
     noise = torch.randn(2, 3, 4, 4, generator=g)
-    plan = solver.plan(6)
+    plan = solver.timesteps(6)
 
     def advance(x, state, steps, z):
         t, s = (torch.tensor([getattr(p, k) for p in steps], dtype=torch.float64) for k in ("t", "s"))
@@ -121,26 +121,26 @@ def test_samples_at_different_steps_share_a_call(name):
 def test_a_last_time_is_the_last_evaluation_and_times_are_even(name, schedule):
     last = schedule.t_max / 50
     for n, start in ((7, None), (4, schedule.t_max / 2)):
-        plan = make_solver(name, schedule, last_time=last).plan(n, start)
+        plan = make_solver(name, schedule, last_time=last).timesteps(n, start)
         times = [p.t for p in plan]
         assert times[0] == (schedule.t_max if start is None else start)
         assert times[-1] == last
         assert np.allclose(np.diff(times), (last - times[0]) / (n - 1))
         assert [p.s for p in plan] == [*times[1:], schedule.t_clean]
-    assert [p.t for p in make_solver(name, schedule, last_time=last).plan(1)] == [schedule.t_max]
+    assert [p.t for p in make_solver(name, schedule, last_time=last).timesteps(1)] == [schedule.t_max]
 
 
 @pytest.mark.parametrize("bad", [-1.0, 999.0, 400.0])
 def test_a_last_time_outside_the_trajectory_is_refused(bad):
     with pytest.raises(SettingError, match=f"last_time={bad!r}.*out of range"):
-        make_solver("dpm_solver", VP, last_time=bad).plan(5, start=400.0)
+        make_solver("dpm_solver", VP, last_time=bad).timesteps(5, start=400.0)
 
 
 @pytest.mark.parametrize("name", sorted({*SOLVERS} - {"tcd"}))
 def test_the_end_is_the_prediction_itself_and_n_is_n(name):
     solver = make_solver(name, VP)
     for start in (None, 300.0):
-        plan = solver.plan(7, start)
+        plan = solver.timesteps(7, start)
         assert len(plan) == 7
         assert plan[-1].s == VP.t_clean
     x, x0 = torch.randn(1, 2), torch.randn(1, 2)
@@ -150,7 +150,7 @@ def test_the_end_is_the_prediction_itself_and_n_is_n(name):
 
 
 def test_five_consistency_steps_are_the_papers():
-    assert [p.t for p in make_solver("consistency", VP).plan(5)] == [981, 781, 581, 381, 181]
+    assert [p.t for p in make_solver("consistency", VP).timesteps(5)] == [981, 781, 581, 381, 181]
 
 
 def test_a_consistency_student_needs_fresh_noise():
@@ -162,7 +162,7 @@ def test_a_consistency_student_needs_fresh_noise():
         return gaussian_flow(x, t, clean, mean, std, VP)
 
     x = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0))
-    plan = [p.t for p in make_solver("consistency", VP).plan(5)]
+    plan = [p.t for p in make_solver("consistency", VP).timesteps(5)]
     right = sample(student, make_solver("consistency", VP), x, NONE, 5)
     assert float(right.std()) == pytest.approx(std, rel=0.03)
     ddim, y = make_solver("ddim", VP), x
@@ -198,7 +198,7 @@ def test_euler_is_diffusers_on_flows(shift):
         return torch.tanh(x) * 0.4
 
     solver = make_solver("euler", flow)
-    for t, p in zip(s.timesteps, solver.plan(10), strict=True):
+    for t, p in zip(s.timesteps, solver.timesteps(10), strict=True):
         assert float(t) / 1000 == pytest.approx(p.t, abs=1e-6)
         x = s.step(velocity(x), t, x).prev_sample
         tt, ss = (torch.full((2,), v, dtype=torch.float64) for v in (p.t, p.s))
@@ -229,7 +229,7 @@ def test_heun_is_second_order():
 @pytest.mark.parametrize("n", [1, 2, 3, 6, 9, 20])
 @pytest.mark.parametrize("name", ["heun", "restart"])
 def test_every_evaluation_is_counted(name, n):
-    assert len(make_solver(name, VP).plan(n)) == n
+    assert len(make_solver(name, VP).timesteps(n)) == n
 
 
 @pytest.mark.parametrize("name", ["heun", "restart", "euler"])
@@ -243,7 +243,7 @@ def test_a_gaussian_comes_back_from_noise(name):
 
 def test_a_restart_puts_back_exactly_the_noise_of_its_time():
     solver = make_solver("restart", VP)
-    (up,) = [p for p in solver.plan(20) if p.noise_to is not None]
+    (up,) = [p for p in solver.timesteps(20) if p.noise_to is not None]
     assert VP.time_of_variance(0.8) == pytest.approx(up.noise_to)
     x0 = torch.zeros(40_000, 1)
     t, s, back = (torch.full((40_000,), v, dtype=torch.float64) for v in (up.t, up.s, up.noise_to))

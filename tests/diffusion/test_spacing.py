@@ -8,10 +8,10 @@ from diffusers.schedulers import scheduling_euler_ancestral_discrete, scheduling
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import SettingError
 from allaprima.core.seeds import noise_batch
-from allaprima.diffusion.prediction import to_x0
-from allaprima.diffusion.schedule import DiscreteVP, Flow
+from allaprima.diffusion.predictions import to_x0
+from allaprima.diffusion.schedules import DiscreteVP, Flow
 from allaprima.diffusion.solvers import make_solver, solver_name
-from allaprima.diffusion.solvers.solver import begun
+from allaprima.diffusion.solvers.solver import scale_initial_noise
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 VP = DiscreteVP.from_config(SD)
@@ -39,8 +39,8 @@ def distance(a, b):
 def walk(spec, n, kind="epsilon", schedule=VP, x=None):
     """Times, and samples after each evaluation."""
     solver = make_solver(spec, schedule)
-    plan = solver.plan(n)
-    x = begun(solver, start(), plan[0].t) if x is None else x
+    plan = solver.timesteps(n)
+    x = scale_initial_noise(solver, start(), plan[0].t) if x is None else x
     state, out = solver.init(x), []
     for i, p in enumerate(plan):
         t, s = (torch.full((2,), v, dtype=torch.float64) for v in (p.t, p.s))
@@ -116,7 +116,7 @@ def test_ddim_at_every_spacing(n, spacing):
         prediction_type="v_prediction",
     )
     scheduler.set_timesteps(n)
-    plan = make_solver(f"ddim@{spacing}", VP).plan(n)
+    plan = make_solver(f"ddim@{spacing}", VP).timesteps(n)
     assert [p.t for p in plan] == scheduler.timesteps.tolist()
     # Diffusers' DDIM steps by T // n whatever its times are: between those of "linspace" it lands elsewhere.
     if spacing != "linspace":
@@ -135,21 +135,21 @@ def test_multistep_solvers_at_every_spacing(n, name, theirs_name, spacing):
 
 def test_without_a_spacing_nothing_has_changed():
     for name in ("ddim", "euler", "dpm_solver", "unipc", "consistency", "lcm", "heun"):
-        plan, again = make_solver(name, VP).plan(5), make_solver(name, VP.spaced(None)).plan(5)
+        plan, again = make_solver(name, VP).timesteps(5), make_solver(name, VP.with_timestep_spacing(None)).timesteps(5)
         assert plan == again
-    assert [p.t for p in make_solver("euler", VP).plan(4)] == [751, 501, 251, 1]
-    assert torch.equal(begun(make_solver("euler", VP), start(), 751.0), start())
-    assert torch.equal(begun(make_solver("ddim@trailing", VP), start(), 999.0), start())
+    assert [p.t for p in make_solver("euler", VP).timesteps(4)] == [751, 501, 251, 1]
+    assert torch.equal(scale_initial_noise(make_solver("euler", VP), start(), 751.0), start())
+    assert torch.equal(scale_initial_noise(make_solver("ddim@trailing", VP), start(), 999.0), start())
 
 
 def test_times_may_be_given_one_by_one():
-    assert [p.t for p in make_solver("lcm@800", VP).plan(1)] == [800]
-    assert [p.t for p in make_solver("tcd:1@800,400", VP).plan(2)] == [800, 400]
-    assert [(p.t, p.s) for p in make_solver("euler@999,500", VP).plan(2)] == [(999, 500), (500, -1)]
+    assert [p.t for p in make_solver("lcm@800", VP).timesteps(1)] == [800]
+    assert [p.t for p in make_solver("tcd:1@800,400", VP).timesteps(2)] == [800, 400]
+    assert [(p.t, p.s) for p in make_solver("euler@999,500", VP).timesteps(2)] == [(999, 500), (500, -1)]
     with pytest.raises(SettingError, match="steps=3 with 2 times"):
-        make_solver("ddim@999,500", VP).plan(3)
+        make_solver("ddim@999,500", VP).timesteps(3)
     # LCM's times are those of "trailing".
-    assert make_solver("consistency@trailing", VP).plan(5) == make_solver("lcm", VP).plan(5)
+    assert make_solver("consistency@trailing", VP).timesteps(5) == make_solver("lcm", VP).timesteps(5)
 
 
 def test_zero_terminal_schedules_are_diffusers():

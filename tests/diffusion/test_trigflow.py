@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from allaprima.core.errors import SettingError
 from allaprima.core.seeds import noise_batch
-from allaprima.diffusion.prediction import to_x0, v_by_flow
-from allaprima.diffusion.rollback import Strength, Variance, rollback, same_noise, start_time
-from allaprima.diffusion.schedule import DiscreteVP, Flow, TrigFlow
+from allaprima.diffusion.noising import Strength, Variance, add_noise, same_noise, start_time
+from allaprima.diffusion.predictions import to_x0, v_by_flow
+from allaprima.diffusion.schedules import DiscreteVP, Flow, TrigFlow
 from allaprima.diffusion.solvers import make_solver
 
 TRIG = TrigFlow()
@@ -47,7 +47,7 @@ def test_consistency_on_angles_is_diffusers_scm(n, sigma_data, monkeypatch):
     scheduler.set_timesteps(n, intermediate_timesteps=1.3 if n == 2 else None)
     scheduler.set_begin_index(0)
     solver = make_solver("consistency", TRIG)
-    plan = solver.plan(n)
+    plan = solver.timesteps(n)
     assert [p.t for p in plan] == pytest.approx(scheduler.timesteps[:-1].tolist(), abs=1e-6)
     assert (len(plan), plan[-1].s) == (n, 0)
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -83,7 +83,7 @@ def test_a_variance_leaves_as_much_of_a_draft_on_every_schedule(v):
     g = torch.Generator().manual_seed(0)
     x0, eps = torch.randn(1, 300, 300, generator=g), torch.randn(1, 300, 300, generator=g)
     for schedule in (VP, Flow(3.0), TRIG):
-        x = rollback(x0, eps, at(start_time(schedule, Variance(v))), schedule).double()
+        x = add_noise(x0, eps, at(start_time(schedule, Variance(v))), schedule).double()
         signal, noise = float((x * x0).mean() / (x0 * x0).mean()), float((x * eps).mean() / (eps * eps).mean())
         assert (signal / noise) ** 2 == pytest.approx((1 - v) / v, rel=0.05)
 
@@ -119,9 +119,9 @@ def test_a_grid_from_the_top_is_dpm_solvers_flow_sigmas(n):
     )
     scheduler.set_timesteps(n)
     flow = Flow(3.0, top=0.999)
-    assert flow.grid(n) == pytest.approx(scheduler.sigmas[:-1].tolist(), abs=1e-7)
-    assert flow.t_max == flow.grid(n)[0]
-    assert flow.grid(n // 2, flow.time_of_strength(0.5)) == pytest.approx(flow.grid(n)[n // 2 :], abs=1e-12)
+    assert flow.timesteps(n) == pytest.approx(scheduler.sigmas[:-1].tolist(), abs=1e-7)
+    assert flow.t_max == flow.timesteps(n)[0]
+    assert flow.timesteps(n // 2, flow.time_of_strength(0.5)) == pytest.approx(flow.timesteps(n)[n // 2 :], abs=1e-12)
 
 
 def euler_sigmas(n, shift, terminal):
@@ -137,8 +137,8 @@ def euler_sigmas(n, shift, terminal):
 def test_a_stretched_grid_is_diffusers(n, shift):
     flow = Flow(shift, terminal=0.02)
     due = euler_sigmas(n, shift, 0.02)
-    assert flow.grid(n) == pytest.approx(due, abs=1e-6)
-    assert (flow.grid(n)[0], flow.grid(n)[-1]) == pytest.approx((1, 0.02))
+    assert flow.timesteps(n) == pytest.approx(due, abs=1e-6)
+    assert (flow.timesteps(n)[0], flow.timesteps(n)[-1]) == pytest.approx((1, 0.02))
 
 
 @pytest.mark.parametrize(("n", "whole"), [(5, 10), (30, 50), (2, 4), (1, 4)])
@@ -146,9 +146,9 @@ def test_the_end_of_a_stretched_grid_by_its_strength(n, whole):
     flow = Flow(2.3, terminal=0.02)
     start = start_time(flow, Strength(n / whole), n)
     if n > 1:
-        assert flow.grid(n, start) == pytest.approx(euler_sigmas(whole, 2.3, 0.02)[-n:], abs=1e-6)
+        assert flow.timesteps(n, start) == pytest.approx(euler_sigmas(whole, 2.3, 0.02)[-n:], abs=1e-6)
     else:
-        assert flow.grid(1, start) == [start]
+        assert flow.timesteps(1, start) == [start]
 
 
 @given(st.integers(1, 60), st.floats(0.001, 0.999), st.sampled_from([None, 0.02, 0.3]), st.floats(0.3, 5))
@@ -156,13 +156,13 @@ def test_the_end_of_a_stretched_grid_by_its_strength(n, whole):
 @example(60, 0.3 * (1 + 2e-9), 0.3, 5.0)
 @example(60, 0.3 * (1 + 2e-9), 0.3, 0.3)
 def test_n_steps_from_anywhere(n, start, terminal, shift):
-    grid = Flow(shift, terminal=terminal).grid(n, start)
+    grid = Flow(shift, terminal=terminal).timesteps(n, start)
     assert (len(grid), grid[0]) == (n, start)
     assert all(a > b > 0 for a, b in zip(grid, grid[1:], strict=False))
 
 
 def test_one_step_of_a_stretched_grid_stays_a_number():
-    assert Flow(2.3, terminal=0.02).grid(1) == [1.0]
+    assert Flow(2.3, terminal=0.02).timesteps(1) == [1.0]
 
 
 def test_numbers_out_of_range_are_refused():
@@ -170,6 +170,6 @@ def test_numbers_out_of_range_are_refused():
         with pytest.raises(SettingError, match=next(iter(bad))):
             Flow(1.0, **bad)
     with pytest.raises(SettingError, match="steps=0"):
-        TRIG.grid(0)
+        TRIG.timesteps(0)
     with pytest.raises(SettingError, match="variance"):
         TRIG.time_of_variance(1.0)

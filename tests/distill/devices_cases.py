@@ -1,16 +1,16 @@
 """Small trainings for any `Devices`."""
 
 import torch
-from tiny import bench, tiny_unet
+from tiny import setup, tiny_unet
 from torch import nn
 
 from allaprima.core.types import Condition
 from allaprima.diffusion.denoiser import NetworkDenoiser
 from allaprima.distill.distribution_matching import Adversary, DistributionMatching
+from allaprima.distill.feature_hooks import FeatureHooks
 from allaprima.distill.generators import RenoisedChain
 from allaprima.distill.loop import LoopConfig, train
 from allaprima.distill.losses.adversarial import DiscriminatorHead
-from allaprima.distill.taps import Taps
 from allaprima.distill.two_time_scale import TwoTimeScaleConfig, train_two_time_scale
 
 CONFIG = LoopConfig(
@@ -38,7 +38,7 @@ def plain_training(folder, devices, stop_at=None, nan_on=None):
 
 def matching_training(folder, devices):
     """Distribution matching with an adversary: gradients run through all three networks."""
-    b = bench(folder, "adversarial")
+    b = setup(folder, "adversarial")
     unets = [tiny_unet(i, width=4, norm_num_groups=2, layers_per_block=1).requires_grad_(True).train() for i in (1, 2)]
     torch.manual_seed(3)
     networks = {"generator": unets[0], "fake_score": unets[1], "head": DiscriminatorHead(8, 4, 2).train()}
@@ -51,7 +51,7 @@ def matching_training(folder, devices):
         return NetworkDenoiser(lambda x, t, c: output(network, x, t, c), b.schedule, "epsilon")
 
     def features(network, x, t, cond):
-        with Taps(network, ["mid_block"]) as taps:
+        with FeatureHooks(network, ["mid_block"]) as taps:
             output(network, x, t, cond)
         return taps["mid_block"]
 

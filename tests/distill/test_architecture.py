@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from allaprima.core.errors import SettingError
+from allaprima.distill.feature_hooks import FeatureHooks
 from allaprima.distill.losses.architecture import architecture_loss
-from allaprima.distill.taps import Taps
 
 
 class Stages(nn.Module):
@@ -30,7 +30,7 @@ NAMES = ["join", "up"]
 
 
 def run(net, x):
-    with Taps(net, NAMES) as taps:
+    with FeatureHooks(net, NAMES) as taps:
         return net(x), dict(taps.outputs)
 
 
@@ -79,7 +79,7 @@ def test_stages_that_do_not_pair_up_are_refused(setting):
 
 def test_taps_come_off_and_name_what_is_not_there(setting):
     net, x, _ = setting
-    with Taps(net, NAMES) as taps:
+    with FeatureHooks(net, NAMES) as taps:
         with pytest.raises(SettingError, match="has heard nothing"):
             taps["up"]
         out = net(x)
@@ -87,7 +87,7 @@ def test_taps_come_off_and_name_what_is_not_there(setting):
     net(x + 1)
     assert taps["up"] is out
     with pytest.raises(SettingError, match=r"no modules \['middle'\]"):
-        Taps(net, ["middle"])
+        FeatureHooks(net, ["middle"])
 
 
 @pytest.mark.slow  # it imports diffusers
@@ -105,7 +105,7 @@ def test_a_unet_with_nothing_removed_costs_nothing():
     x, t, text = torch.randn(2, 4, 8, 8), torch.tensor([10, 500]), torch.randn(2, 3, 8)
 
     def both():
-        with Taps(teacher, names) as h_t, Taps(student, names) as h_s:
+        with FeatureHooks(teacher, names) as h_t, FeatureHooks(student, names) as h_s:
             theirs, ours = (net(x, t, encoder_hidden_states=text, return_dict=False)[0] for net in (teacher, student))
             return architecture_loss(ours, theirs, x, h_s.outputs, h_t.outputs)
 

@@ -1,12 +1,11 @@
 """Method `architecture`, and networks cut by a recipe: nothing removed costs nothing, it trains, resumes and learns."""
 
-import importlib
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import bench, tiny_model, tiny_unet
+from tiny import setup, tiny_model, tiny_unet
 
 from allaprima.core.errors import SettingError, TrainingError
 from allaprima.distill import architecture as cuts
@@ -16,14 +15,14 @@ from allaprima.distill.recipe import checked
 
 
 def cut_bench(folder, network="full", width=1.0, method="architecture", **more):
-    b = bench(folder, method, **more)
+    b = setup(folder, method, **more)
     b.teacher.unet.to(memory_format=torch.channels_last)  # As `load_unet` lays it out; another layout has other bits.
     return replace(b, recipe=type(b.recipe).model_validate({**b.recipe.model_dump(), "network": network, "width": width}))
 
 
 def run(b):
-    module = importlib.import_module(METHODS[b.recipe.method].module)
-    return module.run(b, checked(module.Options, b.recipe.options, b.recipe.method))
+    module, options_class = METHODS[b.recipe.method].load()
+    return module.run(b, checked(options_class, b.recipe.options, b.recipe.method))
 
 
 def weights(net):
@@ -32,7 +31,7 @@ def weights(net):
 
 def terms(b, model, seed=0, **options):
     with torch.no_grad():
-        return architecture.terms(b, architecture.Options(**options), model, torch.Generator().manual_seed(seed))
+        return architecture.terms(b, architecture.ArchitectureOptions(**options), model, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

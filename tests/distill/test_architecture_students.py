@@ -18,7 +18,7 @@ from allaprima.distill.architecture import (
     matching_blocks,
     student_config,
 )
-from allaprima.distill.slices import sliced
+from allaprima.distill.weight_slicing import sliced
 
 EMOJI = Path(str(resources.files("allaprima"))) / "bundled" / "emoji" / "weights" / "teacher" / "unet"
 SD15 = {

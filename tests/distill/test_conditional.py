@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from allaprima.core.errors import SettingError
-from allaprima.diffusion.prediction import eps_of
-from allaprima.diffusion.schedule import DiscreteVP, Flow
+from allaprima.diffusion.predictions import eps_of
+from allaprima.diffusion.schedules import DiscreteVP, Flow
 from allaprima.distill.losses.conditional import conditional_loss, next_point
 
 VP = DiscreteVP.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})

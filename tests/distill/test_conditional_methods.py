@@ -13,12 +13,12 @@ from allaprima.core.errors import ModelError, SettingError, TrainingError
 from allaprima.data.control_maps import GIVEN, HOLE, MAPS, random_mask, training_map, with_hole
 from allaprima.distill.losses.conditional import conditional_loss
 from allaprima.distill.methods.adapters import Adapted, draw_with_map, fresh_net
-from allaprima.distill.methods.common import Bench
+from allaprima.distill.methods.common import TrainingSetup
 from allaprima.distill.recipe import Recipe
 from allaprima.distill.training_data import TrainingData, read_latents
 from allaprima.models.adapters.conditional_unet import MU_RATE
-from allaprima.models.card import load_card
-from allaprima.models.pair import load_pair
+from allaprima.models.cards.card import load_card
+from allaprima.models.loading.pair import load_pair
 from allaprima.pipeline import AdaptivePipeline, card_settings
 
 LOOP = ("loop.max_train_steps=3", "loop.train_batch_size=2", "loop.warmup_steps=0", "loop.learning_rate=0.01",
@@ -44,7 +44,7 @@ def bench_of(world, folder, method="conditional", **recipe):
     _, path, data = world
     teacher = load_pair(load_card(path)).teacher
     made = Recipe.model_validate({"method": method, "loop": {"train_batch_size": 2}, **recipe})
-    return Bench(teacher, read_latents(data), teacher.condition([""]).clone(), made, folder)
+    return TrainingSetup(teacher, read_latents(data), teacher.condition([""]).clone(), made, folder)
 
 
 def distil(world, method, out, *changes):
@@ -60,24 +60,24 @@ def pipe_of(made):
 
 @pytest.mark.parametrize("name", [*MAPS, HOLE])
 def test_the_start_is_the_base_to_the_bit_and_zero_convolutions_learn_first(world, tmp_path, name):
-    bench = bench_of(world, tmp_path)
-    net = fresh_net(bench, name)
-    x0, cond = draw_with_map(bench, name, 0.0, torch.Generator().manual_seed(1))
+    setup = bench_of(world, tmp_path)
+    net = fresh_net(setup, name)
+    x0, cond = draw_with_map(setup, name, 0.0, torch.Generator().manual_seed(1))
     t = torch.tensor([700.0, 200.0], dtype=torch.float64)
     with torch.no_grad():
-        mine = Adapted(bench, net).predict(x0, t, cond)
-        base = bench.denoiser(bench.teacher.network)(x0, t, cond)
+        mine = Adapted(setup, net).predict(x0, t, cond)
+        base = setup.denoiser(setup.teacher.network)(x0, t, cond)
     assert torch.equal(mine, base)
     eps, s = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2)), t - 50
 
     def student(x, times):
-        return Adapted(bench, net).predict(x, times, cond)
+        return Adapted(setup, net).predict(x, times, cond)
 
-    conditional_loss(student, student, bench.schedule, x0, eps, t, s).backward()
+    conditional_loss(student, student, setup.schedule, x0, eps, t, s).backward()
     moved = {n for n, p in net.named_parameters() if p.grad is not None and float(p.grad.abs().max()) > 0}
     zero = {n for n, _ in net.named_parameters() if n.startswith(("controlnet_down_blocks", "controlnet_mid_block"))}
     assert moved == zero, "what is behind a zero convolution hears nothing yet"
-    assert all(p.grad is None for p in bench.teacher.network.parameters())
+    assert all(p.grad is None for p in setup.teacher.network.parameters())
 
 
 @pytest.mark.parametrize(
@@ -147,38 +147,38 @@ def test_a_many_step_net_stays_the_teachers(world, tmp_path):
 
 @pytest.mark.parametrize("full", [False, True])
 def test_the_way_from_pixels_learns_what_the_base_says_of_latents(world, tmp_path, full):
-    bench = bench_of(world, tmp_path)
-    net = fresh_net(bench, "low-resolution", full=full, fit_steps=150)
+    setup = bench_of(world, tmp_path)
+    net = fresh_net(setup, "low-resolution", full=full, fit_steps=150)
     embedding = (net.encoder if full else net).controlnet_cond_embedding
-    _, cond = draw_with_map(bench, "low-resolution", 0.0, torch.Generator().manual_seed(3))
-    maps, conv = cond.tensors["control_0"], bench.teacher.network.conv_in
+    _, cond = draw_with_map(setup, "low-resolution", 0.0, torch.Generator().manual_seed(3))
+    maps, conv = cond.tensors["control_0"], setup.teacher.network.conv_in
     with torch.no_grad():
-        zeros = torch.zeros_like(bench.teacher.encode_images(maps))
-        target = conv(bench.teacher.encode_images(maps)) - conv(zeros)
+        zeros = torch.zeros_like(setup.teacher.encode_images(maps))
+        target = conv(setup.teacher.encode_images(maps)) - conv(zeros)
         error = (embedding(maps) - target).square().mean() / target.square().mean()
     assert float(error) < 0.5
-    x0, cond = draw_with_map(bench, "low-resolution", 0.0, torch.Generator().manual_seed(1))
+    x0, cond = draw_with_map(setup, "low-resolution", 0.0, torch.Generator().manual_seed(1))
     t = torch.tensor([700.0, 200.0], dtype=torch.float64)
     with torch.no_grad():
-        base = bench.denoiser(bench.teacher.network)(x0, t, cond)
-        assert torch.equal(Adapted(bench, net).predict(x0, t, cond), base), "still the base to the bit"
+        base = setup.denoiser(setup.teacher.network)(x0, t, cond)
+        assert torch.equal(Adapted(setup, net).predict(x0, t, cond), base), "still the base to the bit"
 
 
 def test_a_training_that_goes_on_is_not_fitted_again(world, tmp_path):
-    bench = bench_of(world, tmp_path)
+    setup = bench_of(world, tmp_path)
     (tmp_path / "checkpoint.safetensors").touch()
-    net, plain = (fresh_net(bench, "colours", fit_steps=n) for n in (5, 0))
+    net, plain = (fresh_net(setup, "colours", fit_steps=n) for n in (5, 0))
     assert all(torch.equal(v, plain.state_dict()[k]) for k, v in net.state_dict().items())
 
 
 def test_start_goes_on_from_an_earlier_net(world, tmp_path):
     first = distil(world, "controlnet", tmp_path / "first", "options.map=colours")
-    bench = bench_of(world, tmp_path, start=str(first))
-    net = fresh_net(bench, "colours")
+    setup = bench_of(world, tmp_path, start=str(first))
+    net = fresh_net(setup, "colours")
     saved = load_file(first / "controlnet" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(v, saved[k]) for k, v in net.state_dict().items())
     with pytest.raises(SettingError, match="4"):
-        fresh_net(bench, HOLE)
+        fresh_net(setup, HOLE)
 
 
 @pytest.mark.parametrize(
@@ -236,42 +236,42 @@ def test_holes_are_what_they_say():
 
 
 def test_a_whole_conditional_unet_begins_as_the_base_and_mu_learns_first(world, tmp_path):
-    bench = bench_of(world, tmp_path)
-    net = fresh_net(bench, "colours", full=True)
-    x0, cond = draw_with_map(bench, "colours", 0.0, torch.Generator().manual_seed(1))
+    setup = bench_of(world, tmp_path)
+    net = fresh_net(setup, "colours", full=True)
+    x0, cond = draw_with_map(setup, "colours", 0.0, torch.Generator().manual_seed(1))
     t = torch.tensor([700.0, 200.0], dtype=torch.float64)
     with torch.no_grad():
-        base = bench.denoiser(bench.teacher.network)(x0, t, cond)
-        assert torch.equal(Adapted(bench, net).predict(x0, t, cond), base)
+        base = setup.denoiser(setup.teacher.network)(x0, t, cond)
+        assert torch.equal(Adapted(setup, net).predict(x0, t, cond), base)
     eps, s = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2)), t - 50
 
     def student(x, times):
-        return Adapted(bench, net).predict(x, times, cond)
+        return Adapted(setup, net).predict(x, times, cond)
 
-    conditional_loss(student, student, bench.schedule, x0, eps, t, s).backward()
+    conditional_loss(student, student, setup.schedule, x0, eps, t, s).backward()
     grads = {n: 0.0 if p.grad is None else float(p.grad.abs().max()) for n, p in net.named_parameters()}
     assert grads["slow_mu"] > 0
     assert max(v for n, v in grads.items() if n.startswith("unet.")) > 0, "all of the network learns"
     assert max(v for n, v in grads.items() if n.startswith("encoder.")) == 0, "the encoder is behind mu"
-    assert all(p.grad is None for p in bench.teacher.network.parameters())
+    assert all(p.grad is None for p in setup.teacher.network.parameters())
     assert not net.unet.mid_block._forward_hooks
     with torch.no_grad():
         net.slow_mu.fill_(0.3 / MU_RATE)
-        moved = Adapted(bench, net).predict(x0, t, cond)
+        moved = Adapted(setup, net).predict(x0, t, cond)
         off = cond.tensors | {"control_scale": torch.zeros(2, 1)}
         other = cond.tensors | {"control_0": 1 - cond.tensors["control_0"]}
         assert not torch.allclose(moved, base, atol=1e-4)
-        assert torch.equal(Adapted(bench, net).predict(x0, t, type(cond)(off)), base), "scale 0 is the base"
-        assert not torch.equal(Adapted(bench, net).predict(x0, t, type(cond)(other)), moved), "the picture is read"
+        assert torch.equal(Adapted(setup, net).predict(x0, t, type(cond)(off)), base), "scale 0 is the base"
+        assert not torch.equal(Adapted(setup, net).predict(x0, t, type(cond)(other)), moved), "the picture is read"
 
 
 def test_at_mu_one_the_decoder_hears_the_condition_alone(world, tmp_path):
     """h' = (1 - mu) h + mu h_c: at 1 what the encoder says of x_t is gone, and the output no longer depends on x_t."""
-    bench = bench_of(world, tmp_path)
-    net = fresh_net(bench, "colours", full=True)
-    x0, cond = draw_with_map(bench, "colours", 0.0, torch.Generator().manual_seed(1))
+    setup = bench_of(world, tmp_path)
+    net = fresh_net(setup, "colours", full=True)
+    x0, cond = draw_with_map(setup, "colours", 0.0, torch.Generator().manual_seed(1))
     t = torch.tensor([700.0, 200.0], dtype=torch.float64)
-    model = Adapted(bench, net).model
+    model = Adapted(setup, net).model
     with torch.no_grad():
         for mu, same in ((1.0, True), (0.5, False)):
             net.slow_mu.fill_(mu / MU_RATE)
@@ -300,10 +300,10 @@ def test_a_full_training_leaves_a_card_that_paints_and_goes_on(world, tmp_path, 
     assert {p.rsplit("/", 2)[-2] for p in listed} == {"unet", "encoder"}
     page = (out / "README.md").read_text()
     assert "UNet2DConditionModel" in page
-    bench = bench_of(world, tmp_path, start=str(out))
-    assert torch.equal(fresh_net(bench, HOLE, full=True).mu.detach(), pipe.student.network.mu)
+    setup = bench_of(world, tmp_path, start=str(out))
+    assert torch.equal(fresh_net(setup, HOLE, full=True).mu.detach(), pipe.student.network.mu)
     with pytest.raises(SettingError, match="start from a net of the same kind"):
-        fresh_net(bench, HOLE)
+        fresh_net(setup, HOLE)
     with pytest.raises(ModelError, match="goes with no other net"):
         pipe_of(made).with_controlnets([out / "controlnet", out / "controlnet"])
 
@@ -316,13 +316,13 @@ def test_what_comes_with_the_data_is_read(world, tmp_path):
     tensors["controls"] = 255 - tensors["pictures"]
     save_file(tensors, own, metadata={"captions": json.dumps([f"make it {k}" for k in range(6)])})
     paired = (world[0], path, own)
-    bench = bench_of(paired, tmp_path)
-    _, cond = draw_with_map(bench, GIVEN, 0.0, torch.Generator().manual_seed(1))
+    setup = bench_of(paired, tmp_path)
+    _, cond = draw_with_map(setup, GIVEN, 0.0, torch.Generator().manual_seed(1))
     index = torch.randint(6, (2,), generator=torch.Generator().manual_seed(1))
     assert torch.equal(cond.tensors["control_0"], tensors["controls"][index].float() / 255)
-    kept = bench.data.keep(torch.arange(6) > 3)
+    kept = setup.data.keep(torch.arange(6) > 3)
     assert torch.equal(kept.controls, tensors["controls"][4:])
-    assert bench.data.identity != read_latents(data).identity
+    assert setup.data.identity != read_latents(data).identity
     out = distil(paired, "conditional", tmp_path / "out", "options.map=given")
     pipe = pipe_of(load_card(out)).with_controlnets([GIVEN])
     given = {"seed": 1, "mode": "student-only"}
@@ -331,4 +331,4 @@ def test_what_comes_with_the_data_is_read(world, tmp_path):
     with pytest.raises(TrainingError, match="nothing does"):
         distil(world, "conditional", tmp_path / "none", "options.map=given")
     with pytest.raises(TrainingError, match="5 controls for 6 latents"):
-        TrainingData(**{**vars(bench.data), "controls": tensors["controls"][:5]})
+        TrainingData(**{**vars(setup.data), "controls": tensors["controls"][:5]})

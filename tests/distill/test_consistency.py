@@ -10,7 +10,7 @@ from torch import nn
 
 from allaprima.core.errors import TrainingError
 from allaprima.diffusion.mixture import MixtureDenoiser, gaussian_flow
-from allaprima.diffusion.schedule import DiscreteVP
+from allaprima.diffusion.schedules import DiscreteVP
 from allaprima.distill.checkpoint import read_meta
 from allaprima.distill.loop import LoopConfig, ema_update, train
 from allaprima.distill.losses.consistency import consistency_loss, endpoint_loss
@@ -31,7 +31,9 @@ def loss(student, points):
     eps = torch.randn(4000, 1, generator=g, dtype=torch.float64)
     index = torch.randint(points, (4000,), generator=g)
     w = torch.ones(4000)
-    return float(consistency_loss(student, student, lambda x, t, w: teacher(x, t), VP, VP.grid(points), x0, eps, index, w))
+    return float(
+        consistency_loss(student, student, lambda x, t, w: teacher(x, t), VP, VP.timesteps(points), x0, eps, index, w)
+    )
 
 
 def test_the_exact_map_is_the_fixed_point_at_the_solvers_order():

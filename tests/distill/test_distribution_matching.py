@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allaprima.diffusion.mixture import MixtureDenoiser
-from allaprima.diffusion.rollback import rollback
-from allaprima.diffusion.schedule import DiscreteVP, Flow
+from allaprima.diffusion.noising import add_noise
+from allaprima.diffusion.schedules import DiscreteVP, Flow
 from allaprima.distill.losses.distribution_matching import (
     draw_matching_times,
     matching_gradient,
@@ -91,7 +91,7 @@ def test_guidance_on_the_fake_score_instead_does_not():
 
 def batch_normalised(x, fake, real, schedule, eps, t):
     """The negative control: one normaliser for the whole batch."""
-    x_t = rollback(x, eps, t, schedule)
+    x_t = add_noise(x, eps, t, schedule)
     mu_real = real(x_t, t)
     return (fake(x_t, t) - mu_real) / (x - mu_real).abs().mean()
 
@@ -107,7 +107,7 @@ def check_samples_are_strangers(gradient, seed):
     beside_far_ones = gradient(far, fake, real, VP, eps, t)
     assert torch.allclose(together[0], beside_far_ones[0], rtol=1e-9)
     # And each sample's gradient is measured in its own distance to the teacher's prediction.
-    x_t = rollback(x, eps, t, VP)
+    x_t = add_noise(x, eps, t, VP)
     distance = (x - real(x_t, t)).abs().mean(1, keepdim=True)
     assert torch.allclose(together * distance, fake(x_t, t) - real(x_t, t))
 

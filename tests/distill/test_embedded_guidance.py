@@ -8,24 +8,24 @@ import pytest
 import torch
 from diffusers import LatentConsistencyModelPipeline
 from diffusers.schedulers import scheduling_lcm
-from tiny import SCHEDULER, bench, tiny_model, tiny_unet
+from tiny import SCHEDULER, setup, tiny_model, tiny_unet
 
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import EmbeddedGuidance, guidance_embedding
 from allaprima.diffusion.sample import sample
-from allaprima.diffusion.schedule import Flow
+from allaprima.diffusion.schedules import Flow
 from allaprima.diffusion.solvers import make_solver
 from allaprima.diffusion.solvers.consistency import lcm_grid
 from allaprima.distill.embedded_guidance import NEW, with_embedded_guidance
 from allaprima.distill.losses.consistency import consistency_loss, lcm_scalings, with_lcm_boundary
 from allaprima.distill.methods import consistency
 from allaprima.distill.recipe import checked
-from allaprima.models.card import load_card
+from allaprima.models.cards.card import load_card
 from allaprima.models.families.sd import load_unet, run_unet
-from allaprima.models.multi_student import MultiStudent
-from allaprima.models.partition import fit_pca_median
+from allaprima.models.multi_student.model import MultiStudent
+from allaprima.models.multi_student.partition import fit_pca_median
 
 LCM = {"embedded_guidance": True, "boundary": "lcm"}
 SHAPE = (4, 8, 8)
@@ -51,8 +51,8 @@ def cond(embeds, *scales):
 
 
 def run(folder, options, **more):
-    b = bench(folder, "consistency", options=options, **more)
-    return consistency.run(b, checked(consistency.Options, options, "consistency"))
+    b = setup(folder, "consistency", options=options, **more)
+    return consistency.run(b, checked(consistency.ConsistencyOptions, options, "consistency"))
 
 
 def theirs(unet, scheduler):
@@ -116,8 +116,8 @@ def test_a_call_is_one_evaluation_of_the_rows_it_is_asked(monkeypatch):
 
 
 def test_student_and_target_are_asked_once_and_the_teacher_twice(tmp_path):
-    b = bench(tmp_path, "consistency", options=LCM)
-    options = checked(consistency.Options, LCM, "consistency")
+    b = setup(tmp_path, "consistency", options=LCM)
+    options = checked(consistency.ConsistencyOptions, LCM, "consistency")
     counted, networks = {}, {"student": told(), "target": told(1), "teacher": b.teacher.unet}
     for name, net in networks.items():
         net.register_forward_pre_hook(lambda n, args, name=name: counted.update({name: len(args[0])}))
@@ -166,7 +166,7 @@ def test_an_exported_student_is_diffusers_lcm(tmp_path, monkeypatch):
 def test_the_times_are_lcms(n, sd):
     scheduler = diffusers.LCMScheduler(**SCHEDULER)
     scheduler.set_timesteps(n)
-    assert [p.t for p in make_solver("lcm", sd).plan(n)] == scheduler.timesteps.tolist()
+    assert [p.t for p in make_solver("lcm", sd).timesteps(n)] == scheduler.timesteps.tolist()
     assert lcm_grid(sd, 50)[:2] + lcm_grid(sd, 50)[-1:] == [999, 979, 19]
 
 
@@ -212,10 +212,10 @@ def test_several_students_are_told_each_row_s_scale():
 
 
 def test_what_it_is_used_with():
-    options = checked(consistency.Options, {**LCM, "w": [5, 8]}, "consistency")
+    options = checked(consistency.ConsistencyOptions, {**LCM, "w": [5, 8]}, "consistency")
     found = consistency.use(options, load_card("emoji"))
     assert (found.solver, found.guidance) == ("lcm", 5)
-    assert "one network evaluation" in found.words
+    assert "one network evaluation" in found.note
 
 
 def test_refused(tmp_path):
@@ -228,8 +228,8 @@ def test_refused(tmp_path):
     with pytest.raises(SettingError, match="Flow schedule"):
         lcm_grid(Flow(), 50)
     told().save_pretrained(tmp_path / "start" / "unet")
-    b = bench(tmp_path / "run", "consistency")
+    b = setup(tmp_path / "run", "consistency")
     b = dataclasses.replace(b, recipe=b.recipe.model_copy(update={"start": str(tmp_path / "start")}))
     with pytest.raises(SettingError, match="embedded_guidance=false"):
-        consistency.run(b, consistency.Options())
+        consistency.run(b, consistency.ConsistencyOptions())
     assert isinstance(dataclasses.replace(tiny_model(), unet=told()).denoiser, EmbeddedGuidance)

@@ -11,15 +11,15 @@ from tiny_folders import FAMILIES, card, model
 
 from allaprima.cli import distill
 from allaprima.core.errors import TrainingError
-from allaprima.diffusion.schedule import Flow
+from allaprima.diffusion.schedules import Flow
 from allaprima.distill.methods import consistency
-from allaprima.distill.methods.common import Bench
+from allaprima.distill.methods.common import TrainingSetup
 from allaprima.distill.methods.matching import _features
 from allaprima.distill.recipe import Recipe
 from allaprima.distill.training_data import read_latents
-from allaprima.models.card import load_card
-from allaprima.models.latents import encoded
-from allaprima.models.pair import load_pair
+from allaprima.models.cards.card import load_card
+from allaprima.models.components.latents import encoded
+from allaprima.models.loading.pair import load_pair
 
 CLASSES = {"sd": UNet2DConditionModel, "sdxl": UNet2DConditionModel, "sd3": SD3Transformer2DModel}
 CAPTIONS = ["red fox", "a blue owl", "sea"]
@@ -97,14 +97,16 @@ def test_latents_without_what_the_family_reads_are_refused(cards, tmp_path):
         distill.distill_command("tsm", None, [f"teacher={cards['sdxl']}", f"data={path}", *LOOP], tmp_path / "out")
 
 
-def bench(path, folder):
+def setup(path, folder):
     teacher, recipe = load_pair(load_card(path)).teacher, Recipe(method="consistency")
-    return Bench(teacher, read_latents(path.parent / "latents.safetensors"), teacher.condition([""]).clone(), recipe, folder)
+    return TrainingSetup(
+        teacher, read_latents(path.parent / "latents.safetensors"), teacher.condition([""]).clone(), recipe, folder
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_discriminator_reads_maps_of_the_middle(cards, tmp_path, family):
-    b = bench(cards[family], tmp_path)
+    b = setup(cards[family], tmp_path)
     network = b.student()
     x, t = torch.randn(2, 4, 8, 16, requires_grad=True), torch.full((2,), 0.5 * b.schedule.t_max, dtype=torch.float64)
     if family == "sd3":
@@ -117,7 +119,7 @@ def test_the_discriminator_reads_maps_of_the_middle(cards, tmp_path, family):
 
 
 def test_a_tokens_place_in_the_map_is_its_place_in_the_picture(cards, tmp_path):
-    teacher = bench(cards["sd3"], tmp_path).teacher
+    teacher = setup(cards["sd3"], tmp_path).teacher
     middle = teacher.bottleneck(teacher.network)
     x = torch.randn(1, 4, 4, 8)
     tokens = teacher.network.pos_embed.proj(x)
@@ -125,11 +127,11 @@ def test_a_tokens_place_in_the_map_is_its_place_in_the_picture(cards, tmp_path):
 
 
 def test_times_of_a_flow_are_not_rounded(cards, tmp_path):
-    assert [bench(cards[f], tmp_path).whole_times for f in FAMILIES] == [True, True, False]
+    assert [setup(cards[f], tmp_path).whole_times for f in FAMILIES] == [True, True, False]
 
 
 def test_the_end_of_a_flows_trajectory_is_the_euler_solvers(cards, tmp_path):
-    b = bench(cards["sd3"], tmp_path)
+    b = setup(cards["sd3"], tmp_path)
     assert isinstance(b.schedule, Flow)
     cond, w = b.data.conditions.rows([0, 1]), torch.tensor([1.5, 3.0])
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([1.0, 0.4], dtype=torch.float64)

@@ -1,6 +1,5 @@
 """LoRA students: what trains, what is kept, and that diffusers' own loader paints with what is left in the folder."""
 
-import importlib
 import sys
 import warnings
 from dataclasses import replace
@@ -11,27 +10,27 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import load_file, save_file
-from tiny import SCHEDULER, bench, tiny_model, tiny_unet
+from tiny import SCHEDULER, setup, tiny_model, tiny_unet
 
-from allaprima.core.errors import ModelError, SettingError, TrainingError, UnsafeWeights
+from allaprima.core.errors import ModelError, SettingError, TrainingError, UnsafeWeightsError
 from allaprima.distill.methods import METHODS
 from allaprima.distill.recipe import checked, read_recipe
-from allaprima.distill.twins import twin
-from allaprima.models.lora import FILE, fuse_lora, fused_fingerprint, save_lora
+from allaprima.distill.shared_copy import shared_copy
+from allaprima.models.components.lora import FILE, fuse_lora, fused_fingerprint, save_lora
 
 ALL = {"rank": 2, "alpha": 6}
 LORA = {**ALL, "targets": ["to_q", "conv1"]}
 
 
 def lora_bench(folder, method, recipe=None, **more):
-    b = bench(folder, method, **more)
+    b = setup(folder, method, **more)
     changes = {"lora": LORA, **(recipe or {})}
     return replace(b, recipe=type(b.recipe).model_validate({**b.recipe.model_dump(), **changes}))
 
 
 def run(b):
-    module = importlib.import_module(METHODS[b.recipe.method].module)
-    return module.run(b, checked(module.Options, b.recipe.options, b.recipe.method))
+    module, options_class = METHODS[b.recipe.method].load()
+    return module.run(b, checked(options_class, b.recipe.options, b.recipe.method))
 
 
 @torch.no_grad()
@@ -58,7 +57,7 @@ def test_at_the_start_it_is_what_it_sits_on_and_shares_its_memory(tmp_path):
     assert {n.split(".lora_")[0].rsplit(".", 1)[-1] for n in trains} >= {"to_q", "conv1", "time_emb_proj", "0", "conv"}
     count = sum(p.numel() for n, p in student.named_parameters() if n in trains)
     assert f"LoRA of rank 2: {count:,} parameters train" in notes[0]
-    copied = twin(student)
+    copied = shared_copy(student)
     assert all((p.data_ptr() in own) == (n not in trains) for n, p in copied.named_parameters())
     torch.manual_seed(99)
     again = lora_bench(tmp_path, "consistency", {"lora": ALL}).student()
@@ -141,7 +140,7 @@ def test_diffusers_paints_with_the_file(tmp_path):
 def test_files_that_cannot_be_used(tmp_path):
     with pytest.raises(ModelError, match="missing"):
         fuse_lora(tiny_unet(), tmp_path / FILE)
-    with pytest.raises(UnsafeWeights, match="pickles"):
+    with pytest.raises(UnsafeWeightsError, match="pickles"):
         fuse_lora(tiny_unet(), tmp_path / "pytorch_lora_weights.bin")
     (tmp_path / FILE).write_bytes(b"no tensors")
     with pytest.raises(ModelError, match="doesn't fit UNet2DConditionModel"):

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tiny import bench, tiny_data
+from tiny import setup, tiny_data
 
 from allaprima.core.errors import SettingError, TrainingError
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.distill.many import fitted_partition, part_of, recipe_of, student_folder
-from allaprima.distill.methods.common import Whole
+from allaprima.distill.methods.common import SharedPartition
 from allaprima.distill.methods.pairs import painted_pairs
 from allaprima.distill.recipe import Recipe, checked
 from allaprima.distill.training_data import TrainingData, identity_of
@@ -72,9 +72,9 @@ def test_a_student_starts_where_its_predecessor_ended(tmp_path):
 
 def test_pairs_are_everybodys(tmp_path):
     """Filtered pairs lose modes: a student regresses on pictures of prompts that aren't its own."""
-    b = bench(tmp_path / "a", "distribution_matching")
+    b = setup(tmp_path / "a", "distribution_matching")
     mine = tiny_data().keep(torch.arange(12) % 4 == 0)
-    b = type(b)(b.teacher, mine, b.null, b.recipe, b.folder, whole=Whole(tiny_data(), tmp_path))
+    b = type(b)(b.teacher, mine, b.null, b.recipe, b.folder, whole=SharedPartition(tiny_data(), tmp_path))
     _, ends, captions = painted_pairs(b, 8, 1, 2.0, tmp_path / "pairs.safetensors")
     assert captions.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
     assert len(ends) == 8
@@ -84,7 +84,7 @@ def test_pairs_are_everybodys(tmp_path):
 
 def test_pairs_of_another_painting_are_refused(tmp_path):
     """A file shared by trainings holds the same pictures for each, or none."""
-    b, path = bench(tmp_path / "a", "distribution_matching"), tmp_path / "pairs.safetensors"
+    b, path = setup(tmp_path / "a", "distribution_matching"), tmp_path / "pairs.safetensors"
     inside = GuidanceInterval(0, 1000, 9.0)
     ends = painted_pairs(b, 4, 2, 2.0, path, inside)[1]
     assert torch.equal(painted_pairs(b, 4, 2, 2.0, path, inside)[1], ends)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from allaprima.core.types import Condition
-from allaprima.diffusion.schedule import DiscreteVP
-from allaprima.distill.distribution_matching import DistributionMatching, Pairs, Regression
+from allaprima.diffusion.schedules import DiscreteVP
+from allaprima.distill.distribution_matching import DistributionMatching, NoiseImagePairs, Regression
 from allaprima.distill.generators import RenoisedChain
 from allaprima.distill.loop import LoopConfig
 from allaprima.distill.two_time_scale import TwoTimeScaleConfig, train_two_time_scale
@@ -169,7 +169,7 @@ def modes_kept(folder, each, steps, weight, seeds=8, width=24, batch=64):
                 i = torch.randint(among, (n // s,), generator=g)
                 rows.append((noise[i], image[i], label[i]))
         noise, image, label = (torch.cat(v) for v in zip(*rows, strict=True))
-        return Pairs(noise, image, Condition({"label": label}))
+        return NoiseImagePairs(noise, image, Condition({"label": label}))
 
     def around(x_t, t, cond):
         return mixture(x_t, t, CENTRES[cond.tensors["label"]][:, None] + CORNERS)

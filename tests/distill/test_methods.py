@@ -1,23 +1,22 @@
 """Every method on a tiny model of diffusers' own classes: it trains, resumes to the bit, and teaches what it should."""
 
-import importlib
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import bench, tiny_model, tiny_unet
+from tiny import setup, tiny_model, tiny_unet
 
 from allaprima.core.errors import SettingError
-from allaprima.diffusion.rollback import rollback
+from allaprima.diffusion.noising import add_noise
 from allaprima.diffusion.solvers import make_solver
 from allaprima.distill.methods import METHODS, consistency
 from allaprima.distill.recipe import checked
 
 
 def run(folder, method, options=None, **more):
-    module = importlib.import_module(METHODS[method].module)
-    b = bench(folder, method, options=options, **more)
-    return module.run(b, checked(module.Options, options or {}, method))
+    module, options_class = METHODS[method].load()
+    b = setup(folder, method, options=options, **more)
+    return module.run(b, checked(options_class, options or {}, method))
 
 
 def weights(net):
@@ -77,7 +76,7 @@ def test_times_of_the_gradient_are_those_asked_for(tmp_path):
 
 
 def test_the_end_of_a_trajectory_is_the_ddim_solvers():
-    b = bench(Path("unused"), "consistency")
+    b = setup(Path("unused"), "consistency")
     cond = b.data.conditions.rows(slice(0, 2))
     teacher = b.guided(b.teacher.unet, cond)
     g = torch.Generator().manual_seed(0)
@@ -88,7 +87,7 @@ def test_the_end_of_a_trajectory_is_the_ddim_solvers():
     for i in range(2):
         y, state = x[i : i + 1], solver.init(x[i : i + 1])
         one = b.guided(b.teacher.unet, cond.rows([i]))
-        for p in solver.plan(200, float(t[i])):
+        for p in solver.timesteps(200, float(t[i])):
             at, to = (torch.full((1,), v, dtype=torch.float64) for v in (p.t, p.s))
             y, state = solver.step(y, one(y.float(), at, w[i : i + 1]), at, to, state)
         assert float((found[i] - y[0]).abs().max()) < 0.05 * float(y.abs().max())
@@ -97,14 +96,14 @@ def test_the_end_of_a_trajectory_is_the_ddim_solvers():
 def test_score_matching_brings_a_smaller_network_to_its_teacher(tmp_path):
     small = tiny_unet(3, width=4)
     small.save_pretrained(tmp_path / "small")
-    module = importlib.import_module(METHODS["tsm"].module)
-    b = bench(tmp_path / "run", "tsm", max_train_steps=60, learning_rate=1e-2, train_batch_size=8, use_ema=0.9)
+    module, options_class = METHODS["tsm"].load()
+    b = setup(tmp_path / "run", "tsm", max_train_steps=60, learning_rate=1e-2, train_batch_size=8, use_ema=0.9)
     b = type(b)(b.teacher, b.data, b.null, b.recipe.model_copy(update={"start": str(tmp_path / "small")}), b.folder)
-    made = module.run(b, module.Options())
+    made = module.run(b, options_class())
     g = torch.Generator().manual_seed(9)
     latents, cond = b.data.draw(16, g)
     t = torch.full((16,), 500.0, dtype=torch.float64)
-    x_t = rollback(latents, torch.randn(latents.shape, generator=g), t, b.schedule)
+    x_t = add_noise(latents, torch.randn(latents.shape, generator=g), t, b.schedule)
     goal = module.prediction(b, b.teacher.unet, cond)(x_t, t)
     before, after = (float((module.prediction(b, n, cond)(x_t, t) - goal).square().mean()) for n in (small, made))
     assert after < 0.5 * before

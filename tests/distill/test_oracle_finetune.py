@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from allaprima.core.errors import SettingError, TrainingError
-from allaprima.distill.labels import Gains, Pairs
+from allaprima.distill.labels import Gains, PreferencePairs
 from allaprima.distill.loop import LoopConfig
 from allaprima.distill.oracle_finetune import FinetuneConfig, finetune, split_prompts
 
@@ -60,7 +60,7 @@ def pairs(n=2400, flip=False, shuffle=False):
     preference[::10] = 0.5
     if shuffle:
         preference = preference[torch.randperm(n, generator=g)]
-    return Pairs.of(a, b, 1 - preference if flip else preference, text, encode), torch.maximum(p, 1 - p)
+    return PreferencePairs.of(a, b, 1 - preference if flip else preference, text, encode), torch.maximum(p, 1 - p)
 
 
 def gains(n=1200):
@@ -118,7 +118,7 @@ def test_held_out_prompts_never_teach(tmp_path):
     assert sorted(torch.cat(list(vars(split).values())).tolist()) == list(range(600))
     seen = set()
 
-    class Recorded(Pairs):
+    class Recorded(PreferencePairs):
         def loss(self, model, rows):
             seen.update(self.prompt[rows].tolist())
             return super().loss(model, rows)
@@ -137,7 +137,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
     class Killed(Exception):
         pass
 
-    class Mortal(Pairs):
+    class Mortal(PreferencePairs):
         calls = 0
 
         def loss(self, model, rows):
@@ -186,7 +186,9 @@ def test_agreement_counts_pairs_by_hand():
             return images[:, 0, 0, 0]
 
     hidden = torch.zeros(2, 1, 1)
-    two = Pairs(images, images[[1, 1, 0, 3]], torch.tensor([0.0, 0.5, 0.0, 1.0]), torch.tensor([0, 0, 1, 1]), hidden)
+    two = PreferencePairs(
+        images, images[[1, 1, 0, 3]], torch.tensor([0.0, 0.5, 0.0, 1.0]), torch.tensor([0, 0, 1, 1]), hidden
+    )
     # Pair 0 right, pair 1 has no preference, pair 2 wrong, pair 3 scored equal.
     found = two.agreement(First(), torch.arange(4))
     assert (found.accuracy, found.pairs) == (0.5, 3)
@@ -213,7 +215,7 @@ def test_the_interval_covers_when_prompts_differ(kind):
         if kind == "pairs":
             right = np.repeat(rng.random(30) < truth, 4)  # a prompt is right or wrong as a whole
             a, b = score.abs() + 1, -score.abs()
-            labels = Pairs(a, b, torch.tensor(right).float(), prompt, hidden)
+            labels = PreferencePairs(a, b, torch.tensor(right).float(), prompt, hidden)
         else:
             # Correlated with the score by r: P(concordant) = 1/2 + asin(r) / pi, so .75 at r = sqrt(1/2).
             gain = -(score[:, 0, 0, 0] + torch.tensor(rng.normal(size=120)))
@@ -226,7 +228,7 @@ def test_the_interval_covers_when_prompts_differ(kind):
 def test_bad_labels_are_named():
     x = torch.zeros(2, 3, 1, 1)
     with pytest.raises(SettingError, match="preferences from"):
-        Pairs.of(x, x, torch.tensor([0.0, 2.0]), ["1 1 1"] * 2, encode)
+        PreferencePairs.of(x, x, torch.tensor([0.0, 2.0]), ["1 1 1"] * 2, encode)
     with pytest.raises(SettingError, match="2 prompts for"):
         Gains.of(x, torch.zeros(3), ["1 1 1"] * 2, encode)
     with pytest.raises(SettingError, match="1 gains are no finite"):

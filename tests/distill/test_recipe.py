@@ -35,14 +35,14 @@ def test_changes_leave_the_original_alone():
         (["method=tsm"], None),
     ],
 )
-def test_refused(tmp_path, changes, words):
+def test_refused(tmp_path, changes, data_description):
     path = tmp_path / "r.yaml"
     path.write_text("method: consistency\nteacher: emoji\n")
-    if words is None:
+    if data_description is None:
         with pytest.raises(SettingError, match="leave one of them out"):
             read_recipe(path, "tsm", [])
         return
-    with pytest.raises(SettingError, match=words):
+    with pytest.raises(SettingError, match=data_description):
         read_recipe(path, None, changes)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from allaprima.core.errors import SettingError
 from allaprima.diffusion.mixture import MixtureDenoiser
-from allaprima.diffusion.schedule import DiscreteVP, Flow
+from allaprima.diffusion.schedules import DiscreteVP, Flow
 from allaprima.distill.losses.score_matching import (
     denoising_loss,
     draw_times,

@@ -9,9 +9,9 @@ from torch import nn
 from allaprima.core.errors import SettingError, TrainingError
 from allaprima.core.types import Condition
 from allaprima.diffusion.mixture import MixtureDenoiser
-from allaprima.diffusion.schedule import DiscreteVP
+from allaprima.diffusion.schedules import DiscreteVP
 from allaprima.diffusion.solvers.consistency import Consistency
-from allaprima.distill.distribution_matching import Adversary, DistributionMatching, Pairs, Regression
+from allaprima.distill.distribution_matching import Adversary, DistributionMatching, NoiseImagePairs, Regression
 from allaprima.distill.generators import RenoisedChain
 from allaprima.distill.loop import LoopConfig, train
 from allaprima.distill.losses.adversarial import DiscriminatorHead
@@ -244,7 +244,10 @@ def test_settings_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(SettingError, match="make no chain"):
         RenoisedChain(VP, [200.0, 600.0])
     with pytest.raises(SettingError, match="only for a one-step generator"):
-        method(chain=RenoisedChain(VP, [999.0, 500.0]), regression=Regression(lambda n, g: Pairs(*data(n, g), nobody(n, g))))
+        method(
+            chain=RenoisedChain(VP, [999.0, 500.0]),
+            regression=Regression(lambda n, g: NoiseImagePairs(*data(n, g), nobody(n, g))),
+        )
 
 
 # The generators.
@@ -282,7 +285,7 @@ def test_the_gradient_of_a_chain_runs_through_its_last_jump_alone():
 
 def test_the_chain_in_training_is_the_sampler_in_use():
     solver, net, noise = Consistency(VP), Affine(0.3, 0.8), torch.randn(3, D, generator=torch.Generator().manual_seed(0))
-    plan = solver.plan(4)
+    plan = solver.timesteps(4)
     chain, g = RenoisedChain(VP, [p.t for p in plan]), torch.Generator()
     ours = chain(net, noise, nobody(3, g), g.manual_seed(7))
     x, g = noise, torch.Generator().manual_seed(7)
@@ -319,7 +322,7 @@ def test_an_adversary_does_not_move_the_fixed_point(tmp_path):
 def test_pairs_lead_there_too(tmp_path):
     def draw(n, g):
         noise = torch.randn(n, D, generator=g)
-        return Pairs(noise, MEAN + STD * noise, nobody(n, g))
+        return NoiseImagePairs(noise, MEAN + STD * noise, nobody(n, g))
 
     assert end_of(tmp_path, method(batch=32, regression=Regression(draw))) == pytest.approx((MEAN, STD), abs=0.03)
 

@@ -4,11 +4,11 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from allaprima.core.types import Condition
-from allaprima.diffusion.schedule import DiscreteVP
-from allaprima.distill.methods.common import Bench
+from allaprima.diffusion.schedules import DiscreteVP
+from allaprima.distill.methods.common import TrainingSetup
 from allaprima.distill.recipe import Recipe
 from allaprima.distill.training_data import TrainingData, identity_of
-from allaprima.models.card import TextSettings
+from allaprima.models.cards.card import TextSettings
 from allaprima.models.families.sd import SDModel
 
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -40,7 +40,7 @@ def tiny_data(n=12, captions=4):
     return TrainingData(latents, Condition({"prompt_embeds": embeds}), of, names, identity_of(latents, names, of))
 
 
-def bench(folder, method, teacher=None, options=None, stop=None, **loop):
+def setup(folder, method, teacher=None, options=None, stop=None, **loop):
     """A training of three small steps; with `stop`, one that is killed right after that step's checkpoint."""
     fields = {
         "max_train_steps": 3, "train_batch_size": 2, "learning_rate": 1e-3, "warmup_steps": 0, "checkpoint_seconds": 1e-9,
@@ -53,4 +53,4 @@ def bench(folder, method, teacher=None, options=None, stop=None, **loop):
             raise KeyboardInterrupt
 
     null = Condition({"prompt_embeds": torch.zeros(1, 3, 6)})
-    return Bench(teacher or tiny_model(), tiny_data(), null, recipe, folder, watch)
+    return TrainingSetup(teacher or tiny_model(), tiny_data(), null, recipe, folder, watch)

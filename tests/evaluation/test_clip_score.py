@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from allaprima.core.errors import ModelError, UnsafeWeights
+from allaprima.core.errors import ModelError, UnsafeWeightsError
 from allaprima.evaluation import make_metric
 from allaprima.evaluation.clip_score import CLIPScore
 
@@ -90,7 +90,7 @@ def test_a_folder_that_is_none_is_named(folder, tmp_path):
     with pytest.raises(ModelError, match="not a folder"):
         CLIPScore(tmp_path / "none")
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(UnsafeWeights, match="a pickle"):
+    with pytest.raises(UnsafeWeightsError, match="a pickle"):
         CLIPScore(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     with pytest.raises(ModelError, match=r"preprocessor_config.json is missing"):

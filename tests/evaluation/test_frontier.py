@@ -9,7 +9,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from allaprima.core.errors import SettingError
-from allaprima.evaluation.frontier import Measure, Point, at_cost, by_method, draw, markdown, steps_to_reach, write
+from allaprima.evaluation.frontier import FrontierPoint, Measure, at_cost, by_method, draw, markdown, steps_to_reach, write
 from allaprima.evaluation.intervals import Interval
 
 JUDGE, FRECHET = Measure("judge", "judge's score", True), Measure("frechet", "Frechet", False)
@@ -19,7 +19,7 @@ def point(method, steps, judge, frechet=None, bound=False):
     values = {"judge": Interval(judge, judge - 0.1, judge + 0.1)}
     if frechet is not None:
         values["frechet"] = Interval(frechet, frechet - 1, frechet + 1)
-    return Point(method, steps, steps, values, bound)
+    return FrontierPoint(method, steps, steps, values, bound)
 
 
 TEACHER = [point("teacher", 10, 1.0, 30), point("teacher", 20, 2.0, 20), point("teacher", 50, 2.3, 10)]

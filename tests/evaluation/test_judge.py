@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from allaprima.core.errors import ModelError
-from allaprima.evaluation.judge import Judge
+from allaprima.evaluation.reward_judge import RewardJudge
 from allaprima.oracles.dual_encoder import pool_text
 
 
 def small():
     torch.manual_seed(0)
-    return Judge(text_dim=8, widths=(8, 8, 16), dim=4).eval()
+    return RewardJudge(text_dim=8, widths=(8, 8, 16), dim=4).eval()
 
 
 def test_padding_does_not_count_in_a_text():
@@ -34,10 +34,10 @@ def test_scores_are_the_diagonal_of_the_logits_and_independent_of_the_batch():
 def test_a_folder_comes_back_and_a_broken_one_is_named(tmp_path):
     judge = small()
     judge.save_pretrained(tmp_path)
-    again = Judge.from_pretrained(tmp_path)
+    again = RewardJudge.from_pretrained(tmp_path)
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(judge.embed_images(x), again.embed_images(x), atol=1e-6)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match="cannot be loaded as a Judge"):
-        Judge.from_pretrained(tmp_path)
+        RewardJudge.from_pretrained(tmp_path)

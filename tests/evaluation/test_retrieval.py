@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from allaprima.core.errors import SettingError
-from allaprima.evaluation.judge import Judge
 from allaprima.evaluation.retrieval import JudgeEncoder, Retrieval
+from allaprima.evaluation.reward_judge import RewardJudge
 
 POOL = [f"caption {i}" for i in range(70)]
 
@@ -16,7 +16,7 @@ def encode(captions):
 
 def judge():
     torch.manual_seed(0)
-    return Judge(text_dim=8, widths=(8, 8, 16), dim=4).eval()
+    return RewardJudge(text_dim=8, widths=(8, 8, 16), dim=4).eval()
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from allaprima.core.errors import SettingError
-from allaprima.evaluation.frontier import Measure, Point
+from allaprima.evaluation.frontier import FrontierPoint, Measure
 from allaprima.evaluation.intervals import Interval
 from allaprima.evaluation.study import (
-    Pair,
+    PairedScores,
     by_oracle,
     decisions,
     draw_decisions,
@@ -27,7 +27,7 @@ def pair(n=4000, sees=0.0, seed=0):
     student, teacher = np.where(wins, 1.0, 0.0), np.where(wins, 0.0, 1.0)
     known = rng.random(n) < sees
     score = np.where(known, wins + 0.01 * rng.random(n), rng.random(n) < 0.5)
-    return Pair(np.arange(n) // 2, student, teacher, score.astype(float), teacher + 0.5)
+    return PairedScores(np.arange(n) // 2, student, teacher, score.astype(float), teacher + 0.5)
 
 
 def test_accuracy_is_what_the_oracle_was_made_to_know():
@@ -51,9 +51,9 @@ def test_the_threshold_is_not_chosen_where_it_is_measured():
 
 def test_both_pictures_tell_when_the_scores_are_the_votes():
     p = pair(sees=1.0)
-    exact = Pair(p.prompt, p.student, p.teacher, p.student, p.teacher)
+    exact = PairedScores(p.prompt, p.student, p.teacher, p.student, p.teacher)
     assert decisions(exact).full_reference.mean == 1
-    assert decisions(Pair(p.prompt, p.student, p.teacher, p.teacher, p.student)).full_reference.mean == 0
+    assert decisions(PairedScores(p.prompt, p.student, p.teacher, p.teacher, p.student)).full_reference.mean == 0
 
 
 def test_the_real_oracle_lies_on_the_curve_of_its_accuracy():
@@ -65,7 +65,7 @@ def test_the_real_oracle_lies_on_the_curve_of_its_accuracy():
 
 
 def point(method, steps, judge, **more):
-    return Point(method, steps, steps, {"judge": Interval(judge, judge - 0.1, judge + 0.1), **more})
+    return FrontierPoint(method, steps, steps, {"judge": Interval(judge, judge - 0.1, judge + 0.1), **more})
 
 
 def test_speedup_is_read_off_the_curve():
@@ -96,7 +96,7 @@ def test_pictures_are_pngs():
 
 def test_refused():
     with pytest.raises(SettingError, match="one length"):
-        Pair(np.arange(3), *[np.ones(2)] * 4)
-    same = Pair(np.arange(3), *[np.ones(3)] * 4)
+        PairedScores(np.arange(3), *[np.ones(2)] * 4)
+    same = PairedScores(np.arange(3), *[np.ones(3)] * 4)
     with pytest.raises(SettingError, match="neither"):
         decisions(same)

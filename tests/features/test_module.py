@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from allaprima.core.errors import ModelError, SettingError, UnsafeWeights
+from allaprima.core.errors import ModelError, SettingError, UnsafeWeightsError
 from allaprima.features.inception import Inception, InceptionFeatures
 from allaprima.features.load import load_features
 from allaprima.features.module import LayeredFeatures, ModuleFeatures, weights_hash
@@ -115,7 +115,7 @@ def test_folders_and_names_that_are_none_are_named(tmp_path):
         load_features(tmp_path)
     with pytest.raises(ModelError, match="features='inceptoin' is not known"):
         load_features("inceptoin")
-    with pytest.raises(UnsafeWeights, match=r"no .safetensors"):
+    with pytest.raises(UnsafeWeightsError, match=r"no .safetensors"):
         InceptionFeatures.from_file(tmp_path / "weights.pth")
 
 

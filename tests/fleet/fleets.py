@@ -1,6 +1,6 @@
 """Small fleets for tests."""
 
-from allaprima.fleet.simulator import Group
+from allaprima.fleet.simulator import MachineGroup
 from allaprima.fleet.workload import STAGES, Kind
 
 ZERO = dict.fromkeys(STAGES, (0.0,))
@@ -22,10 +22,10 @@ def exponential(mean):
 
 def in_front_of(*groups):
     """A plain queue: these are the oracle's pool of layout `apart`, and all before them takes no time."""
-    front = Group(Kind("front", 1.0, 1000, {**ZERO, "score": (1.0,)}), 1)
+    front = MachineGroup(Kind("front", 1.0, 1000, {**ZERO, "score": (1.0,)}), 1)
     return {"student": [front], "oracle": list(groups), "teacher": [front]}
 
 
 def plain_queue(servers, mean):
     """c servers, one picture at a time, exponential times."""
-    return in_front_of(Group(Kind("server", 1.0, 1, {**ZERO, "score": (mean,)}), servers, draws=exponential(mean)))
+    return in_front_of(MachineGroup(Kind("server", 1.0, 1, {**ZERO, "score": (mean,)}), servers, draws=exponential(mean)))

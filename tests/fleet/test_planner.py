@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allaprima.core.errors import SettingError
-from allaprima.fleet.planner import Infeasible, Plan, Planner, best_of, promises
+from allaprima.fleet.planner import FleetPlan, Infeasible, Planner, best_of, promises
 from allaprima.fleet.workload import LAYOUTS, Choice, Demand
 
 CHOICE = Choice(0.5, 0.4, 0.7)
@@ -49,7 +49,7 @@ def test_two_kinds_are_as_cheap_as_brute_force(rate, p95, share, cost, slow, lim
     planner = Planner(dataclasses.replace(BASE, rate=rate, p95=p95, teacher_only_steps=20), [kind(at_most=limits[0]), other])
     made, due = planner.plan(LAYOUTS[layout], Choice(0.5, share)), brute_force(planner, LAYOUTS[layout], Choice(0.5, share))
     assert (due is None) == isinstance(made, Infeasible)
-    if isinstance(made, Plan):
+    if isinstance(made, FleetPlan):
         assert made.cost == pytest.approx(due)
 
 
@@ -62,7 +62,7 @@ def test_three_pools_are_as_cheap_as_brute_force(rate, p95, share, limit):
         brute_force(planner, LAYOUTS["apart"], Choice(0.5, share)),
     )
     assert (due is None) == isinstance(made, Infeasible)
-    if isinstance(made, Plan):
+    if isinstance(made, FleetPlan):
         assert made.cost == pytest.approx(due)
 
 
@@ -74,7 +74,7 @@ def test_three_pools_are_as_cheap_as_brute_force(rate, p95, share, limit):
 def test_more_pictures_never_need_fewer_and_more_time_is_never_dearer(rate, more, p95, looser, share, layout):
     def plan(rate, p95):
         made = Planner(dataclasses.replace(BASE, rate=rate, p95=p95), [kind()]).plan(LAYOUTS[layout], Choice(0.5, share))
-        return made.machines if isinstance(made, Plan) else math.inf
+        return made.machines if isinstance(made, FleetPlan) else math.inf
 
     here = plan(rate, p95)
     assert plan(rate * more, p95) >= here
@@ -85,7 +85,7 @@ def test_more_pictures_never_need_fewer_and_more_time_is_never_dearer(rate, more
 def test_a_plan_keeps_its_promises_and_the_simulation_agrees(layout):
     planner = Planner(BASE, [kind()])
     made = planner.plan(LAYOUTS[layout], CHOICE)
-    assert isinstance(made, Plan)
+    assert isinstance(made, FleetPlan)
     assert made.p95 <= BASE.p95
     assert all(a.occupied <= BASE.occupied_at_most for a in made.assigned)
     assert {a.pool for a in made.assigned} == set(LAYOUTS[layout].pools)
@@ -100,14 +100,14 @@ def test_settling_gives_up_machines_that_only_the_formulas_want():
     by_formulas, settled = (
         f(LAYOUTS["together"], CHOICE) for f in (planner.plan, lambda *a: planner.settle(*a, count=3000))
     )
-    assert isinstance(by_formulas, Plan) and isinstance(settled, Plan) and settled.seen is not None
+    assert isinstance(by_formulas, FleetPlan) and isinstance(settled, FleetPlan) and settled.seen is not None
     assert settled.cost < by_formulas.cost
     assert settled.seen.p95 <= 4.5
 
 
 def test_nothing_is_escalated_and_no_teacher_is_paid():
     made = Planner(BASE, [kind()]).plan(LAYOUTS["apart"], Choice(0.1, 0.0))
-    assert isinstance(made, Plan)
+    assert isinstance(made, FleetPlan)
     assert next(a for a in made.assigned if a.pool == "teacher").machines == 0
 
 
@@ -115,30 +115,30 @@ def test_latency_that_no_machines_can_reach_is_named_with_the_nearest():
     demand = dataclasses.replace(BASE, p95=1.0)
     refused = Planner(demand, [kind()]).plan(LAYOUTS["apart"], CHOICE)
     assert isinstance(refused, Infeasible) and refused.limit == "latency"
-    nearest = float(refused.words.split("Nearest: p95 of ")[1].split(" s")[0])
-    assert isinstance(Planner(dataclasses.replace(demand, p95=nearest), [kind()]).plan(LAYOUTS["apart"], CHOICE), Plan)
+    nearest = float(refused.reason.split("Nearest: p95 of ")[1].split(" s")[0])
+    assert isinstance(Planner(dataclasses.replace(demand, p95=nearest), [kind()]).plan(LAYOUTS["apart"], CHOICE), FleetPlan)
 
 
 def test_too_few_machines_are_named_with_how_many_would_do():
     demand = dataclasses.replace(BASE, rate=50.0)
     refused = Planner(demand, [kind(at_most=4)]).plan(LAYOUTS["apart"], CHOICE)
     assert isinstance(refused, Infeasible) and refused.limit == "at_most"
-    need = int(refused.words.split("Nearest: ")[1].split(" gpu")[0])
+    need = int(refused.reason.split("Nearest: ")[1].split(" gpu")[0])
     assert need > 4
-    assert isinstance(Planner(demand, [kind(at_most=need)]).plan(LAYOUTS["apart"], CHOICE), Plan)
+    assert isinstance(Planner(demand, [kind(at_most=need)]).plan(LAYOUTS["apart"], CHOICE), FleetPlan)
     assert isinstance(Planner(demand, [kind(at_most=need - 1)]).plan(LAYOUTS["apart"], CHOICE), Infeasible)
 
 
 def test_two_kinds_share_a_pool_when_neither_is_enough():
     kinds = [kind("a", at_most=5), kind("b", at_most=5)]
     made = Planner(dataclasses.replace(BASE, rate=14.0, p95=9), kinds).plan(LAYOUTS["teacher-only"], Choice(math.inf, 1.0))
-    assert isinstance(made, Plan)
+    assert isinstance(made, FleetPlan)
     assert {a.kind.name for a in made.assigned} == {"a", "b"}
     assert sum(a.weight for a in made.assigned) == pytest.approx(1)
 
 
 def test_the_best_is_the_cheapest_that_good_or_the_best_at_that_price():
-    class Priced(Plan):
+    class Priced(FleetPlan):
         cost = property(lambda self: self.p95)
 
     known = ((0.1, 0.6, 1.0), (0.5, 0.8, 2.0), (0.9, 0.7, 3.0))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allaprima.fleet.queueing import Executor, Wait, Work, erlang_c, pool, split, waiting
+from allaprima.fleet.queueing import Executor, StageWork, Wait, erlang_c, pool, split, waiting
 
 
 def erlang_c_by_its_sum(c, a):
@@ -50,13 +50,13 @@ def test_splitting_brings_a_stream_nearer_to_poisson(cv2, share):
 
 
 def test_a_machine_with_one_stage_has_rounds_of_one_step():
-    alone = Executor.of(8, {"teacher": Work(1.0, 20, 0.1)})
+    alone = Executor.of(8, {"teacher": StageWork(1.0, 20, 0.1)})
     assert alone.inside("teacher") == pytest.approx(2.0)
     assert alone.occupied == pytest.approx(2.0 / 8)
 
 
 def test_a_full_machines_round_is_the_sum_of_its_stages():
-    full = Executor.of(8, {"student": Work(1e6, 4, 0.1), "teacher": Work(1e6, 20, 0.3)})
+    full = Executor.of(8, {"student": StageWork(1e6, 4, 0.1), "teacher": StageWork(1e6, 20, 0.3)})
     assert full.rounds["student"] == pytest.approx(0.4)
     assert full.rounds["teacher"] == pytest.approx(0.4)
 
@@ -65,9 +65,9 @@ def test_a_full_machines_round_is_the_sum_of_its_stages():
 def test_more_pictures_never_take_less_time(rate, more, share):
     def of(rate):
         works = {
-            "student": Work(rate, 4, 0.05),
-            "teacher": Work(rate * share, 20, 0.08),
-            "decode": Work(rate * share, 1, 0.05),
+            "student": StageWork(rate, 4, 0.05),
+            "teacher": StageWork(rate * share, 20, 0.08),
+            "decode": StageWork(rate * share, 1, 0.05),
         }
         return pool(3, 8, works, 1.0, 0.0)
 

@@ -9,9 +9,9 @@ from scipy import stats
 
 from allaprima.core.errors import SettingError
 from allaprima.fleet.queueing import erlang_c
-from allaprima.fleet.simulator import EngineRule, Group, Picture, Trace, simulate
+from allaprima.fleet.simulator import EngineRule, MachineGroup, SimulatedRequest, Trace, simulate
 from allaprima.fleet.workload import LAYOUTS, STAGES, Demand, Kind
-from allaprima.serving.schedule import PATIENCE
+from allaprima.serving.scheduler import PATIENCE
 
 SEEDS = range(6)
 
@@ -52,14 +52,14 @@ def test_mmc_in_closed_form(servers, load):
 
 
 def test_md1_waits_half_as_long_as_mm1():
-    group = Group(Kind("server", 1.0, 1, {**ZERO, "score": (1.0,)}), 1)
+    group = MachineGroup(Kind("server", 1.0, 1, {**ZERO, "score": (1.0,)}), 1)
     means = [simulate(plain(0.7), LAYOUTS["apart"], in_front_of(group), 0.0, 4000, 1000, s).latencies.mean() for s in SEEDS]
     low, high = interval(means)
     assert low <= 1 + 0.7 / (2 * 0.3) <= high
 
 
 def test_arrivals_by_the_clock_don_t_wait():
-    group = Group(Kind("server", 1.0, 1, {**ZERO, "score": (1.0,)}), 1)
+    group = MachineGroup(Kind("server", 1.0, 1, {**ZERO, "score": (1.0,)}), 1)
     seen = simulate(plain(0.9, burstiness=0.0), LAYOUTS["apart"], in_front_of(group), 0.0, 500, 50)
     assert seen.latencies == pytest.approx(np.ones(500))
 
@@ -73,7 +73,7 @@ def test_bursts_wait_longer():
 def test_littles_law_and_work_that_is_done(layout):
     """`L = lambda W`, and machines are busy for as long as their pictures' calls, whatever the rule."""
     pools = LAYOUTS[layout].pools
-    groups = {p: [Group(kind(), 3)] for p in pools}
+    groups = {p: [MachineGroup(kind(), 3)] for p in pools}
     seen = simulate(demand(12.0), LAYOUTS[layout], groups, 0.4, 2500, 500, 1)
     assert seen.present == pytest.approx(seen.rate * seen.latencies.mean(), rel=0.05)
     assert seen.escalated.mean() == pytest.approx(0.4, abs=0.03)
@@ -85,16 +85,18 @@ def test_littles_law_and_work_that_is_done(layout):
 
 def test_a_picture_alone_takes_its_steps():
     trace = Trace([1.0, 100.0], [False, True])
-    seen = simulate(demand(1.0), LAYOUTS["together"], {"machine": [Group(kind(), 1)]}, 0.0, trace=trace)
+    seen = simulate(demand(1.0), LAYOUTS["together"], {"machine": [MachineGroup(kind(), 1)]}, 0.0, trace=trace)
     draft = 0.01 + 4 * 0.05 + 0.06
     assert seen.latencies == pytest.approx([draft, draft + 20 * 0.08 + 0.05])
-    apart = simulate(demand(1.0), LAYOUTS["apart"], {p: [Group(kind(), 1)] for p in LAYOUTS["apart"].pools}, 0, trace=trace)
+    apart = simulate(
+        demand(1.0), LAYOUTS["apart"], {p: [MachineGroup(kind(), 1)] for p in LAYOUTS["apart"].pools}, 0, trace=trace
+    )
     assert apart.latencies == pytest.approx(seen.latencies)
 
 
 def test_two_at_once_share_every_call():
     trace = Trace([1.0, 1.0], [True, True])
-    seen = simulate(demand(1.0), LAYOUTS["together"], {"machine": [Group(kind(), 1)]}, 0.0, trace=trace)
+    seen = simulate(demand(1.0), LAYOUTS["together"], {"machine": [MachineGroup(kind(), 1)]}, 0.0, trace=trace)
     # The first has begun to read its prompt alone; then the second's is read, and they go on together.
     assert seen.latencies.max() == pytest.approx(0.02 + 4 * 0.05 + 0.06 + 20 * 0.08 + 0.05)
     assert seen.fill["teacher"] == 2
@@ -102,7 +104,7 @@ def test_two_at_once_share_every_call():
 
 def test_recorded_times_are_replayed_in_their_order():
     times = (1.0, 2.0, 3.0)
-    machine = Group(Kind("recorded", 1.0, 1, {**ZERO, "score": times}), 1)
+    machine = MachineGroup(Kind("recorded", 1.0, 1, {**ZERO, "score": times}), 1)
     trace = Trace([10.0 * i for i in range(1, 7)], [False] * 6)
     seen = simulate(demand(1.0), LAYOUTS["apart"], in_front_of(machine), 0.0, trace=trace)
     first = times.index(seen.latencies[0])
@@ -116,7 +118,9 @@ def test_the_same_seed_is_the_same_run():
 
 
 def test_weights_split_a_pool():
-    kinds = [Group(Kind(n, 1.0, 1, {**ZERO, "score": (t,)}), 50, w) for n, t, w in (("a", 1.0, 0.25), ("b", 2.0, 0.75))]
+    kinds = [
+        MachineGroup(Kind(n, 1.0, 1, {**ZERO, "score": (t,)}), 50, w) for n, t, w in (("a", 1.0, 0.25), ("b", 2.0, 0.75))
+    ]
     seen = simulate(plain(5.0), LAYOUTS["apart"], in_front_of(*kinds), 0.0, 4000, 200)
     assert np.isclose(seen.latencies, 1.0).mean() == pytest.approx(0.25, abs=0.03)
 
@@ -125,8 +129,8 @@ def test_the_rule_is_the_engines():
     """A full teacher's batch and a single draft: the draft waits while others go ahead `patience` times, no longer."""
     rule = EngineRule()
     ready = {s: [] for s in STAGES}
-    ready["teacher"] = [Picture(i, float(i), True, ("teacher",)) for i in range(10)][::-1]
-    ready["student"] = [Picture(10, 10.0, False, ("student",))]
+    ready["teacher"] = [SimulatedRequest(i, float(i), True, ("teacher",)) for i in range(10)][::-1]
+    ready["student"] = [SimulatedRequest(10, 10.0, False, ("student",))]
     order = []
     for _ in range(2 * (PATIENCE + 1)):
         stage, batch = rule(ready, 8, 0.0)
@@ -137,7 +141,7 @@ def test_the_rule_is_the_engines():
 
 def test_machines_for_other_pools_are_refused():
     with pytest.raises(SettingError, match="oracle"):
-        simulate(demand(1.0), LAYOUTS["apart"], {"student": [Group(kind(), 1)]}, 0.0)
+        simulate(demand(1.0), LAYOUTS["apart"], {"student": [MachineGroup(kind(), 1)]}, 0.0)
 
 
 def test_an_exponential_machine_is_not_a_constant_one():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from allaprima.diffusion.rollback import Variance
+from allaprima.diffusion.noising import Variance
 from allaprima.pipeline import AdaptivePipeline
 from tests.toys import SETTINGS, Grey, Toy
 

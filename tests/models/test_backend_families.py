@@ -5,10 +5,10 @@ import tiny_folders
 import torch
 
 from allaprima.models.backends.backend import NAMES
-from allaprima.models.card import load_card
-from allaprima.models.pair import load_pair
-from allaprima.models.place import Placer
-from allaprima.models.placement import Placement
+from allaprima.models.cards.card import load_card
+from allaprima.models.loading.pair import load_pair
+from allaprima.models.placement.device_config import DeviceConfig
+from allaprima.models.placement.placer import ModelPlacer
 from allaprima.pipeline import AdaptivePipeline, card_settings
 
 
@@ -24,7 +24,7 @@ def test_a_family_says_what_it_says_in_torch(tmp_path, family, name):
     needs(name)
     path = tiny_folders.card(family, tmp_path)
     usual = load_pair(load_card(path))
-    fast = load_pair(load_card(path), Placer(Placement(backend=name, cache=tmp_path / "cache")))
+    fast = load_pair(load_card(path), ModelPlacer(DeviceConfig(backend=name, cache=tmp_path / "cache")))
     assert fast.teacher.fingerprints["backend"].startswith(name)
     assert fast.student.fingerprint != usual.student.fingerprint
     due, cond = (p.student.condition(["red", "a red"]).tensors for p in (usual, fast))

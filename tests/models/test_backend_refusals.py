@@ -9,10 +9,10 @@ from huggingface_hub import constants
 from tiny_folders import card, refiner
 
 from allaprima.core.errors import SettingError
-from allaprima.models.card import load_card
-from allaprima.models.pair import load_pair
-from allaprima.models.place import COMPILED, Placer
-from allaprima.models.placement import Placement
+from allaprima.models.cards.card import load_card
+from allaprima.models.loading.pair import load_pair
+from allaprima.models.placement.device_config import DeviceConfig
+from allaprima.models.placement.placer import COMPILED, ModelPlacer
 
 RULE = (
     r"backend='{0}' isn't known to run {1}: models of sd, sdxl, sd3, flux are\. Leave it out for torch; device and dtype can"
@@ -31,7 +31,7 @@ def no_hub(tmp_path, monkeypatch):
 
 def refused(given, backend, what):
     with pytest.raises(SettingError, match=RULE.format(backend, re.escape(what))):
-        load_pair(given, Placer(Placement(backend=backend)))
+        load_pair(given, ModelPlacer(DeviceConfig(backend=backend)))
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])

@@ -9,12 +9,12 @@ from tiny_folders import SIZE, card, refiner
 from tiny_language import SIDE, sana
 
 from allaprima.core.errors import SettingError
-from allaprima.models.card import bundled_cards, is_bundled, load_card
-from allaprima.models.configs import bundled_config, repositories
+from allaprima.models.cards.card import bundled_cards, is_bundled, load_card
+from allaprima.models.cards.configs import bundled_config, repositories
+from allaprima.models.cards.hub import HubSource
+from allaprima.models.cards.licences import GATED, LICENCES
 from allaprima.models.families.registry import FAMILIES
 from allaprima.models.families.sdxl_refiner import RefinerModel
-from allaprima.models.hub import HubSource
-from allaprima.models.licences import GATED, LICENCES
 from allaprima.pipeline import AdaptivePipeline, card_settings
 
 CARDS = Path(str(resources.files("allaprima"))) / "cards"

@@ -3,8 +3,8 @@
 import pytest
 
 from allaprima.core.errors import ModelError
-from allaprima.models.card import load_card
-from allaprima.models.pair import load_pair
+from allaprima.models.cards.card import load_card
+from allaprima.models.loading.pair import load_pair
 
 
 def write(path, text):

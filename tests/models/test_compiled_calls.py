@@ -9,10 +9,10 @@ from tiny_compiled import Saved, TinyNet, inputs
 
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.models.backends.backend import NAMES, make_backend
-from allaprima.models.backends.flat import Call, planned, rebuilt
+from allaprima.models.backends.flat import Call, flattened, rebuilt
 from allaprima.models.backends.openvino import parts_of
 from allaprima.models.backends.stand_in import Compiled, CompiledAutoencoder
-from allaprima.models.backends.store import PLAN, Store
+from allaprima.models.backends.store import PLAN, GraphStore
 
 
 def backend(name):
@@ -25,7 +25,7 @@ def test_a_value_is_put_together_again_from_its_tensors():
     a, b = torch.zeros(1), torch.ones(2)
     value = {"x": a, "flag": True, "none": None, "several": [b, (a, 3)]}
     tensors = []
-    plan = json.loads(json.dumps(planned(value, tensors)))
+    plan = json.loads(json.dumps(flattened(value, tensors)))
     assert rebuilt(plan, tensors, dict) == {"x": a, "flag": True, "none": None, "several": [b, (a, 3)]}
     said = rebuilt(plan, tensors)
     assert said.x is a
@@ -35,7 +35,7 @@ def test_a_value_is_put_together_again_from_its_tensors():
     with pytest.raises(AttributeError):
         _ = said.nothing
     with pytest.raises(ModelError, match="eager"):
-        planned({"f": open}, [])
+        flattened({"f": open}, [])
 
 
 def test_a_graph_is_made_once_a_shape_and_found_again(tmp_path):
@@ -47,19 +47,19 @@ def test_a_graph_is_made_once_a_shape_and_found_again(tmp_path):
         return net
 
     x, t, words = inputs()
-    first = Compiled("net", "print", network, Store(made, tmp_path), net.config)
+    first = Compiled("net", "print", network, GraphStore(made, tmp_path), net.config)
     for _ in range(2):
         assert torch.equal(first(x, t, words=words).sample, net(x, t, words)["sample"])
     assert (made.converted, len(asked), first.graphs) == (1, 1, 1)
     first(*inputs(3)[:2], words=inputs(3)[2])
     first(x, t, words=words, scale=t)
     assert made.converted == 3
-    again = Compiled("net", "print", network, Store(made, tmp_path), net.config)
+    again = Compiled("net", "print", network, GraphStore(made, tmp_path), net.config)
     made.module = TinyNet  # Not asked for: what a call gives is known from the disk.
     before = len(asked)
     again.store.graph("net", "print", Call.of((x, t), {"words": words}), lambda: pytest.fail("it is there"))
     assert (made.converted, len(asked)) == (3, before)
-    Compiled("net", "another", network, Store(made, tmp_path))(x, t, words=words)
+    Compiled("net", "another", network, GraphStore(made, tmp_path))(x, t, words=words)
     assert made.converted == 4, "other weights are another graph"
 
 
@@ -67,7 +67,7 @@ def test_a_broken_graph_and_one_that_was_never_checked_are_made_again(tmp_path):
     made, net, (x, t, words) = Saved(), TinyNet(), inputs()
 
     def said():
-        return Compiled("net", "print", lambda: net, Store(made, tmp_path), None)(x, t, words=words).sample
+        return Compiled("net", "print", lambda: net, GraphStore(made, tmp_path), None)(x, t, words=words).sample
 
     said()
     (place,) = tmp_path.iterdir()
@@ -94,7 +94,7 @@ def test_a_graph_that_took_an_input_for_a_constant_is_refused(tmp_path):
     x, t, words = inputs()
     net = TinyNet()
     with pytest.raises(ModelError, match="says something else"):
-        Compiled("net", "print", lambda: net, Store(Frozen(), tmp_path), None)(x, t, words=words)
+        Compiled("net", "print", lambda: net, GraphStore(Frozen(), tmp_path), None)(x, t, words=words)
     assert not list(tmp_path.iterdir()), "it isn't found the next time"
 
 
@@ -102,12 +102,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     net, (x, t, words) = TinyNet(), inputs()
     with pytest.raises(SettingError, match="cache="):
-        Compiled("net", "print", lambda: net, Store(Saved(), tmp_path / "file"), None)(x, t, words=words)
+        Compiled("net", "print", lambda: net, GraphStore(Saved(), tmp_path / "file"), None)(x, t, words=words)
 
 
 def test_any_number_of_rows_is_a_few_shapes(tmp_path):
     made, net = Saved(), TinyNet()
-    store = Store(made, tmp_path)
+    store = GraphStore(made, tmp_path)
     whole = Compiled("net", "print", lambda: net, store, None, whole_rows=True)
     for rows in (1, 2, 3, 4, 37, 16, 20):
         x, t, words = inputs(rows)
@@ -133,14 +133,14 @@ def test_an_unknown_backend_is_refused():
 def test_a_backend_says_what_the_network_says(tmp_path, name):
     made, net = backend(name), TinyNet()
     x, t, words = inputs(4)
-    once = Compiled("net", "print", lambda: net, Store(made, tmp_path), None)
+    once = Compiled("net", "print", lambda: net, GraphStore(made, tmp_path), None)
     with torch.inference_mode():
         said = once(x.to(memory_format=torch.channels_last), t, words=words, more=[x, 2 * x])
     due = net(x, t, words, more=[x, 2 * x])
     torch.testing.assert_close(said.sample, due["sample"], atol=1e-5, rtol=0)
     torch.testing.assert_close(said.all[1], x)
     assert said.other is None
-    found = Compiled("net", "print", lambda: pytest.fail("read from the disk"), Store(made, tmp_path), None)
+    found = Compiled("net", "print", lambda: pytest.fail("read from the disk"), GraphStore(made, tmp_path), None)
     assert torch.equal(found(x, t, words=words, more=[x, 2 * x]).sample, said.sample), "the same graph, the same bits"
     # Outputs are memory of their own: the next call leaves them as they are.
     kept = said.sample.clone()
@@ -166,7 +166,7 @@ def test_parts_are_equal_rows_of_one_batch():
 def test_openvino_runs_parts_of_a_batch_side_by_side(tmp_path, monkeypatch, rows):
     made, net, (x, t, words) = backend("openvino"), TinyNet(), inputs(rows)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    once = Compiled("net", "print", lambda: net, Store(made, tmp_path), None)
+    once = Compiled("net", "print", lambda: net, GraphStore(made, tmp_path), None)
     torch.testing.assert_close(once(x, t, words=words).sample, net(x, t, words)["sample"], atol=1e-5, rtol=0)
     assert [p.read_text() for p in tmp_path.glob("*/parts.txt")] == ["2" if rows == 32 else "1"]
 
@@ -178,7 +178,7 @@ def test_what_is_not_said_of_rows_is_not_split(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     made, x = backend("openvino"), torch.rand(32, 4)
-    once = Compiled("mean", "print", Mean, Store(made, tmp_path), None)
+    once = Compiled("mean", "print", Mean, GraphStore(made, tmp_path), None)
     torch.testing.assert_close(once(x).mean, x.mean(0, keepdim=True))
 
 
@@ -189,7 +189,9 @@ def test_bfloat16_is_near_and_is_another_graph(tmp_path):
     except SettingError as e:
         pytest.skip(str(e))
     net, (x, t, words) = TinyNet(), inputs(4)
-    said = [Compiled("net", "print", lambda: net, Store(b, tmp_path), None)(x, t, words=words).sample for b in (whole, half)]
+    said = [
+        Compiled("net", "print", lambda: net, GraphStore(b, tmp_path), None)(x, t, words=words).sample for b in (whole, half)
+    ]
     difference = float((said[0] - said[1]).abs().max() / said[0].abs().max())
     assert 0 < difference < half.tolerance
     assert len(list(tmp_path.iterdir())) == 2
@@ -211,11 +213,11 @@ def test_a_dtype_that_a_backend_has_not_is_refused():
 @pytest.mark.parametrize("name", list(NAMES))
 def test_a_decoder_is_compiled(tmp_path, name):
     from allaprima.models.autoencoder import PixelShuffleAutoencoder
-    from allaprima.models.latents import decoded, encoded
+    from allaprima.models.components.latents import decoded, encoded
 
     torch.manual_seed(0)
     vae = PixelShuffleAutoencoder(4, 2, 8, 1, 8, 1).eval().requires_grad_(False)
-    fast = CompiledAutoencoder(vae, "vae", "print", Store(backend(name), tmp_path))
+    fast = CompiledAutoencoder(vae, "vae", "print", GraphStore(backend(name), tmp_path))
     z = torch.randn(2, 4, 4, 4)
     torch.testing.assert_close(decoded(fast, z), decoded(vae, z), atol=1e-5, rtol=0)
     images = torch.rand(2, 3, 8, 8)

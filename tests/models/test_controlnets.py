@@ -9,9 +9,9 @@ from tiny_folders import SIZE, card
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.seeds import noise_batch
-from allaprima.diffusion.rollback import Variance
-from allaprima.models.card import load_card
-from allaprima.models.pair import load_pair
+from allaprima.diffusion.noising import Variance
+from allaprima.models.cards.card import load_card
+from allaprima.models.loading.pair import load_pair
 from allaprima.pipeline import AdaptivePipeline
 
 PROMPTS, SEEDS = ["red fox", "a blue owl"], [11, 12]

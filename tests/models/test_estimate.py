@@ -11,13 +11,13 @@ from tiny_language import SIDE, sana
 from tiny_language import card as sana_card
 
 from allaprima.core.errors import ModelError, SettingError
-from allaprima.models.card import load_card
-from allaprima.models.configs import bundled_config
-from allaprima.models.estimate import estimate, peak
-from allaprima.models.meta import meta
-from allaprima.models.pair import load_pair
-from allaprima.models.sizes import parts_of
-from allaprima.models.sources import sources_of
+from allaprima.models.cards.card import load_card
+from allaprima.models.cards.configs import bundled_config
+from allaprima.models.cards.sizes import parts_of
+from allaprima.models.cards.sources import sources_of
+from allaprima.models.components.meta import meta
+from allaprima.models.loading.estimate import estimate, peak
+from allaprima.models.loading.pair import load_pair
 
 
 @pytest.mark.parametrize(

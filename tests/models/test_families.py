@@ -10,15 +10,15 @@ from tiny_folders import FAMILIES, SIZE, card
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import ModelError, PromptError, SettingError
 from allaprima.core.seeds import noise_batch
-from allaprima.diffusion.rollback import Variance
-from allaprima.models.card import TextSettings, load_card
+from allaprima.diffusion.noising import Variance
+from allaprima.models.cards.card import TextSettings, load_card
+from allaprima.models.components.latents import to_autoencoder, to_network
 from allaprima.models.families.sd3 import load_sd3
 from allaprima.models.families.sdxl import load_sdxl
-from allaprima.models.latents import to_autoencoder, to_network
-from allaprima.models.multi_student import MultiStudent
-from allaprima.models.pair import load_pair
-from allaprima.models.partition import fit_pca_median
-from allaprima.models.partition_file import save_partition
+from allaprima.models.loading.pair import load_pair
+from allaprima.models.multi_student.model import MultiStudent
+from allaprima.models.multi_student.partition import fit_pca_median
+from allaprima.models.multi_student.partition_file import save_partition
 from allaprima.pipeline import AdaptivePipeline
 
 PROMPTS, SEEDS = ["red fox", "a blue owl"], [11, 12]

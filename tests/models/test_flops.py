@@ -5,9 +5,9 @@ import torch
 from tiny_folders import SIZE, card
 from torch.utils.flop_counter import FlopCounterMode
 
-from allaprima.models.card import load_card
-from allaprima.models.flops import step_flops
-from allaprima.models.pair import load_pair
+from allaprima.models.cards.card import load_card
+from allaprima.models.loading.flops import step_flops
+from allaprima.models.loading.pair import load_pair
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])

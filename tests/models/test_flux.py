@@ -10,10 +10,10 @@ from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import ModelError, PromptError, SettingError
 from allaprima.core.seeds import noise_batch
 from allaprima.diffusion.guidance import ClassifierFreeGuidance, EmbeddedGuidance
-from allaprima.diffusion.rollback import Variance
-from allaprima.models.card import load_card
+from allaprima.diffusion.noising import Variance
+from allaprima.models.cards.card import load_card
 from allaprima.models.families.flux import packed, unpacked
-from allaprima.models.pair import load_pair
+from allaprima.models.loading.pair import load_pair
 from allaprima.pipeline import AdaptivePipeline
 
 PROMPTS, SEEDS = ["red fox", "blue owl"], [11, 12]
@@ -87,7 +87,7 @@ def test_packing_is_diffusers(world):
 
 def test_the_shift_grows_with_the_picture(world):
     dev, _, pair = world
-    grids = [pair.teacher.schedule_at(s, s).grid(4) for s in (SIZE, 2 * SIZE)]
+    grids = [pair.teacher.schedule_at(s, s).timesteps(4) for s in (SIZE, 2 * SIZE)]
     if not dev:
         assert grids[0] == grids[1] == [1.0, 0.75, 0.5, 0.25]
         return

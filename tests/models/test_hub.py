@@ -17,11 +17,11 @@ from huggingface_hub import constants, errors
 from safetensors.torch import load_file
 from tiny_folders import SIZE, VP, card, model, unet
 
-from allaprima.core.errors import ModelError, UnsafeWeights
-from allaprima.core.folder import fingerprint
-from allaprima.models.card import load_card
-from allaprima.models.hub import REACH, HubSource, command, complete, fetched, here, lacking, within
-from allaprima.models.pair import load_pair
+from allaprima.core.errors import ModelError, UnsafeWeightsError
+from allaprima.core.files import fingerprint
+from allaprima.models.cards.card import load_card
+from allaprima.models.cards.hub import REACH, HubSource, command, complete, fetched, here, lacking, within
+from allaprima.models.loading.pair import load_pair
 from allaprima.pipeline import AdaptivePipeline
 
 
@@ -138,7 +138,7 @@ def test_an_absent_one_fails_fast_with_the_command_and_the_place(tmp_path, cache
     card("sd", tmp_path / "made")
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *a, **k: time.sleep(60))
     assert REACH <= 4
-    monkeypatch.setattr("allaprima.models.hub.REACH", 1.0)
+    monkeypatch.setattr("allaprima.models.cards.hub.REACH", 1.0)
     start = time.monotonic()
     with pytest.raises(ModelError) as e:
         load_pair(of_hub(tmp_path))
@@ -153,7 +153,7 @@ def test_an_absent_one_fails_fast_with_the_command_and_the_place(tmp_path, cache
 def test_offline_is_honoured_by_the_environment(tmp_path):
     """Through the real library, in a process of its own."""
     code = (
-        "from allaprima.models.card import load_card; c = load_card('sdxl-lcm-lora');"
+        "from allaprima.models.cards.card import load_card; c = load_card('sdxl-lcm-lora');"
         "\ntry: c.path(c.student.lora)\nexcept Exception as e: print(type(e).__name__, e)"
     )
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
@@ -262,14 +262,14 @@ def unet_alone(folder):
 
 def test_pickles_alone_are_refused_before_anything_is_fetched(cache, monkeypatch):
     hub(monkeypatch, ["unet/config.json", "unet/diffusion_pytorch_model.bin", "vae/x.safetensors", "vae/x.bin"])
-    with pytest.raises(UnsafeWeights, match=r"acme/tiny has unet/diffusion_pytorch_model.bin, a pickle"):
+    with pytest.raises(UnsafeWeightsError, match=r"acme/tiny has unet/diffusion_pytorch_model.bin, a pickle"):
         fetched(HubSource("acme/tiny"), ("unet", "vae"))
 
 
 @pytest.mark.parametrize("name", ["acme/tiny:model.ckpt", "lora.pt", "acme/tiny:lora.bin"])
 def test_a_pickle_is_refused_by_its_name(tmp_path, cache, name):
     card("sd", tmp_path / "made")
-    with pytest.raises(UnsafeWeights, match=r"is a pickle, which can run code"):
+    with pytest.raises(UnsafeWeightsError, match=r"is a pickle, which can run code"):
         of_hub(tmp_path).path(name)
 
 
@@ -281,7 +281,7 @@ def test_a_payload_never_runs(tmp_path, cache):
     (there / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     payload = f'cbuiltins\nexec\n(S\'__import__("pathlib").Path("{ran}").touch()\'\ntR.'.encode()
     (there / "unet" / "diffusion_pytorch_model.bin").write_bytes(payload)
-    with pytest.raises(UnsafeWeights, match=r"diffusion_pytorch_model.bin, a pickle"):
+    with pytest.raises(UnsafeWeightsError, match=r"diffusion_pytorch_model.bin, a pickle"):
         load_pair(of_hub(tmp_path))
     assert not ran.exists()
     import pickle

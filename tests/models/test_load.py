@@ -6,9 +6,9 @@ import pytest
 import torch
 import yaml
 
-from allaprima.core.errors import ModelError, UnsafeWeights
-from allaprima.models.card import load_card
-from allaprima.models.load import load_component
+from allaprima.core.errors import ModelError, UnsafeWeightsError
+from allaprima.models.cards.card import load_card
+from allaprima.models.components.loading import load_component
 
 WEIGHTS = Path(str(resources.files("allaprima"))) / "bundled" / "emoji" / "weights"
 
@@ -25,7 +25,7 @@ def test_a_pickle_is_refused(tmp_path):
     shutil.copytree(WEIGHTS / "teacher" / "vae", tmp_path / "vae")
     (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     torch.save({"x": torch.zeros(1)}, tmp_path / "vae" / "diffusion_pytorch_model.bin")
-    with pytest.raises(UnsafeWeights, match="pickle"):
+    with pytest.raises(UnsafeWeightsError, match="pickle"):
         load_component(tmp_path / "vae")
 
 
@@ -40,7 +40,7 @@ def test_what_can_be_shared_is_loaded_once(pipe):
     [({"height": 4}, "height"), ({"colour": "red"}, "colour"), ({"family": "gan"}, "'gan'"), ({"name": None}, "name")],
 )
 def test_a_bad_card_names_the_field(tmp_path, change, says):
-    from allaprima.models.pair import load_pair
+    from allaprima.models.loading.pair import load_pair
 
     raw = yaml.safe_load((WEIGHTS.parent / "card.yaml").read_text())
     (tmp_path / "card.yaml").write_text(yaml.safe_dump({**raw, **change}))

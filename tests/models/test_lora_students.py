@@ -10,10 +10,10 @@ from tiny_lora import lora_file, pairs_of
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import ModelError
 from allaprima.core.seeds import noise_batch
-from allaprima.diffusion.rollback import Variance
-from allaprima.models.card import load_card
-from allaprima.models.lora import adapted
-from allaprima.models.pair import load_pair
+from allaprima.diffusion.noising import Variance
+from allaprima.models.cards.card import load_card
+from allaprima.models.components.lora import adapted
+from allaprima.models.loading.pair import load_pair
 from allaprima.pipeline import AdaptivePipeline
 
 PROMPTS, SEEDS = ["red fox", "a blue owl"], [11, 12]

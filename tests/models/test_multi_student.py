@@ -8,18 +8,19 @@ import pytest
 import torch
 import yaml
 
-from allaprima.cascade.job import Job, Request
-from allaprima.cascade.machine import Machine
-from allaprima.cascade.painter import Routed
+from allaprima.cascade.job import Job
+from allaprima.cascade.latent_cascade import LatentCascade
+from allaprima.cascade.model import MultiStudentModel
 from allaprima.cascade.policy import AlwaysPolicy, Decision
-from allaprima.cascade.run import run
+from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.runner import run
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.types import Condition
-from allaprima.models.card import load_card
-from allaprima.models.multi_student import MultiStudent, Networks, load_multi_student
-from allaprima.models.pair import load_pair
-from allaprima.models.partition import fit_classes, fit_pca_median
-from allaprima.models.partition_file import save_partition
+from allaprima.models.cards.card import load_card
+from allaprima.models.loading.pair import load_pair
+from allaprima.models.multi_student.model import MultiStudent, Networks, load_multi_student
+from allaprima.models.multi_student.partition import fit_classes, fit_pca_median
+from allaprima.models.multi_student.partition_file import save_partition
 from allaprima.pipeline import AdaptivePipeline
 
 EMOJI = Path(str(resources.files("allaprima"))) / "bundled" / "emoji"
@@ -60,7 +61,7 @@ def same(a, b):
 
 def test_identical_students_paint_the_very_bytes_of_the_single_one(pipe, singles, partition, alone):
     several = MultiStudent.of([singles[0], singles[0]], partition)
-    assert isinstance(several, Routed)
+    assert isinstance(several, MultiStudentModel)
     assert sorted(several.route(several.encode(PROMPTS)).tolist()) == [0, 0, 1, 1]
     assert same(paint(pipe, several), alone[0])
 
@@ -88,12 +89,12 @@ def test_a_mixed_batch_and_one_resident_student_give_the_same_bytes(pipe, partit
 
     pair = [route.index(0), route.index(1)]
     settings = dataclasses.replace(pipe.settings, student_steps=2, batch_size=2)
-    machine = Machine(several, pipe.teacher, None, AlwaysPolicy(Decision.ACCEPT), settings)
-    jobs = [Job(Request(PROMPTS[i], (7, 8, 9, 10)[i])) for i in pair]
-    machine.start(jobs)
-    machine.step(jobs)
-    machine.step(jobs)
-    machine.score(jobs)
+    cascade = LatentCascade(several, pipe.teacher, None, AlwaysPolicy(Decision.ACCEPT), settings)
+    jobs = [Job(GenerationRequest(PROMPTS[i], (7, 8, 9, 10)[i])) for i in pair]
+    cascade.start(jobs)
+    cascade.step(jobs)
+    cascade.step(jobs)
+    cascade.score(jobs)
     assert same([j.image for j in jobs], [alone[k][i] for k, i in enumerate(pair)])
     assert len(several.networks.held) == 1
 
@@ -145,8 +146,8 @@ def test_drafts_gather_into_full_batches_of_one_student_each(pipe, monkeypatch):
     routed = []
     monkeypatch.setattr(MultiStudent, "route", lambda self, e: routed.append(len(e)) or self.partition.route(e))
     settings = dataclasses.replace(pipe.settings, student_steps=2, batch_size=4)
-    machine = Machine(several, pipe.teacher, None, AlwaysPolicy(Decision.ACCEPT), settings)
-    results = list(run(machine, [Request(f"p{i}", i, index=i) for i in range(8)]))
+    cascade = LatentCascade(several, pipe.teacher, None, AlwaysPolicy(Decision.ACCEPT), settings)
+    results = list(run(cascade, [GenerationRequest(f"p{i}", i, index=i) for i in range(8)]))
     assert [r.request.index for r in results] == list(range(8)), "decided in the order of the requests"
     assert [len(net.calls) for net in nets] == [2, 2], "two steps of one full batch each"
     assert all(len(call) == len(set(call)) + 3 == 8 for net in nets for call in net.calls), "4 prompts, 4 same negatives"

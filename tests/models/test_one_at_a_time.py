@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from allaprima.models.card import load_card
-from allaprima.models.load import load_tokenizer
+from allaprima.models.cards.card import load_card
+from allaprima.models.components.loading import load_tokenizer
 
 
 @pytest.fixture

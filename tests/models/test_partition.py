@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from allaprima.core.errors import ModelError, SettingError
-from allaprima.models.partition import (
+from allaprima.models.multi_student.partition import (
     check_sizes,
     fit_balanced_kmeans,
     fit_classes,
@@ -18,7 +18,7 @@ from allaprima.models.partition import (
     partition_fingerprint,
     pool,
 )
-from allaprima.models.partition_file import load_partition, save_partition
+from allaprima.models.multi_student.partition_file import load_partition, save_partition
 
 FITS = {"pca_median": fit_pca_median, "balanced_kmeans": fit_balanced_kmeans, "random": fit_random}
 

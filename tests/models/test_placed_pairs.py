@@ -10,18 +10,18 @@ import torch
 from tiny_placed import painted, placed_pair, says
 from torch import nn
 
-from allaprima import exchange, pipeline
+from allaprima import pipeline
 from allaprima.core.errors import ModelError, SettingError
-from allaprima.models.card import load_card
-from allaprima.models.flops import step_flops
-from allaprima.models.load import load_component
-from allaprima.models.lora import add_adapters, save_lora
-from allaprima.models.pair import load_pair
-from allaprima.models.place import Placer
-from allaprima.models.placement import Placement
-from allaprima.oracles.load import Ask
+from allaprima.models.cards.card import load_card
+from allaprima.models.components.loading import load_component
+from allaprima.models.components.lora import add_adapters, save_lora
+from allaprima.models.loading.flops import step_flops
+from allaprima.models.loading.pair import load_pair
+from allaprima.models.placement.device_config import DeviceConfig
+from allaprima.models.placement.placer import ModelPlacer
+from allaprima.oracles.load import OracleRequest
 from allaprima.oracles.settings import EncoderSettings
-from allaprima.pipeline import AdaptivePipeline
+from allaprima.pipeline import AdaptivePipeline, saving
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +67,10 @@ def test_a_lora_is_fused_where_weights_cannot_be_the_same(path, tmp_path, monkey
     card = load_card(lora_card(path, tmp_path))
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(torch.cuda, "is_available", lambda: True)
-        placer = Placer(Placement.of(**options))
-    assert Placer(Placement(lazy_teacher=True)).shares
+        placer = ModelPlacer(DeviceConfig.of(**options))
+    assert ModelPlacer(DeviceConfig(lazy_teacher=True)).shares
     assert not placer.shares
-    monkeypatch.setattr(Placer, "pair", lambda self, *both: both)
+    monkeypatch.setattr(ModelPlacer, "pair", lambda self, *both: both)
     pair, due = load_pair(card, placer), load_pair(card)
     network = pair.student.unet.read()
     assert not any(".lora_" in n for n, _ in network.named_parameters())
@@ -142,16 +142,16 @@ def test_language_models_are_placed_too(tmp_path, family):
 def test_published_oracles_are_where_the_placement_is_unless_they_say(path, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(exchange, "load_pair", lambda card, placer: load_pair(card))
+    monkeypatch.setattr(saving, "load_pair", lambda card, placer: load_pair(card))
     monkeypatch.setattr(pipeline, "load_oracle", lambda *a: asked.append(a))
     AdaptivePipeline.from_card(path, device="cuda:1")
     (kind, folder, encode, settings, step, device) = asked[0]
     assert (kind, device) == ("dual_encoder", "cuda:1")
     for own, due in ((settings, "cuda:1"), ({"device": "cpu", "dtype": "bfloat16"}, "cpu")):
-        assert Ask("clip", folder, own, encode, step, device).encoder_settings(EncoderSettings).device == due
+        assert OracleRequest("clip", folder, own, encode, step, device).encoder_settings(EncoderSettings).device == due
 
 
 def test_a_stand_in_says_what_a_step_takes(path):
-    usual, placed = load_pair(load_card(path)), placed_pair(path, lazy_teacher=True)
-    assert step_flops(placed.teacher, 16, 16, 3.0) == step_flops(usual.teacher, 16, 16, 3.0) > 0
-    assert not placed.teacher.unet.loaded
+    usual, on_device = load_pair(load_card(path)), placed_pair(path, lazy_teacher=True)
+    assert step_flops(on_device.teacher, 16, 16, 3.0) == step_flops(usual.teacher, 16, 16, 3.0) > 0
+    assert not on_device.teacher.unet.loaded

@@ -13,13 +13,13 @@ from tiny_placed import painted, placed_pair, says
 from torch import nn
 
 from allaprima.core.errors import CalibrationError, ModelError, SettingError
-from allaprima.models import placed
-from allaprima.models.card import load_card
-from allaprima.models.load import load_component
-from allaprima.models.pair import load_pair
-from allaprima.models.place import Placer
-from allaprima.models.placed import OneAtATime, Placed, sequential
-from allaprima.models.placement import DEFAULT, Placement
+from allaprima.models.cards.card import load_card
+from allaprima.models.components.loading import load_component
+from allaprima.models.loading.pair import load_pair
+from allaprima.models.placement import offloaded
+from allaprima.models.placement.device_config import DEFAULT, DeviceConfig
+from allaprima.models.placement.offloaded import OffloadedModule, OneAtATime, sequential
+from allaprima.models.placement.placer import ModelPlacer
 from allaprima.pipeline import AdaptivePipeline, card_settings
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def path(tmp_path_factory):
 )
 def test_what_contradicts_itself_is_refused(options, said):
     with pytest.raises(SettingError, match=said):
-        Placement.of(**options)
+        DeviceConfig.of(**options)
 
 
 @pytest.mark.parametrize(
@@ -64,37 +64,37 @@ def test_what_contradicts_itself_is_refused(options, said):
 def test_what_this_machine_has_not_got_is_refused(monkeypatch, options, said):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SettingError, match=said):
-        Placer(Placement.of(**options))
+        ModelPlacer(DeviceConfig.of(**options))
 
 
 def test_auto_takes_what_there_is(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = Placement(device="auto", dtype="auto").resolved()
+    found = DeviceConfig(device="auto", dtype="auto").resolved()
     assert (found.device, found.dtype, found.plain) == ("cpu", "float32", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    found = Placement(device="auto", dtype="auto").resolved()
+    found = DeviceConfig(device="auto", dtype="auto").resolved()
     assert (found.device, found.dtype) == ("cuda", "bfloat16")
-    assert Placement(device="auto", dtype="auto", teacher_device="cpu").resolved().dtype == "float32"
+    assert DeviceConfig(device="auto", dtype="auto", teacher_device="cpu").resolved().dtype == "float32"
 
 
 def test_a_signature_names_all_that_changes_bits_and_nothing_else():
-    assert Placement().signature == DEFAULT
-    assert Placement(lazy_teacher=True, cache=Path("x")).signature == DEFAULT
-    assert Placement(device="cuda:1", dtype="bfloat16", offload="model").signature == "eager-bfloat16-cuda"
-    assert Placement(teacher_device="cuda", vae_tiling=True).signature == "eager-float32-cpu+cuda-tiling"
+    assert DeviceConfig().signature == DEFAULT
+    assert DeviceConfig(lazy_teacher=True, cache=Path("x")).signature == DEFAULT
+    assert DeviceConfig(device="cuda:1", dtype="bfloat16", offload="model").signature == "eager-bfloat16-cuda"
+    assert DeviceConfig(teacher_device="cuda", vae_tiling=True).signature == "eager-float32-cpu+cuda-tiling"
     changed = [
         {"vae_slicing": True}, {"vae_tiling": True}, {"channels_last": True}, {"attention": "native"},
         {"compile": "default"}, {"dtype": "bfloat16"}, {"device": "cuda"},
     ]  # fmt: skip
-    assert len({Placement.of(**c).signature for c in [{}, *changed]}) == len(changed) + 1
+    assert len({DeviceConfig.of(**c).signature for c in [{}, *changed]}) == len(changed) + 1
 
 
 def test_the_default_is_what_it_was(pipe):
     bundled = load_card("emoji")
     made = json.loads(bundled.path(bundled.calibration or "").read_text())
     assert pipe.fingerprints() == made["fingerprints"]
-    assert pipe.placement.plain
+    assert pipe.device_config.plain
     # Nothing stands between the cascade and the networks.
     assert type(pipe.student.unet) is type(pipe.teacher.unet) is UNet2DConditionModel
     assert type(pipe.student.vae).__name__ == "PixelShuffleAutoencoder"
@@ -135,7 +135,7 @@ def test_arguments_go_to_the_device_and_times_keep_their_digits():
         seen.update(x=x, t=t, ids=ids, more=more[0])
         return {"sample": torch.ones(2, 1, dtype=torch.bfloat16)}
 
-    away = Placed(lambda: network, None, torch.device("meta"), torch.bfloat16)
+    away = OffloadedModule(lambda: network, None, torch.device("meta"), torch.bfloat16)
     said = away(torch.zeros(2, 3), torch.tensor([998.0, 999.0]), torch.ones(2, 3, dtype=torch.long), [torch.zeros(2, 2)])
     assert {k: (v.device.type, v.dtype) for k, v in seen.items()} == {
         "x": ("meta", torch.bfloat16), "t": ("meta", torch.float32), "ids": ("meta", torch.int64),
@@ -147,12 +147,12 @@ def test_arguments_go_to_the_device_and_times_keep_their_digits():
 
 
 def test_an_autoencoder_that_overflows_stays_in_float32():
-    p = Placement(device="cuda", dtype="float16")
+    p = DeviceConfig(device="cuda", dtype="float16")
     heavy = nn.Module()
     heavy.config = type("Config", (), {"force_upcast": True})
-    assert placed.dtype_of(heavy, p) == torch.float32
+    assert offloaded.dtype_of(heavy, p) == torch.float32
     heavy.config = type("Config", (), {"force_upcast": False})
-    assert placed.dtype_of(heavy, p) == torch.float16
+    assert offloaded.dtype_of(heavy, p) == torch.float16
 
 
 def test_one_network_at_a_time_is_on_the_device():
@@ -173,7 +173,7 @@ def test_one_network_at_a_time_is_on_the_device():
         net.name = name
         room.add(net, torch.device("meta"))
     moved.clear()
-    calls = {n: Placed(lambda net=net: net, None, CPU, torch.float32, None, room) for n, net in nets.items()}
+    calls = {n: OffloadedModule(lambda net=net: net, None, CPU, torch.float32, None, room) for n, net in nets.items()}
     for name in "aabca":
         calls[name](torch.zeros(1, 2))
     there, steps = set(), []
@@ -194,14 +194,14 @@ def test_layer_by_layer_says_the_same(path):
     away = load_component(folder)
     sequential(away, CPU)
     due = says(usual)
-    moved = usual.with_network(Placed(lambda: away, away.config, CPU, torch.float32), usual.fingerprints)
+    moved = usual.with_network(OffloadedModule(lambda: away, away.config, CPU, torch.float32), usual.fingerprints)
     torch.testing.assert_close(says(moved), due, atol=1e-6, rtol=0)
     assert {p.device.type for p in away.parameters()} == {"meta"}, "weights wait elsewhere between calls"
     vae = load_component(path.parent / "teacher" / "vae")
     sequential(vae, CPU)
     z = torch.randn(1, 4, 8, 8)
     torch.testing.assert_close(
-        placed.PlacedAutoencoder(vae, CPU, torch.float32, None).decode(z).sample, usual.vae.decode(z).sample
+        offloaded.OffloadedAutoencoder(vae, CPU, torch.float32, None).decode(z).sample, usual.vae.decode(z).sample
     )
 
 
@@ -212,7 +212,7 @@ def test_autoencoders_decode_in_slices_and_tiles_where_they_can(path):
     assert pair.student.fingerprints["backend"] == "eager-float32-cpu-slicing-tiling"
     torch.testing.assert_close(says(pair.student), says(load_pair(load_card(path)).student))
     with pytest.raises(SettingError, match="PixelShuffleAutoencoder can't be decoded so"):
-        load_pair(load_card("emoji"), Placer(Placement(vae_tiling=True)))
+        load_pair(load_card("emoji"), ModelPlacer(DeviceConfig(vae_tiling=True)))
 
 
 def test_attention_backends_go_to_networks_that_take_them(path, tmp_path):
@@ -266,14 +266,16 @@ def test_drafts_are_looked_at_by_the_small_autoencoder_and_handed_out_by_the_ful
     if not options:
         small = load_component(tmp_path / "tiny")
         latents = torch.randn(1, 4, 8, 8)
-        torch.testing.assert_close(rough.student.decode_draft(latents), (small.decode(latents).sample / 2 + 0.5).clamp(0, 1))
+        torch.testing.assert_close(
+            rough.student.decode_preview(latents), (small.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+        )
 
 
 def test_a_draft_that_beats_the_teacher_is_handed_out_by_the_full_autoencoder(path, tmp_path):
-    from allaprima.cascade.job import Request
-    from allaprima.cascade.machine import Machine
+    from allaprima.cascade.latent_cascade import LatentCascade
     from allaprima.cascade.policy import Decision, Recheck, ThresholdPolicy
-    from allaprima.cascade.run import run
+    from allaprima.cascade.request import GenerationRequest
+    from allaprima.cascade.runner import run
 
     class Falling:
         """Every later look is worse."""
@@ -289,9 +291,14 @@ def test_a_draft_that_beats_the_teacher_is_handed_out_by_the_full_autoencoder(pa
     due = painted(load_pair(load_card(path)), path, mode="student-only")
     rough = load_pair(load_card(with_draft_vae(path, tmp_path)))
     settings = card_settings(load_card(path)).changed(batch_size=2)
-    machine = Machine(rough.student, rough.teacher, Falling(), Recheck(ThresholdPolicy(0.0, Decision.REFINE)), settings)
-    found = sorted(run(machine, [Request("red", 0, "", 0), Request("a red", 1, "", 1)]), key=lambda r: r.request.index)
-    assert [r.kept for r in found] == ["draft", "draft"]
+    cascade = LatentCascade(
+        rough.student, rough.teacher, Falling(), Recheck(ThresholdPolicy(0.0, Decision.REFINE)), settings
+    )
+    found = sorted(
+        run(cascade, [GenerationRequest("red", 0, "", 0), GenerationRequest("a red", 1, "", 1)]),
+        key=lambda r: r.request.index,
+    )
+    assert [r.selected for r in found] == ["draft", "draft"]
     for a, b in zip(due, found, strict=True):
         torch.testing.assert_close(b.image, a.image, atol=1e-6, rtol=0)
 
@@ -311,10 +318,10 @@ def test_a_calibration_of_another_backend_is_refused_by_name():
     assert out.decisions == ["accept"]
     assert out.scores[0] is not None
     with pytest.raises(SettingError, match="contradict"):
-        AdaptivePipeline.from_card("emoji", placement=Placement(), dtype="bfloat16")
+        AdaptivePipeline.from_card("emoji", device_config=DeviceConfig(), dtype="bfloat16")
 
 
 def test_what_was_said_of_a_placement_can_be_said_again():
-    p = Placement(dtype="bfloat16", lazy_teacher=True, cache=Path("x"))
+    p = DeviceConfig(dtype="bfloat16", lazy_teacher=True, cache=Path("x"))
     assert p.to_dict() == {"dtype": "bfloat16", "lazy_teacher": True}
-    assert Placement.of(**p.to_dict()) == dataclasses.replace(p, cache=None)
+    assert DeviceConfig.of(**p.to_dict()) == dataclasses.replace(p, cache=None)

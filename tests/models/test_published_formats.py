@@ -10,7 +10,7 @@ from tiny_folders import LENGTH, SIZE, model
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import ModelError
 from allaprima.core.seeds import noise_batch
-from allaprima.models.card import TextSettings
+from allaprima.models.cards.card import TextSettings
 from allaprima.models.families.sd import load_sd
 from allaprima.models.families.sdxl import load_sdxl
 from allaprima.pipeline import AdaptivePipeline

@@ -12,14 +12,14 @@ from allaprima.core.errors import ModelError, PromptError, SettingError
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import TokenGuidance
-from allaprima.diffusion.rollback import Strength, Variance
-from allaprima.diffusion.schedule import Flow
-from allaprima.models.card import TextSettings, load_card
+from allaprima.diffusion.noising import Strength, Variance
+from allaprima.diffusion.schedules import Flow
+from allaprima.models.cards.card import TextSettings, load_card
 from allaprima.models.families.flux import packed
 from allaprima.models.families.qwen_image import load_qwen_image
-from allaprima.models.multi_student import MultiStudent
-from allaprima.models.pair import load_pair
-from allaprima.models.partition import fit_pca_median
+from allaprima.models.loading.pair import load_pair
+from allaprima.models.multi_student.model import MultiStudent
+from allaprima.models.multi_student.partition import fit_pca_median
 from allaprima.pipeline import AdaptivePipeline
 
 # Of different lengths, so that diffusers pads one of them.
@@ -112,7 +112,7 @@ def test_lightnings_student_is_diffusers(pair, path):
     torch.testing.assert_close(paint(pair, mode="student-only"), due, atol=1e-4, rtol=0)
     plain = due_of(theirs(path), **asked(pair.student, num_inference_steps=2, true_cfg_scale=1.0))
     assert float((plain - due).abs().max()) > 1e-3, "LoRA and scheduler matter"
-    assert pair.student.schedule_at(SIDE, SIDE).grid(2) == pytest.approx([1, 0.75])
+    assert pair.student.schedule_at(SIDE, SIDE).timesteps(2) == pytest.approx([1, 0.75])
     assert pair.student.text_encoder is pair.teacher.text_encoder
     assert pair.student.fingerprint != pair.teacher.fingerprint
 
@@ -166,8 +166,8 @@ def test_the_schedule_is_published(pair):
         tokens = (size // 8) ** 2
         scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
         scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=0.5 + 0.4 * (tokens - 4) / 124)
-        assert flow.grid(4) == pytest.approx(scheduler.sigmas[:-1].tolist(), abs=1e-6)
-        assert flow.grid(4)[-1] == pytest.approx(0.02)
+        assert flow.timesteps(4) == pytest.approx(scheduler.sigmas[:-1].tolist(), abs=1e-6)
+        assert flow.timesteps(4)[-1] == pytest.approx(0.02)
 
 
 def test_guidance_turns_a_velocity_and_keeps_its_length():

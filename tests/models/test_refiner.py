@@ -8,10 +8,10 @@ from tiny_folders import SIZE, card, refiner
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.seeds import noise_batch
-from allaprima.diffusion.rollback import Variance, rollback
-from allaprima.models.card import load_card
-from allaprima.models.families.sdxl_refiner import AESTHETIC, Experts, RefinerModel
-from allaprima.models.pair import load_pair
+from allaprima.diffusion.noising import Variance, add_noise
+from allaprima.models.cards.card import load_card
+from allaprima.models.families.sdxl_refiner import AESTHETIC, BaseRefinerEnsemble, RefinerModel
+from allaprima.models.loading.pair import load_pair
 from allaprima.pipeline import AdaptivePipeline
 
 PROMPTS, SEEDS = ["red fox", "a blue owl"], [11, 12]
@@ -75,7 +75,7 @@ def tensor(images):
 
 def test_parts_are_in_memory_once(alone, both):
     assert isinstance(alone.teacher, RefinerModel)
-    assert isinstance(both.teacher, Experts)
+    assert isinstance(both.teacher, BaseRefinerEnsemble)
     assert alone.student.text_encoder_2 is alone.teacher.text_encoder_2
     assert both.teacher.refiner.text_encoder_2 is both.teacher.base.text_encoder_2 is both.student.text_encoder_2
     assert both.teacher.refiner.vae is both.teacher.vae
@@ -120,7 +120,7 @@ def test_drafts_are_refined_by_the_papers_sigma(alone, folder):
     with torch.inference_mode():
         x = sample(alone.student.denoiser, make_solver("consistency", schedule), noise, cond, 2, None, SEEDS, "student")
         eps = noise_batch(SEEDS, "rollback", [0, 0], tuple(x.shape[1:]))
-        x = rollback(x, eps, torch.full((2,), start, dtype=torch.float64), schedule)
+        x = add_noise(x, eps, torch.full((2,), start, dtype=torch.float64), schedule)
         embeds, negative, pooled, negative_pooled = pipeline.encode_prompt(PROMPTS)
         words, said = torch.cat([negative, embeds]), torch.cat([negative_pooled, pooled])
         size = [float(SIZE)] * 2 + [0.0, 0.0]

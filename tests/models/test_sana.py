@@ -7,19 +7,20 @@ import pytest
 import torch
 from tiny_language import SIDE, card, sana
 
-from allaprima.cascade.job import Job, Request, Stage
+from allaprima.cascade.job import Job, Stage
+from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import ModelError, PromptError, SettingError
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import ClassifierFreeGuidance, EmbeddedGuidance
-from allaprima.diffusion.rollback import Strength, Variance
-from allaprima.diffusion.schedule import Flow, TrigFlow
-from allaprima.models.card import TextSettings, load_card
+from allaprima.diffusion.noising import Strength, Variance
+from allaprima.diffusion.schedules import Flow, TrigFlow
+from allaprima.models.cards.card import TextSettings, load_card
 from allaprima.models.families.sana import load_sana
-from allaprima.models.multi_student import MultiStudent
-from allaprima.models.pair import load_pair
-from allaprima.models.partition import fit_pca_median
+from allaprima.models.loading.pair import load_pair
+from allaprima.models.multi_student.model import MultiStudent
+from allaprima.models.multi_student.partition import fit_pca_median
 from allaprima.pipeline import AdaptivePipeline
 
 PROMPTS, SEEDS = ["Red fox", "a blue owl"], [11, 12]
@@ -207,11 +208,11 @@ def test_a_drafts_picture_is_refined_by_the_other_models_times(pair):
     x, t = seen[0]
     assert t == pytest.approx(0.5), "variance .5: as much noise as signal"
     student = AdaptivePipeline(pair.student, pair.teacher, None, SETTINGS)
-    machine = student.machine(SETTINGS, student.policy(SETTINGS, mode="student-only"))
-    jobs = [Job(Request(p, s)) for p, s in zip(PROMPTS, SEEDS, strict=True)]
-    machine.start(jobs)
+    cascade = student.cascade(SETTINGS, student.policy(SETTINGS, mode="student-only"))
+    jobs = [Job(GenerationRequest(p, s)) for p, s in zip(PROMPTS, SEEDS, strict=True)]
+    cascade.start(jobs)
     while jobs[0].stage is Stage.STUDENT:
-        machine.step(jobs)
+        cascade.step(jobs)
     drafts = torch.stack([j.x for j in jobs])
     eps = noise_batch(SEEDS, "rollback", [0, 0], drafts.shape[1:])
     torch.testing.assert_close(x, 0.5 * drafts + 0.5 * eps, atol=1e-6, rtol=0)

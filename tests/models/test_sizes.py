@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from allaprima.models.card import bundled_cards, load_card
-from allaprima.models.configs import bundled_config, config_of, counts, published, repositories
+from allaprima.models.cards.card import bundled_cards, load_card
+from allaprima.models.cards.components import PARTS
+from allaprima.models.cards.configs import bundled_config, config_of, counts, published, repositories
+from allaprima.models.cards.sizes import as_text, digest
+from allaprima.models.components.meta import count
 from allaprima.models.families import flux, qwen_image, sana, sd, sd3, sdxl, z_image
-from allaprima.models.families.parts import PARTS
 from allaprima.models.families.registry import FAMILIES
-from allaprima.models.meta import count
-from allaprima.models.sizes import as_text, digest
 
 FILE = Path(str(resources.files("allaprima"))) / "cards" / "configs" / "sizes.json"
 
@@ -43,7 +43,7 @@ def test_the_counts_are_those_of_the_meta_device():
 
 
 def test_every_bundled_part_was_counted_beforehand():
-    from allaprima.models.sizes import counted, parts_of
+    from allaprima.models.cards.sizes import counted, parts_of
 
     counted.cache_clear()
     for name in bundled_cards():

@@ -11,17 +11,17 @@ from tiny_pipes import diffusers_pipe
 from allaprima.calibration.artifact import Calibration
 from allaprima.calibration.budget import Prices
 from allaprima.cascade.settings import CascadeSettings
+from allaprima.conditioning.prompt_inputs import PromptInputs
 from allaprima.core.errors import CalibrationError, PromptError, SettingError
 from allaprima.core.seeds import noise_batch
-from allaprima.core.words import Words
 from allaprima.diffusion.guidance import rescaled
-from allaprima.diffusion.rollback import Strength, Variance
-from allaprima.models.card import load_card
+from allaprima.diffusion.noising import Strength, Variance
+from allaprima.models.cards.card import load_card
+from allaprima.models.external.diffusers_generator import DiffusersGenerator
 from allaprima.models.families.flux import packed
-from allaprima.models.multi_student import MultiStudent
-from allaprima.models.pair import load_pair
-from allaprima.models.partition import fit_pca_median
-from allaprima.models.whole import DiffusersPainter
+from allaprima.models.loading.pair import load_pair
+from allaprima.models.multi_student.model import MultiStudent
+from allaprima.models.multi_student.partition import fit_pca_median
 from allaprima.pipeline import AdaptivePipeline
 
 PROMPTS, SEEDS = ["red fox", "blue owl"], [11, 12]
@@ -225,7 +225,7 @@ def test_pipelines_that_are_called_are_told_the_same(pairs, pipes):
     settings = dataclasses.replace(
         SETTINGS, student_solver="own", teacher_solver="own", strategy="regenerate", sigma=Strength(0.5), batch_size=1
     )
-    painter = DiffusersPainter(pipes["sdxl"])
+    painter = DiffusersGenerator(pipes["sdxl"])
     pipe = AdaptivePipeline(painter, painter, None, settings)
     told = {"prompt_2": ["hut", ""], "negative_prompt": "grey", "negative_prompt_2": "mud"}
     more = {"clip_skip": 1, "guidance_rescale": 0.5}
@@ -248,7 +248,10 @@ def test_pipelines_that_are_called_are_told_the_same(pairs, pipes):
 def test_rows_with_a_prompt_alone_are_read_to_the_bit(pairs):
     for name in ("sd", "sdxl", "sd3", "dev"):
         student = pairs[name].student
-        plain, worded = student.condition(PROMPTS).tensors, student.worded([Words(p) for p in PROMPTS]).tensors
+        plain, worded = (
+            student.condition(PROMPTS).tensors,
+            student.encode_prompts([PromptInputs(p) for p in PROMPTS]).tensors,
+        )
         assert plain.keys() == worded.keys() and all(torch.equal(plain[k], worded[k]) for k in plain)
 
 
@@ -262,16 +265,16 @@ def test_a_setting_that_no_card_has_is_not_lost_in_saving(pairs, tmp_path):
 def test_a_run_of_other_words_is_another_run():
     from types import SimpleNamespace
 
-    from allaprima.cascade.job import Request
     from allaprima.cascade.policy import AlwaysPolicy, Decision
-    from allaprima.cli.running import Plan, identity
-    from allaprima.tasks.text_to_image import Wording
+    from allaprima.cascade.request import GenerationRequest
+    from allaprima.conditioning.vocabulary import ResolvedPrompt
+    from allaprima.experiments.runner import RunPlan, identity
 
     pipe = SimpleNamespace(fingerprints=dict)
 
     def named(**words):
-        request = Request("fox", 1, **words)
-        plan = Plan(pipe, AlwaysPolicy(Decision.ACCEPT), SETTINGS, [request], [Wording("fox", "fox", 1.0)])
+        request = GenerationRequest("fox", 1, **words)
+        plan = RunPlan(pipe, AlwaysPolicy(Decision.ACCEPT), SETTINGS, [request], [ResolvedPrompt("fox", "fox", 1.0)])
         return identity(plan, SimpleNamespace(card="c", mode="student-only"))
 
     assert named() == named(prompt_2="") != named(prompt_2="hut")

@@ -9,10 +9,10 @@ from tiny_language import SIDE, card, z_image
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import ModelError, PromptError, SettingError
 from allaprima.core.seeds import noise_batch
-from allaprima.diffusion.rollback import Strength, Variance
-from allaprima.models.card import TextSettings, load_card
+from allaprima.diffusion.noising import Strength, Variance
+from allaprima.models.cards.card import TextSettings, load_card
 from allaprima.models.families.z_image import load_z_image
-from allaprima.models.pair import load_pair
+from allaprima.models.loading.pair import load_pair
 from allaprima.pipeline import AdaptivePipeline
 
 # One prompt of up to 32 tokens and one of more: diffusers pads captions to whole 32s, and the shorter to the longer.

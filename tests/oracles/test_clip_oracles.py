@@ -19,7 +19,7 @@ from tiny_published import (
     random_weights,
 )
 
-from allaprima.core.errors import ModelError, PromptError, SettingError, UnsafeWeights
+from allaprima.core.errors import ModelError, PromptError, SettingError, UnsafeWeightsError
 from allaprima.oracles.convert import convert_aesthetic, convert_open_clip, open_clip_config, open_clip_names
 from allaprima.oracles.encoder import transformer_flops, vision_flops
 from allaprima.oracles.load import load_oracle
@@ -223,7 +223,7 @@ def test_what_does_not_fit_is_named(folder, tmp_path):
     pickled.mkdir()
     (pickled / "config.json").write_text(json.dumps({"model_type": "clip"}))
     (pickled / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(UnsafeWeights, match="a pickle"):
+    with pytest.raises(UnsafeWeightsError, match="a pickle"):
         load_oracle("clip", pickled)
 
 

@@ -5,18 +5,18 @@ import torch
 from diffusers import ControlNetModel
 from tiny_folders import SIZE, card
 
-from allaprima.cascade.job import Request
-from allaprima.cascade.machine import Machine
+from allaprima.cascade.latent_cascade import LatentCascade
 from allaprima.cascade.policy import ThresholdPolicy
-from allaprima.cascade.run import run
+from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.runner import run
+from allaprima.conditioning.edit import ImageInput
 from allaprima.core.errors import SettingError
 from allaprima.data.control_maps import HOLE, MAPS, control_map, smooth, with_hole
 from allaprima.data.images import as_tensor, to_pil
-from allaprima.models.card import load_card
-from allaprima.models.pair import load_pair
+from allaprima.models.cards.card import load_card
+from allaprima.models.loading.pair import load_pair
 from allaprima.oracles.conditional import AGREEMENTS, ConditionalOracle
 from allaprima.pipeline import AdaptivePipeline, card_settings
-from allaprima.tasks.edit import Picture
 
 
 def picture(radius=20.0, size=64, shift=0):
@@ -98,9 +98,11 @@ def test_the_machine_shows_it_each_jobs_own_map(tmp_path):
             return oracle.score_given(images, prompts, controls)
 
     maps = [torch.zeros(3, SIZE, SIZE), torch.ones(3, SIZE, SIZE)]
-    requests = [Request("red fox", 5, "", i, controls=(Picture.of(m),)) for i, m in enumerate(maps)]
-    machine = Machine(pipe.student, pipe.teacher, Listens(Flat(), ["low-resolution"], 1.0), ThresholdPolicy(-9.0), settings)
-    results = sorted(run(machine, requests), key=lambda r: r.request.index)
+    requests = [GenerationRequest("red fox", 5, "", i, controls=(ImageInput.of(m),)) for i, m in enumerate(maps)]
+    cascade = LatentCascade(
+        pipe.student, pipe.teacher, Listens(Flat(), ["low-resolution"], 1.0), ThresholdPolicy(-9.0), settings
+    )
+    results = sorted(run(cascade, requests), key=lambda r: r.request.index)
     images, controls = heard[0]
     assert torch.equal(controls, torch.stack(maps))
     for r, image, m in zip(results, images, maps, strict=True):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_published import TINY_BLIP, Blip, bert_tokenizer, image_reward, random_weights, reward_shapes
 
-from allaprima.core.errors import ModelError, PromptError, RunFolderError, SettingError, UnsafeWeights
+from allaprima.core.errors import ModelError, PromptError, RunFolderError, SettingError, UnsafeWeightsError
 from allaprima.oracles.convert import REWARD_UNUSED, convert_image_reward, reward_config, reward_names
 from allaprima.oracles.image_reward import TEXT, VISION, ImageRewardModel, ImageRewardOracle
 from allaprima.oracles.load import load_oracle
@@ -159,7 +159,7 @@ def test_a_folder_that_is_none_is_named(made, tmp_path):
         load_oracle("imagereward", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.pt").write_bytes(b"x")
-    with pytest.raises(UnsafeWeights, match="a pickle"):
+    with pytest.raises(UnsafeWeightsError, match="a pickle"):
         load_oracle("imagereward", tmp_path)
     weights = load_file(made / "oracle" / "model.safetensors")
     weights.pop("head.layers.7.bias")

@@ -6,7 +6,7 @@ import yaml
 from tiny_published import TINY_CLIP, clip_shapes, clip_tokenizer, random_weights
 
 from allaprima.core.errors import ModelError, SettingError
-from allaprima.models.card import load_card
+from allaprima.models.cards.card import load_card
 from allaprima.oracles.convert import convert_open_clip
 from allaprima.oracles.ensemble import EnsembleOracle, Member, Rank, Standard
 from allaprima.oracles.load import ORACLES, load_oracle

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from allaprima.core.errors import ModelError, UnsafeWeights
+from allaprima.core.errors import ModelError, UnsafeWeightsError
 from allaprima.oracles.published import read_checkpoint
 
 
@@ -33,7 +33,7 @@ def poisoned(path, victim, legacy):
 def test_a_payload_is_refused_and_does_not_run(tmp_path, legacy):
     bad, victim = tmp_path / "bad.pt", tmp_path / "ran"
     poisoned(bad, victim, legacy)
-    with pytest.raises(UnsafeWeights, match=r"holds more than tensors.*Nothing of it was run"):
+    with pytest.raises(UnsafeWeightsError, match=r"holds more than tensors.*Nothing of it was run"):
         read_checkpoint(bad)
     assert not victim.exists()
     # The payload is a real one: an ordinary reader runs it.
@@ -46,7 +46,7 @@ def test_a_payload_is_refused_and_does_not_run(tmp_path, legacy):
 
 def test_a_whole_model_is_no_checkpoint(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
-    with pytest.raises(UnsafeWeights, match="holds more than tensors"):
+    with pytest.raises(UnsafeWeightsError, match="holds more than tensors"):
         read_checkpoint(tmp_path / "model.pt")
 
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 import torch
 from toys import SETTINGS, Grey, Toy
 
-from allaprima.cascade.job import Request
 from allaprima.cascade.policy import AlwaysPolicy, BandPolicy, BestOf, Decision, Recheck, ThresholdPolicy
-from allaprima.core.errors import DeadlinePassed, PictureFailed, QueueFull
+from allaprima.cascade.request import GenerationRequest
+from allaprima.core.errors import DeadlinePassedError, PictureFailedError, QueueFullError
 from allaprima.pipeline import AdaptivePipeline
-from allaprima.serving.ticket import LAST, Ask, Cancelled, Draft, Failed, Finished, Started
+from allaprima.serving.handle import LAST, Cancelled, Draft, EngineRequest, Failed, Finished, Started
 
 OTHERS = (
     SETTINGS,
@@ -50,7 +50,7 @@ class Case:
 
     at: float
     """Seconds after the first."""
-    asks: list
+    requests: list
     leave: list
     """Seconds after arrival at which each is taken back; None: never."""
     deadlines: list
@@ -59,7 +59,7 @@ class Case:
 
 @dataclass
 class Outcome:
-    ask: Ask
+    request: EngineRequest
     leaves: bool
     deadline: float | None
     events: list = field(default_factory=list)
@@ -69,18 +69,18 @@ def random_cases(n, seed, seconds=0.6, trouble=0.06, settings=OTHERS, policies=P
     """`n` requests within `seconds`; a share `trouble` each is taken back, late, broken or not a number."""
     dice, cases, total = random.Random(seed), [], 0
     while total < n:
-        asks = []
+        requests = []
         for _ in range(min(dice.choice((1, 1, 1, 2, 4)), n - total)):
             odd, prompt = dice.random(), dice.choice(prompts or [f"{k / 20}" for k in range(21)])
             if prompts is None:
                 prompt = BROKEN if odd < trouble else NOT_A_NUMBER if odd < 2 * trouble else prompt
-            request = Request(prompt, dice.randrange(2**40), index=total, attempt=dice.choice((0, 0, 0, 1)))
+            request = GenerationRequest(prompt, dice.randrange(2**40), index=total, attempt=dice.choice((0, 0, 0, 1)))
             more = {"priority": dice.choice((0, 0, 1)), "client": dice.choice("abc")}
-            asks.append(Ask(request, dice.choice(settings), dice.choice(policies), **more))
+            requests.append(EngineRequest(request, dice.choice(settings), dice.choice(policies), **more))
             total += 1
-        leave = [dice.uniform(0, 0.1) if dice.random() < trouble else None for _ in asks]
-        deadlines = [dice.choice((-1.0, 0.02, 600.0)) if dice.random() < 2 * trouble else None for _ in asks]
-        cases.append(Case(dice.uniform(0, seconds), asks, leave, deadlines))
+        leave = [dice.uniform(0, 0.1) if dice.random() < trouble else None for _ in requests]
+        deadlines = [dice.choice((-1.0, 0.02, 600.0)) if dice.random() < 2 * trouble else None for _ in requests]
+        cases.append(Case(dice.uniform(0, seconds), requests, leave, deadlines))
     return sorted(cases, key=lambda c: c.at)
 
 
@@ -91,16 +91,18 @@ def play(engine, cases, clock=time.monotonic, patience=120.0):
     def one(case):
         time.sleep(case.at)
         now = clock()
-        asks = [
-            Ask(a.request, a.settings, a.policy, a.priority, None if d is None else now + d, a.client, a.adjustable)
-            for a, d in zip(case.asks, case.deadlines, strict=True)
+        requests = [
+            EngineRequest(
+                a.request, a.settings, a.policy, a.priority, None if d is None else now + d, a.client, a.adjustable
+            )
+            for a, d in zip(case.requests, case.deadlines, strict=True)
         ]
-        tickets = submit_patiently(engine, asks)
-        for ask, ticket, leave, deadline in zip(case.asks, tickets, case.leave, case.deadlines, strict=True):
-            outcome = outcomes[ask.request.index] = Outcome(ask, leave is not None, deadline)
-            ticket.add_listener(outcome.events.append)
+        handles = submit_patiently(engine, requests)
+        for request, handle, leave, deadline in zip(case.requests, handles, case.leave, case.deadlines, strict=True):
+            outcome = outcomes[request.request.index] = Outcome(request, leave is not None, deadline)
+            handle.add_listener(outcome.events.append)
             if leave is not None:
-                timer = threading.Timer(leave, ticket.cancel)
+                timer = threading.Timer(leave, handle.cancel)
                 timer.start()
                 threads.append(timer)
 
@@ -115,20 +117,20 @@ def play(engine, cases, clock=time.monotonic, patience=120.0):
     return [outcomes[i] for i in sorted(outcomes)]
 
 
-def submit_patiently(engine, asks):
+def submit_patiently(engine, requests):
     """A queue that is full is a reason to come again."""
     for _ in range(2000):
         try:
-            return engine.submit(asks)
-        except QueueFull as e:
+            return engine.submit(requests)
+        except QueueFullError as e:
             assert e.retry_after > 0
             time.sleep(0.005)
     raise AssertionError("the queue stays full")
 
 
-def alone(pipe, ask):
+def alone(pipe, request):
     """The same request with nobody else, offline."""
-    (result,) = pipe.stream([ask.request], ask.settings, ask.policy)
+    (result,) = pipe.stream([request.request], request.settings, request.policy)
     return result
 
 
@@ -143,7 +145,7 @@ def same(served, offline):
 
 def check(pipe, cases, outcomes):
     """Every promise, for every request; returns how often each ending was seen."""
-    assert [o.ask.request.index for o in outcomes] == list(range(sum(len(c.asks) for c in cases))), "none is lost"
+    assert [o.request.request.index for o in outcomes] == list(range(sum(len(c.requests) for c in cases))), "none is lost"
     seen = {}
     for outcome in outcomes:
         kinds = [type(e) for e in outcome.events]
@@ -157,12 +159,12 @@ def check(pipe, cases, outcomes):
 
 
 def check_end(pipe, outcome, last):
-    prompt = outcome.ask.request.prompt
+    prompt = outcome.request.request.prompt
     late = outcome.deadline is not None and outcome.deadline < 600
     if isinstance(last, Finished):
         assert prompt not in (BROKEN, NOT_A_NUMBER)
         assert outcome.deadline is None or outcome.deadline > 0, "nothing is painted after its deadline"
-        same(last.result, alone(pipe, outcome.ask))
+        same(last.result, alone(pipe, outcome.request))
         drafts = [e for e in outcome.events if isinstance(e, Draft)]
         assert len(drafts) == last.result.attempts
         if drafts:
@@ -172,7 +174,7 @@ def check_end(pipe, outcome, last):
     elif isinstance(last, Cancelled):
         assert outcome.leaves
     elif prompt in (BROKEN, NOT_A_NUMBER) and not late:
-        assert isinstance(last.error, PictureFailed), last.error
+        assert isinstance(last.error, PictureFailedError), last.error
     else:
-        assert isinstance(last.error, DeadlinePassed) or prompt in (BROKEN, NOT_A_NUMBER), last.error
+        assert isinstance(last.error, DeadlinePassedError) or prompt in (BROKEN, NOT_A_NUMBER), last.error
         assert late

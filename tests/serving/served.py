@@ -12,12 +12,12 @@ import uvicorn
 from allaprima.calibration.artifact import Calibration
 from allaprima.calibration.budget import Prices
 from allaprima.core.errors import PromptError
-from allaprima.diffusion.rollback import Variance
+from allaprima.diffusion.noising import Variance
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.serving.api.app import create_app
 from allaprima.serving.api.limits import Limits
 from allaprima.serving.api.server import bound
-from allaprima.serving.api.service import Service
+from allaprima.serving.api.service import ImageService
 from allaprima.serving.engine import Engine
 from tests.toys import SETTINGS, Grey, Toy
 
@@ -77,7 +77,7 @@ def service(pipe=None, limits=None, engine=None, **more):
     if engine is None:
         engine = Engine(pipe)
         engine.start()
-    return Service(engine, pipe, limits or Limits.of(pipe.settings), **more)
+    return ImageService(engine, pipe, limits or Limits.of(pipe.settings), **more)
 
 
 @contextlib.contextmanager

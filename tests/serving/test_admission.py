@@ -6,20 +6,20 @@ import pytest
 import torch
 from toys import SETTINGS
 
-from allaprima.cascade.job import Request
+from allaprima.cascade.request import GenerationRequest
+from allaprima.conditioning.edit import Edit, ImageInput
 from allaprima.core.errors import SettingError
-from allaprima.serving.admission import EngineLimits, Place, WaitingRoom, given_bytes, job_bytes, work
-from allaprima.tasks.edit import Edit, Picture
+from allaprima.serving.queue import EngineLimits, QueueEntry, RequestQueue, given_bytes, job_bytes, work
 
 
 @dataclass(eq=False)
 class Who:
     name: str
-    place: Place
+    entry: QueueEntry
 
 
 def who(name, client="a", priority=0, accepted=0.0, deadline=None, cost=1.0, held=0):
-    return Who(name, Place(client, priority, deadline, accepted, cost, held))
+    return Who(name, QueueEntry(client, priority, deadline, accepted, cost, held))
 
 
 def served(room, n, now=0.0):
@@ -32,7 +32,7 @@ def served(room, n, now=0.0):
 
 
 def test_in_order_of_arrival_within_a_client():
-    room = WaitingRoom(30)
+    room = RequestQueue(30)
     room.add([who("1"), who("2", accepted=1), who("3", accepted=2)])
     assert served(room, 3) == ["1", "2", "3"]
     assert room.next(0) is None
@@ -40,7 +40,7 @@ def test_in_order_of_arrival_within_a_client():
 
 
 def test_a_client_that_floods_gets_no_more_than_its_share():
-    room = WaitingRoom(1e9)
+    room = RequestQueue(1e9)
     room.add([who(f"a{i}", "a", accepted=i) for i in range(20)])
     assert served(room, 4) == ["a0", "a1", "a2", "a3"]
     room.add([who(f"b{i}", "b", accepted=50 + i) for i in range(4)])
@@ -50,14 +50,14 @@ def test_a_client_that_floods_gets_no_more_than_its_share():
 
 
 def test_shares_are_of_work_not_of_requests():
-    room = WaitingRoom(1e9)
+    room = RequestQueue(1e9)
     room.add([who(f"a{i}", "a", cost=3.0) for i in range(9)] + [who(f"b{i}", "b") for i in range(9)])
     order = served(room, 12)
     assert sum(name.startswith("b") for name in order) == 9, "three small ones for each large one"
 
 
 def test_nobody_saves_up_a_share_while_away():
-    room = WaitingRoom(1e9)
+    room = RequestQueue(1e9)
     room.add([who("b", "b")])
     served(room, 1)
     room.add([who(f"a{i}", "a", accepted=i) for i in range(40)])
@@ -68,7 +68,7 @@ def test_nobody_saves_up_a_share_while_away():
 
 
 def test_what_is_known_of_clients_does_not_grow_with_their_number():
-    room = WaitingRoom(1e9)
+    room = RequestQueue(1e9)
     room.add([who("stays", "stays", priority=-1)])
     for i in range(2000):
         room.add([who(str(i), f"client {i}", accepted=i)])
@@ -77,7 +77,7 @@ def test_what_is_known_of_clients_does_not_grow_with_their_number():
 
 
 def test_higher_priorities_go_first_and_lower_ones_age():
-    room = WaitingRoom(ageing=10)
+    room = RequestQueue(ageing=10)
     room.add([who("low", "a"), who("high", "b", priority=2, accepted=5)])
     assert served(room, 1, now=6) == ["high"]
     room.add([who("high", "b", priority=2, accepted=25)])
@@ -86,7 +86,7 @@ def test_higher_priorities_go_first_and_lower_ones_age():
 
 
 def test_late_ones_and_leaving():
-    room = WaitingRoom(30)
+    room = RequestQueue(30)
     first, second = who("1", deadline=5.0, held=7), who("2", deadline=9.0, held=3)
     room.add([first, second])
     assert (room.bytes, room.late(4.9)) == (10, [])
@@ -98,9 +98,9 @@ def test_late_ones_and_leaving():
 
 
 def test_bytes_and_work():
-    picture = Picture.of(torch.zeros(3, 2, 2))
-    edit = Request("x", 1, edit=Edit(picture, 0.5, Picture.of(torch.zeros(1, 2, 2))), controls=(picture,))
-    assert given_bytes(Request("x", 1), SETTINGS) == 0
+    picture = ImageInput.of(torch.zeros(3, 2, 2))
+    edit = GenerationRequest("x", 1, edit=Edit(picture, 0.5, ImageInput.of(torch.zeros(1, 2, 2))), controls=(picture,))
+    assert given_bytes(GenerationRequest("x", 1), SETTINGS) == 0
     assert given_bytes(edit, SETTINGS) == (3 + 1 + 3) * 4 * 4
     assert job_bytes(edit, SETTINGS) == given_bytes(edit, SETTINGS) + 4 * 3 * 4 * 4
     assert work(SETTINGS) == 4 * 5

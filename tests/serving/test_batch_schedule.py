@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allaprima.serving.schedule import PAINTING, Group, choose, oldest_first, passed_after
+from allaprima.serving.scheduler import PAINTING, BatchGroup, choose, oldest_first, passed_after
 
 
 def group(key, ready, stage="student", size=8, oldest=0.0, passed=0):
-    return Group(key, stage, ready, size, oldest, passed)
+    return BatchGroup(key, stage, ready, size, oldest, passed)
 
 
 def test_nothing_ready_nothing_goes():

@@ -10,28 +10,28 @@ import torch
 from conformance import BROKEN, NOT_A_NUMBER, OTHERS, alone, check, play, random_cases, same, toy_pipe
 from toys import SETTINGS, Grey, Toy
 
-from allaprima.cascade.job import Request
 from allaprima.cascade.policy import AlwaysPolicy, Decision, ThresholdPolicy
+from allaprima.cascade.request import GenerationRequest
 from allaprima.core.errors import (
-    DeadlinePassed,
-    Draining,
-    EngineStopped,
-    PictureFailed,
+    DeadlinePassedError,
+    DrainingError,
+    EngineStoppedError,
+    PictureFailedError,
     PromptError,
-    QueueFull,
-    RequestCancelled,
+    QueueFullError,
+    RequestCancelledError,
     SettingError,
 )
 from allaprima.pipeline import AdaptivePipeline
-from allaprima.serving.admission import EngineLimits
 from allaprima.serving.engine import Engine
-from allaprima.serving.ticket import Ask, Draft, Finished, Started
+from allaprima.serving.handle import Draft, EngineRequest, Finished, Started
+from allaprima.serving.queue import EngineLimits
 
 HALF = ThresholdPolicy(0.5)
 
 
-def ask(prompt="0.3", seed=1, policy=HALF, settings=SETTINGS, **more):
-    return Ask(Request(prompt, seed), settings, policy, **more)
+def request(prompt="0.3", seed=1, policy=HALF, settings=SETTINGS, **more):
+    return EngineRequest(GenerationRequest(prompt, seed), settings, policy, **more)
 
 
 @pytest.fixture
@@ -102,22 +102,22 @@ def test_what_is_served_is_what_the_pipelines_call_paints(engines):
     pipe, engine = toy_pipe(), engines()
     prompts = [f"{i / 10}" for i in range(10)]
     called = pipe(prompts, seed=7, threshold=0.5, output_type="pt")
-    tickets = engine.submit([ask(p, 7 + i) for i, p in enumerate(prompts)])
-    for ticket, image, score in zip(tickets, called.images, called.scores, strict=True):
-        assert torch.equal(ticket.result(10).image, image)
-        assert ticket.result(0).score == score
-    assert {str(t.result(0).decision) for t in tickets} == {"accept", "refine"}
+    handles = engine.submit([request(p, 7 + i) for i, p in enumerate(prompts)])
+    for handle, image, score in zip(handles, called.images, called.scores, strict=True):
+        assert torch.equal(handle.result(10).image, image)
+        assert handle.result(0).score == score
+    assert {str(t.result(0).decision) for t in handles} == {"accept", "refine"}
 
 
 def test_a_request_joins_its_batch_at_the_next_step(engines):
     pipe = gated()
     engine = engines(pipe, limits=EngineLimits(patience=50))
-    (first,) = engine.submit([ask("0.9", 1)])
+    (first,) = engine.submit([request("0.9", 1)])
     pipe.student.came.acquire()
-    (second,) = engine.submit([ask("0.8", 2)])
+    (second,) = engine.submit([request("0.8", 2)])
     pipe.student.open.set()
     assert first.result(10).image is not None
-    same(second.result(10), alone(pipe, ask("0.8", 2)))
+    same(second.result(10), alone(pipe, request("0.8", 2)))
     late, early = min(pipe.student.times[0]), max(pipe.student.times[0])
     mixed = [t for t in pipe.student.times[:3] if len(set(t)) > 1]
     assert mixed, f"one at its first step and one at its second share a batch: {pipe.student.times} {late} {early}"
@@ -126,21 +126,21 @@ def test_a_request_joins_its_batch_at_the_next_step(engines):
 def test_a_machine_for_each_settings_and_the_oldest_is_let_go(engines):
     engine = engines(limits=EngineLimits(machines=2))
     for settings in (*OTHERS, OTHERS[0]):
-        (ticket,) = engine.submit([ask(settings=settings)])
-        same(ticket.result(10), alone(toy_pipe(), ask(settings=settings)))
+        (handle,) = engine.submit([request(settings=settings)])
+        same(handle.result(10), alone(toy_pipe(), request(settings=settings)))
     assert engine.snapshot().machines == 2
 
 
 def test_all_or_none_and_how_long_to_wait(engines):
     engine = engines(start=False, limits=EngineLimits(queue=3))
-    engine.submit([ask()] * 2)
-    with pytest.raises(QueueFull, match="2 of 3") as e:
-        engine.submit([ask()] * 2)
+    engine.submit([request()] * 2)
+    with pytest.raises(QueueFullError, match="2 of 3") as e:
+        engine.submit([request()] * 2)
     assert e.value.retry_after >= 1
     assert engine.snapshot().queued == 2
-    engine.submit([ask()])
+    engine.submit([request()])
     with pytest.raises(SettingError, match="4 pictures at once"):
-        engine.submit([ask()] * 4)
+        engine.submit([request()] * 4)
     assert engine.snapshot().refused == 2
     assert engine.submit([]) == []
 
@@ -148,15 +148,15 @@ def test_all_or_none_and_how_long_to_wait(engines):
 def test_memory_is_bounded_too(engines):
     one = 4 * 3 * 2 * 2 * 4
     with pytest.raises(SettingError, match="more than the limit"):
-        engines(start=False, limits=EngineLimits(bytes=one - 1)).submit([ask()])
+        engines(start=False, limits=EngineLimits(bytes=one - 1)).submit([request()])
     pipe = gated()
     engine = engines(pipe, limits=EngineLimits(bytes=2 * one))
-    tickets = engine.submit([ask("0.9", i) for i in range(5)])
+    handles = engine.submit([request("0.9", i) for i in range(5)])
     pipe.student.came.acquire()
     now = engine.snapshot()
     assert (sum(now.in_flight.values()), now.queued, now.held_bytes) == (2, 3, 2 * one)
     pipe.student.open.set()
-    assert [t.result(10).decision for t in tickets] == [Decision.ACCEPT] * 5
+    assert [t.result(10).decision for t in handles] == [Decision.ACCEPT] * 5
 
 
 def test_what_cannot_be_painted_is_refused_before_it_is_queued(engines):
@@ -167,24 +167,26 @@ def test_what_cannot_be_painted_is_refused_before_it_is_queued(engines):
 
     engine = engines(AdaptivePipeline(Picky(), Toy(0.3), None, SETTINGS), start=False)
     with pytest.raises(PromptError):
-        engine.submit([ask("0.1", policy=AlwaysPolicy(Decision.ACCEPT)), ask("", policy=AlwaysPolicy(Decision.ACCEPT))])
+        engine.submit(
+            [request("0.1", policy=AlwaysPolicy(Decision.ACCEPT)), request("", policy=AlwaysPolicy(Decision.ACCEPT))]
+        )
     with pytest.raises(SettingError, match="needs an oracle"):
-        engine.submit([ask()])
+        engine.submit([request()])
     assert engine.snapshot().accepted == 0
 
 
 def test_one_that_raises_or_gives_nan_fails_alone(engines):
     engine = engines(start=False)
     prompts = ["0.2", BROKEN, "0.9", NOT_A_NUMBER, "0.4"]
-    tickets = engine.submit([ask(p, i) for i, p in enumerate(prompts)])
+    handles = engine.submit([request(p, i) for i, p in enumerate(prompts)])
     engine.start()
     for i in (0, 2, 4):
-        same(tickets[i].result(10), alone(toy_pipe(), ask(prompts[i], i)))
-    with pytest.raises(PictureFailed, match="could not convert") as e:
-        tickets[1].result(10)
+        same(handles[i].result(10), alone(toy_pipe(), request(prompts[i], i)))
+    with pytest.raises(PictureFailedError, match="could not convert") as e:
+        handles[1].result(10)
     assert isinstance(e.value.__cause__, ValueError)
-    with pytest.raises(PictureFailed, match="finite"):
-        tickets[3].result(10)
+    with pytest.raises(PictureFailedError, match="finite"):
+        handles[3].result(10)
     now = engine.snapshot()
     assert (now.finished, now.failed, now.retried) == (3, 2, 4)
 
@@ -202,27 +204,27 @@ def test_a_batch_that_fails_half_way_is_taken_up_where_it_was(engines):
             return super().decide(scores, context)
 
     engine = engines(start=False)
-    tickets = engine.submit([ask(f"0.{i}", i, Fickle(0.5)) for i in range(4)])
+    handles = engine.submit([request(f"0.{i}", i, Fickle(0.5)) for i in range(4)])
     engine.start()
-    for i, ticket in enumerate(tickets):
-        same(ticket.result(10), alone(toy_pipe(), ask(f"0.{i}", i)))
+    for i, handle in enumerate(handles):
+        same(handle.result(10), alone(toy_pipe(), request(f"0.{i}", i)))
     assert engine.snapshot().retried == 4
 
 
 def test_cancelling_frees_the_place_and_the_slot(engines):
     pipe = gated()
     engine = engines(pipe, limits=EngineLimits(queue=1, in_flight=1))
-    (painted,) = engine.submit([ask("0.9", 1)])
+    (painted,) = engine.submit([request("0.9", 1)])
     pipe.student.came.acquire()
-    (queued,) = engine.submit([ask("0.9", 2)])
+    (queued,) = engine.submit([request("0.9", 2)])
     queued.cancel()
-    (third,) = engine.submit([ask("0.9", 3)])
+    (third,) = engine.submit([request("0.9", 3)])
     painted.cancel()
     pipe.student.open.set()
-    for ticket in (painted, queued):
-        with pytest.raises(RequestCancelled):
-            ticket.result(10)
-        ticket.cancel()
+    for handle in (painted, queued):
+        with pytest.raises(RequestCancelledError):
+            handle.result(10)
+        handle.cancel()
     assert third.result(10).image is not None
     assert engine.snapshot().cancelled == 2
     steps = len(pipe.student.times)
@@ -233,19 +235,19 @@ def test_deadlines_in_the_queue_in_flight_and_those_that_cannot_be_met(engines):
     now = [100.0]
     pipe = gated()
     engine = engines(pipe, clock=lambda: now[0], limits=EngineLimits(in_flight=2))
-    painted, _ = engine.submit([ask("0.9", 1, deadline=110), ask("0.9", 2)])
+    painted, _ = engine.submit([request("0.9", 1, deadline=110), request("0.9", 2)])
     pipe.student.came.acquire()
-    queued, met = engine.submit([ask("0.9", 3, deadline=109), ask("0.9", 4, deadline=1000)])
+    queued, met = engine.submit([request("0.9", 3, deadline=109), request("0.9", 4, deadline=1000)])
     now[0] = 111
     pipe.student.open.set()
-    for ticket, words in ((painted, "while it was painted"), (queued, "while it waited")):
-        with pytest.raises(DeadlinePassed, match=words):
-            ticket.result(10)
+    for handle, words in ((painted, "while it was painted"), (queued, "while it waited")):
+        with pytest.raises(DeadlinePassedError, match=words):
+            handle.result(10)
     assert met.result(10).image is not None
-    (bench,) = engine._machines._benches.values()
-    bench.seconds = dict.fromkeys(bench.seconds, 50.0)
-    (hopeless,) = engine.submit([ask("0.9", 5, deadline=now[0] + 190)])
-    with pytest.raises(DeadlinePassed, match="can't be met"):
+    (cascade_entry,) = engine._machines._benches.values()
+    cascade_entry.seconds = dict.fromkeys(cascade_entry.seconds, 50.0)
+    (hopeless,) = engine.submit([request("0.9", 5, deadline=now[0] + 190)])
+    with pytest.raises(DeadlinePassedError, match="can't be met"):
         hopeless.result(10)
     assert engine.snapshot().expired == 3
 
@@ -253,29 +255,29 @@ def test_deadlines_in_the_queue_in_flight_and_those_that_cannot_be_met(engines):
 def test_what_a_deadline_needs_is_told_by_the_deadlines_clock(engines):
     engine = engines(clock=lambda: 7.0)
     for seed in range(3):
-        (ticket,) = engine.submit([ask("0.1", seed, deadline=7.1)])
-        assert ticket.result(10).image is not None
-    (bench,) = engine._machines._benches.values()
-    assert set(bench.seconds.values()) == {0.0}, "on this clock nothing takes any time"
+        (handle,) = engine.submit([request("0.1", seed, deadline=7.1)])
+        assert handle.result(10).image is not None
+    (cascade_entry,) = engine._machines._benches.values()
+    assert set(cascade_entry.seconds.values()) == {0.0}, "on this clock nothing takes any time"
     assert engine.snapshot().seconds["student"] > 0
 
 
 def test_draining_finishes_what_was_accepted_and_takes_nothing_new(engines):
     engine = engines(start=False)
-    tickets = engine.submit([ask("0.3", i) for i in range(9)])
+    handles = engine.submit([request("0.3", i) for i in range(9)])
     assert not engine.drain(0.01)
     engine.start()
     assert engine.drain(10)
-    assert all(t.done for t in tickets)
-    with pytest.raises(Draining):
-        engine.submit([ask()])
+    assert all(t.done for t in handles)
+    with pytest.raises(DrainingError):
+        engine.submit([request()])
     assert engine.snapshot().draining
 
 
 def test_stopping_hands_back_what_is_unfinished(engines):
     pipe = gated()
     engine = engines(pipe, limits=EngineLimits(in_flight=1))
-    tickets = engine.submit([ask("0.9", i) for i in range(3)])
+    handles = engine.submit([request("0.9", i) for i in range(3)])
     pipe.student.came.acquire()
 
     def open_once_it_stops():
@@ -285,11 +287,11 @@ def test_stopping_hands_back_what_is_unfinished(engines):
 
     threading.Thread(target=open_once_it_stops).start()
     engine.stop()
-    for ticket in tickets:
-        with pytest.raises(EngineStopped, match="ask again"):
-            ticket.result(0)
-    with pytest.raises(Draining):
-        engine.submit([ask()])
+    for handle in handles:
+        with pytest.raises(EngineStoppedError, match="ask again"):
+            handle.result(0)
+    with pytest.raises(DrainingError):
+        engine.submit([request()])
     assert not engine.snapshot().running
     assert engine.drain(1)
     engine.stop()
@@ -297,28 +299,28 @@ def test_stopping_hands_back_what_is_unfinished(engines):
 
 def test_a_bug_in_the_engine_is_told_to_everyone(engines, monkeypatch, caplog):
     engine = engines(start=False)
-    tickets = engine.submit([ask("0.9", i) for i in range(3)])
+    handles = engine.submit([request("0.9", i) for i in range(3)])
     monkeypatch.setattr(engine, "_next", lambda lane: 1 / 0)
     engine.start()
-    with pytest.raises(EngineStopped, match="ZeroDivisionError"):
-        tickets[2].result(10)
+    with pytest.raises(EngineStoppedError, match="ZeroDivisionError"):
+        handles[2].result(10)
 
 
 def test_listeners_hear_everything_in_order_whenever_they_come_and_do_no_harm(engines, caplog):
     engine = engines(start=False)
-    (ticket,) = engine.submit([ask("0")])
+    (handle,) = engine.submit([request("0")])
     early, late = [], []
 
     def fails(event):
         raise RuntimeError("mine")
 
-    ticket.add_listener(fails)
-    ticket.add_listener(early.append)
-    ticket.add_listener(lambda e: early.append(ticket.result(0)) if isinstance(e, Finished) else None)
+    handle.add_listener(fails)
+    handle.add_listener(early.append)
+    handle.add_listener(lambda e: early.append(handle.result(0)) if isinstance(e, Finished) else None)
     engine.start()
-    result = ticket.result(10)
+    result = handle.result(10)
     assert engine.drain(10)
-    ticket.add_listener(late.append)
+    handle.add_listener(late.append)
     assert [type(e) for e in early[:3]] == [Started, Draft, Finished]
     assert early[3] is result
     assert late == early[:3]
@@ -326,7 +328,7 @@ def test_listeners_hear_everything_in_order_whenever_they_come_and_do_no_harm(en
     assert early[1].score == result.score
     assert "a listener failed" in caplog.text
     with pytest.raises(TimeoutError):
-        engines(start=False).submit([ask()])[0].result(0.01)
+        engines(start=False).submit([request()])[0].result(0.01)
 
 
 def test_nothing_is_left_of_what_was_served(engines):
@@ -334,9 +336,9 @@ def test_nothing_is_left_of_what_was_served(engines):
 
     def serve(n):
         for i in range(n):
-            (ticket,) = engine.submit([ask("0.3", i, client=str(i))])
-            refs.append(weakref.ref(ticket.result(10).image))
-            refs.append(weakref.ref(ticket))
+            (handle,) = engine.submit([request("0.3", i, client=str(i))])
+            refs.append(weakref.ref(handle.result(10).image))
+            refs.append(weakref.ref(handle))
 
     gc.collect()
     gc.disable()
@@ -357,11 +359,11 @@ def test_nothing_is_left_of_what_was_served(engines):
 def test_submitting_does_not_wait_for_a_step(engines):
     pipe = gated()
     engine = engines(pipe)
-    engine.submit([ask("0.9", 1)])
+    engine.submit([request("0.9", 1)])
     pipe.student.came.acquire()
     begun = time.perf_counter()
     for i in range(20):
-        engine.submit([ask("0.9", i)])
+        engine.submit([request("0.9", i)])
     engine.snapshot()
     assert time.perf_counter() - begun < 1, "the compute thread sits in a step that never ends"
     pipe.student.open.set()

@@ -8,13 +8,13 @@ import torch
 from conformance import alone, same
 from toys import SETTINGS, Grey, Toy
 
-from allaprima.cascade.job import Request
 from allaprima.cascade.policy import AlwaysPolicy, BestOf, Decision, ThresholdPolicy
-from allaprima.core.errors import ModelError, PictureFailed, SettingError
+from allaprima.cascade.request import GenerationRequest
+from allaprima.core.errors import ModelError, PictureFailedError, SettingError
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.serving.engine import Engine
-from allaprima.serving.oracle_guard import Watched
-from allaprima.serving.ticket import Ask, Draft
+from allaprima.serving.handle import Draft, EngineRequest
+from allaprima.serving.oracle_guard import GuardedOracle
 
 BAD = "0.35"
 
@@ -23,40 +23,40 @@ def pipe(oracle):
     return AdaptivePipeline(Toy(), Toy(0.3), oracle, SETTINGS)
 
 
-def ask(prompt, seed=1, policy=ThresholdPolicy(0.5)):  # noqa: B008 (frozen)
-    return Ask(Request(prompt, seed), SETTINGS, policy)
+def request(prompt, seed=1, policy=ThresholdPolicy(0.5)):  # noqa: B008 (frozen)
+    return EngineRequest(GenerationRequest(prompt, seed), SETTINGS, policy)
 
 
-def served(oracle, asks, **more):
+def served(oracle, requests, **more):
     engine = Engine(pipe(oracle), **more)
-    tickets = engine.submit(asks)
+    handles = engine.submit(requests)
     engine.start()
     try:
         assert engine.drain(20)
-        return tickets, engine.snapshot()
+        return handles, engine.snapshot()
     finally:
         engine.stop()
 
 
-ASKS = [ask("0.9", 1), ask(BAD, 2), ask("0.1", 3), ask(BAD, 4, AlwaysPolicy(Decision.ACCEPT))]
+ASKS = [request("0.9", 1), request(BAD, 2), request("0.1", 3), request(BAD, 4, AlwaysPolicy(Decision.ACCEPT))]
 
 
 @pytest.mark.parametrize(
     ("rule", "decision"), [("policy", "refine"), ("accept", "accept"), ("regenerate", "regenerate"), ("refuse", None)]
 )
 def test_a_draft_without_a_score_goes_the_way_that_was_set(rule, decision):
-    tickets, now = served(Grey(broken=[BAD]), ASKS, on_oracle_failure=rule)
-    assert [str(tickets[i].result(0).decision) for i in (0, 2, 3)] == ["accept", "refine", "accept"]
+    handles, now = served(Grey(broken=[BAD]), ASKS, on_oracle_failure=rule)
+    assert [str(handles[i].result(0).decision) for i in (0, 2, 3)] == ["accept", "refine", "accept"]
     assert now.oracle_failures == 2
     if decision is None:
-        with pytest.raises(PictureFailed, match="no such weights"):
-            tickets[1].result(0)
+        with pytest.raises(PictureFailedError, match="no such weights"):
+            handles[1].result(0)
         return
-    found = tickets[1].result(0)
+    found = handles[1].result(0)
     assert str(found.decision) == decision
     assert "no such weights" in found.warning
     due = {"accept": AlwaysPolicy(Decision.ACCEPT), "regenerate": AlwaysPolicy(Decision.REGENERATE)}.get(rule)
-    offline = alone(pipe(Grey(broken=[BAD])), ask(BAD, 2) if due is None else ask(BAD, 2, due))
+    offline = alone(pipe(Grey(broken=[BAD])), request(BAD, 2) if due is None else request(BAD, 2, due))
     assert torch.equal(found.image, offline.image)
     if rule == "policy":
         same_but_nan(found, offline)
@@ -69,8 +69,8 @@ def same_but_nan(found, offline):
 
 
 def test_no_further_draft_is_painted_for_an_oracle_that_is_out():
-    (ticket,), _ = served(Grey(broken=[BAD]), [ask(BAD, 2, BestOf(ThresholdPolicy(0.5), 3))], on_oracle_failure="accept")
-    assert ticket.result(0).attempts == 1
+    (handle,), _ = served(Grey(broken=[BAD]), [request(BAD, 2, BestOf(ThresholdPolicy(0.5), 3))], on_oracle_failure="accept")
+    assert handle.result(0).attempts == 1
 
 
 class Hangs(Grey):
@@ -92,9 +92,9 @@ def test_one_that_hangs_is_given_up_and_asked_again_once_it_is_back():
     engine = Engine(pipe(oracle), on_oracle_failure="accept", oracle_timeout=0.2)
     engine.start()
     try:
-        tickets = engine.submit([ask("0.1", i) for i in range(6)])
+        handles = engine.submit([request("0.1", i) for i in range(6)])
         begun = time.monotonic()
-        assert {str(t.result(20).decision) for t in tickets} == {"accept"}
+        assert {str(t.result(20).decision) for t in handles} == {"accept"}
         assert time.monotonic() - begun < 5, "one time-out for all of them"
         now = engine.snapshot()
         assert (now.oracle_timeouts, now.oracle_failures, oracle.calls) == (1, 6, 1)
@@ -103,8 +103,8 @@ def test_one_that_hangs_is_given_up_and_asked_again_once_it_is_back():
         until = time.monotonic() + 5
         while engine._oracle._hung is not None and not engine._oracle._hung.done() and time.monotonic() < until:
             time.sleep(0.01)
-        (ticket,) = engine.submit([ask("0.1", 9)])
-        same(ticket.result(20), alone(pipe(Grey()), ask("0.1", 9)))
+        (handle,) = engine.submit([request("0.1", 9)])
+        same(handle.result(20), alone(pipe(Grey()), request("0.1", 9)))
     finally:
         oracle.back.set()
         engine.stop()
@@ -112,7 +112,7 @@ def test_one_that_hangs_is_given_up_and_asked_again_once_it_is_back():
 
 def test_a_timeout_changes_no_score_and_hides_no_error():
     images = torch.rand(4, 3, 2, 2)
-    watched = Watched(Grey(broken=["x"]), 5.0)
+    watched = GuardedOracle(Grey(broken=["x"]), 5.0)
     assert torch.equal(watched.score(images, ["a"] * 4), Grey().score(images, ["a"] * 4))
     with pytest.raises(RuntimeError, match="no such weights"):
         watched.score(images, ["x"] * 4)
@@ -124,7 +124,7 @@ def test_a_timeout_changes_no_score_and_hides_no_error():
             raise TimeoutError("its own")
 
     with pytest.raises(TimeoutError, match="its own"):
-        Watched(Slow(), 5.0).score(images, ["a"] * 4)
+        GuardedOracle(Slow(), 5.0).score(images, ["a"] * 4)
 
 
 def test_an_oracle_that_reads_controls_still_does():
@@ -133,7 +133,7 @@ def test_an_oracle_that_reads_controls_still_does():
             return controls[0].mean((1, 2, 3))
 
     for timeout in (None, 5.0):
-        watched = Watched(Reads(), timeout)
+        watched = GuardedOracle(Reads(), timeout)
         assert watched.score_given(torch.zeros(1, 3, 2, 2), ["a"], [torch.ones(1, 3, 2, 2)]).tolist() == [1]
         watched.close()
 
@@ -141,10 +141,10 @@ def test_an_oracle_that_reads_controls_still_does():
 def test_drafts_are_shown_with_what_became_of_them():
     events = []
     engine = Engine(pipe(Grey(broken=[BAD])), on_oracle_failure="regenerate")
-    (ticket,) = engine.submit([ask(BAD)])
-    ticket.add_listener(events.append)
+    (handle,) = engine.submit([request(BAD)])
+    handle.add_listener(events.append)
     engine.start()
-    ticket.result(20)
+    handle.result(20)
     engine.stop()
     (draft,) = [e for e in events if isinstance(e, Draft)]
     assert (str(draft.decision), draft.threshold, draft.score != draft.score) == ("regenerate", 0.5, True)

@@ -37,11 +37,11 @@ def test_who_leaves_takes_the_request_back(engine, stream):
     made = service(engine=engine)
     with listening(create_app(made)) as address:
         sock = call(address, {**ASK, "n": 2, "stream": stream})
-        until(lambda: len(engine.tickets) == 2)
-        engine.paint(engine.tickets[0])
-        assert not engine.tickets[1].done
+        until(lambda: len(engine.handles) == 2)
+        engine.paint(engine.handles[0])
+        assert not engine.handles[1].done
         sock.close()
-        until(lambda: engine.tickets[1].done)
+        until(lambda: engine.handles[1].done)
         until(lambda: not made._pictures)
         text = made.metrics.text().decode()
         assert 'allaprima_pictures_total{outcome="cancelled"} 1.0' in text
@@ -51,20 +51,20 @@ def test_who_leaves_takes_the_request_back(engine, stream):
 def test_a_draft_is_sent_when_it_is_there(engine):
     with listening(create_app(service(engine=engine))) as address:
         sock = call(address, {**ASK, "stream": True, "partial_images": 1})
-        until(lambda: engine.tickets)
-        from allaprima.serving.ticket import Draft, Started
+        until(lambda: engine.handles)
+        from allaprima.serving.handle import Draft, Started
 
-        engine.tickets[0].tell(Started())
+        engine.handles[0].tell(Started())
         import torch
 
-        engine.tickets[0].tell(Draft(torch.zeros(3, 8, 8), 0.1, 0.5, Decision.REFINE))
+        engine.handles[0].tell(Draft(torch.zeros(3, 8, 8), 0.1, 0.5, Decision.REFINE))
         seen = b""
         while b"\n\n" not in seen.partition(b"\r\n\r\n")[2]:
             seen += sock.recv(65536)
         assert b"event: image_generation.partial_image" in seen
         assert b"completed" not in seen
-        assert not engine.tickets[0].done
-        engine.paint(engine.tickets[0], 0.1, Decision.REFINE)
+        assert not engine.handles[0].done
+        engine.paint(engine.handles[0], 0.1, Decision.REFINE)
         while b"image_generation.completed" not in seen:
             seen += sock.recv(65536)
         sock.close()
@@ -74,14 +74,14 @@ def test_a_client_has_its_share_of_the_queue(engine):
     made = service(engine=engine, limits=Limits(client_pictures=3, n=3, pixels=1024))
     with listening(create_app(made)) as address:
         sock = call(address, {**ASK, "n": 2})
-        until(lambda: len(engine.tickets) == 2)
+        until(lambda: len(engine.handles) == 2)
         api = TestClient(create_app(made), base_url=LOCAL)
         answer = api.post("/v1/images/generations", json={**ASK, "n": 2})
         assert answer.status_code == 429
         assert answer.json()["error"]["code"] == "client_queue_full"
         assert int(answer.headers["Retry-After"]) >= 1
-        for ticket in engine.tickets:
-            engine.paint(ticket)
+        for handle in engine.handles:
+            engine.paint(handle)
         assert sock.recv(12).startswith(b"HTTP/1.1 200")
         sock.close()
         until(lambda: not made._pictures)
@@ -96,17 +96,17 @@ def test_nothing_is_taken_while_it_goes_down(engine):
         assert answer.json()["error"]["code"] == "draining"
         assert int(answer.headers["Retry-After"]) >= 1
     assert api.get("/health").json() == {"status": "draining"}
-    assert not engine.tickets
+    assert not engine.handles
 
 
 def painting(engine, **more):
     """Everything is painted as soon as it is asked for."""
     given = engine.submit
 
-    def submit(asks):
-        tickets = given(asks)
-        threading.Thread(target=lambda: [engine.paint(t, **more) for t in tickets]).start()
-        return tickets
+    def submit(requests):
+        handles = given(requests)
+        threading.Thread(target=lambda: [engine.paint(t, **more) for t in handles]).start()
+        return handles
 
     engine.submit = submit
 
@@ -122,10 +122,10 @@ def test_who_says_how_it_is_decided_gets_just_that(engine):
     ):
         body = {"prompt": "an owl", "adaptive": adaptive}
         assert api.post("/v1/images/generations", json=body).status_code == 200
-        assert engine.tickets[-1].ask.adjustable is adjustable
-    left = engine.tickets[-1].ask.deadline - engine.clock()
+        assert engine.handles[-1].request.adjustable is adjustable
+    left = engine.handles[-1].request.deadline - engine.clock()
     assert 0 < left <= 9
-    assert engine.tickets[0].ask.deadline is None
+    assert engine.handles[0].request.deadline is None
 
 
 def test_budgets_are_the_calibrations(engine):
@@ -135,7 +135,7 @@ def test_budgets_are_the_calibrations(engine):
 
     def asked(**body):
         answer = api.post("/v1/images/generations", json={"prompt": "an owl", **body})
-        return answer, engine.tickets[-1].ask.policy if engine.tickets else None
+        return answer, engine.handles[-1].request.policy if engine.handles else None
 
     answer, policy = asked(adaptive={"budget": 3.5})
     assert policy.threshold == threshold_for(pipe.calibration.scores, 0.5)
@@ -213,7 +213,7 @@ def test_traces_are_off_unless_configured(monkeypatch):
     for name in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     assert Traces.configured()._tracer is None
-    from allaprima.serving.api.watch import Seen
+    from allaprima.serving.api.request_stream import RequestProgress
 
-    assert parts(Seen()) == []
-    assert [p[0] for p in parts(Seen(admitted=1.0, ended=2.0))] == ["queue"]
+    assert parts(RequestProgress()) == []
+    assert [p[0] for p in parts(RequestProgress(admitted=1.0, ended=2.0))] == ["queue"]

@@ -7,16 +7,16 @@ import torch
 from conformance import alone, check, play, random_cases, same
 from toys import SETTINGS, Grey, Toy
 
-from allaprima.cascade.job import Request
 from allaprima.cascade.policy import AlwaysPolicy, BestOf, Decision, ThresholdPolicy
+from allaprima.cascade.request import GenerationRequest
+from allaprima.conditioning.edit import Edit, ImageInput
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import ClassifierFreeGuidance
 from allaprima.pipeline import AdaptivePipeline
-from allaprima.serving.admission import EngineLimits
 from allaprima.serving.engine import Engine
-from allaprima.serving.ticket import Ask
-from allaprima.tasks.edit import Edit, Picture
+from allaprima.serving.handle import EngineRequest
+from allaprima.serving.queue import EngineLimits
 
 SIDE = SETTINGS.height
 REFINE, REGENERATE, CAREFUL = SETTINGS, SETTINGS.changed(strategy="regenerate"), SETTINGS.changed(batch_size=3)
@@ -77,7 +77,7 @@ class Several(Reader):
 
 
 def picture(dice, channels=3):
-    return Picture.of(torch.tensor([dice.random() for _ in range(channels * SIDE * SIDE)]).view(channels, SIDE, SIDE))
+    return ImageInput.of(torch.tensor([dice.random() for _ in range(channels * SIDE * SIDE)]).view(channels, SIDE, SIDE))
 
 
 def edit_of(dice):
@@ -86,20 +86,22 @@ def edit_of(dice):
         return None
     mask = torch.tensor([[[1.0, 0.0], [dice.choice((0.0, 0.5, 1.0)), 1.0]]]) if dice.random() < 0.5 else None
     strength = dice.choice((0.3, 0.5, 0.9)) if mask is None else dice.choice((0.5, 1.0))
-    return Edit(picture(dice), strength, None if mask is None else Picture.of(mask))
+    return Edit(picture(dice), strength, None if mask is None else ImageInput.of(mask))
 
 
 def given(cases, seed, nets=False):
     """The same cases, with pictures of their own beside their prompts."""
     dice = random.Random(seed)
     for case in cases:
-        for i, ask in enumerate(case.asks):
+        for i, request in enumerate(case.requests):
             more = {"edit": edit_of(dice)}
             if nets:
                 more["controls"] = (picture(dice), picture(dice, 4))
                 more["control_scales"] = dice.choice(((), (1.0, 0.5), (0.0, 2.0)))
-            request = Request(**{**vars(ask.request), **more})
-            case.asks[i] = Ask(request, ask.settings, ask.policy, ask.priority, None, ask.client)
+            request = GenerationRequest(**{**vars(request.request), **more})
+            case.requests[i] = EngineRequest(
+                request, request.settings, request.policy, request.priority, None, request.client
+            )
     return cases
 
 
@@ -133,7 +135,7 @@ def test_among_random_neighbours_each_is_what_it_is_alone(kind):
 def refused(made, request, settings=SETTINGS):
     engine = Engine(made)
     with pytest.raises(SettingError) as e:
-        engine.submit([Ask(request, settings, POLICIES[0])])
+        engine.submit([EngineRequest(request, settings, POLICIES[0])])
     assert engine.snapshot().accepted == 0
     engine.stop()
     return str(e.value)
@@ -143,24 +145,24 @@ def test_what_these_models_cannot_do_is_refused_by_name_before_it_is_queued():
     dice = random.Random(1)
     edit, controls = Edit(picture(dice), 0.5), (picture(dice), picture(dice, 4))
     plain = pipe(Toy(), Toy(0.3))
-    assert "no encode_images" in refused(plain, Request("0.1", 1, edit=edit))
-    assert "2 control pictures" in refused(plain, Request("0.1", 1, controls=controls))
+    assert "no encode_images" in refused(plain, GenerationRequest("0.1", 1, edit=edit))
+    assert "2 control pictures" in refused(plain, GenerationRequest("0.1", 1, controls=controls))
     nets = PAIRS["nets"]()
-    assert "0 control pictures" in refused(nets, Request("0.1", 1))
-    assert "1 scales" in refused(nets, Request("0.1", 1, controls=controls, control_scales=(1.0,)))
-    assert "4 channel(s)" in refused(nets, Request("0.1", 1, controls=controls[::-1]))
-    large = Picture.of(torch.zeros(3, SIDE * 2, SIDE))
-    assert "doesn't fit" in refused(PAIRS["edits"](), Request("0.1", 1, edit=Edit(large, 0.5)))
+    assert "0 control pictures" in refused(nets, GenerationRequest("0.1", 1))
+    assert "1 scales" in refused(nets, GenerationRequest("0.1", 1, controls=controls, control_scales=(1.0,)))
+    assert "4 channel(s)" in refused(nets, GenerationRequest("0.1", 1, controls=controls[::-1]))
+    large = ImageInput.of(torch.zeros(3, SIDE * 2, SIDE))
+    assert "doesn't fit" in refused(PAIRS["edits"](), GenerationRequest("0.1", 1, edit=Edit(large, 0.5)))
 
 
 def test_pictures_that_wait_are_counted_and_let_go():
     dice = random.Random(2)
     engine = Engine(PAIRS["nets"]())
-    request = Request("0.1", 1, edit=Edit(picture(dice), 0.5), controls=(picture(dice), picture(dice, 4)))
-    (ticket,) = engine.submit([Ask(request, SETTINGS, POLICIES[0])])
+    request = GenerationRequest("0.1", 1, edit=Edit(picture(dice), 0.5), controls=(picture(dice), picture(dice, 4)))
+    (handle,) = engine.submit([EngineRequest(request, SETTINGS, POLICIES[0])])
     assert engine.snapshot().held_bytes >= (3 + 3 + 3) * SIDE * SIDE * 4
     engine.start()
-    same(ticket.result(20), alone(PAIRS["nets"](), ticket.ask))
+    same(handle.result(20), alone(PAIRS["nets"](), handle.request))
     assert engine.drain(10)
     assert engine.snapshot().held_bytes == 0
     engine.stop()
@@ -171,8 +173,10 @@ def test_strengths_are_a_strangers_choice_and_take_no_room_for_ever():
     engine.start()
     image = picture(random.Random(3))
     for k in range(200):
-        (ticket,) = engine.submit([Ask(Request("0.1", k, edit=Edit(image, 0.2 + k / 1000)), REGENERATE, POLICIES[4])])
-        ticket.result(10)
-    (bench,) = engine._machines._benches.values()
+        (handle,) = engine.submit(
+            [EngineRequest(GenerationRequest("0.1", k, edit=Edit(image, 0.2 + k / 1000)), REGENERATE, POLICIES[4])]
+        )
+        handle.result(10)
+    (cascade_entry,) = engine._machines._benches.values()
     engine.stop()
-    assert len(bench.machine._edits) <= 64
+    assert len(cascade_entry.cascade._edits) <= 64

@@ -77,16 +77,16 @@ def test_a_key_has_its_clients_name():
     engine, api = served(keys=Keys.parse(f"alice {ALICE},bob {BOB}", "here"))
     given = engine.submit
 
-    def painted(asks):
-        tickets = given(asks)
-        for ticket in tickets:
-            engine.paint(ticket)
-        return tickets
+    def painted(requests):
+        handles = given(requests)
+        for handle in handles:
+            engine.paint(handle)
+        return handles
 
     engine.submit = painted
     for key in (BOB, ALICE):
         assert api.post("/v1/images/generations", json=ASK, headers=bearer(key)).status_code == 200
-    assert [t.ask.client for t in engine.tickets] == ["bob", "alice"]
+    assert [t.request.client for t in engine.handles] == ["bob", "alice"]
     assert api.get("/v1/models", headers={"Authorization": f"bearer  {BOB}"}).status_code == 200
 
 

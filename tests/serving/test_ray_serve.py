@@ -10,14 +10,14 @@ from conformance import check, play, random_cases, same
 from ray_pipes import ray_pipe
 from served import until
 
-from allaprima.cascade.job import Request
 from allaprima.cascade.policy import AlwaysPolicy, Decision, ThresholdPolicy
-from allaprima.core.errors import DeadlinePassed, RequestCancelled, SettingError
-from allaprima.fleet.ray_serve import Crewman, deployed, pools_of
-from allaprima.serving.admission import EngineLimits
+from allaprima.cascade.request import GenerationRequest
+from allaprima.core.errors import DeadlinePassedError, RequestCancelledError, SettingError
+from allaprima.fleet.ray_serve import ReplicaConfig, deployed, pools_of
 from allaprima.serving.controller import Controller, Objective
 from allaprima.serving.engine import Engine
-from allaprima.serving.ticket import Ask
+from allaprima.serving.handle import EngineRequest
+from allaprima.serving.queue import EngineLimits
 from tests.toys import SETTINGS
 
 WAIT = 0.005
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(scope="module")
 def fleet(ray_cluster):
     pipe = ray_pipe()
-    with deployed(Crewman(partial(ray_pipe, WAIT), pipe.fingerprints()), pools_of(POOLS, 0.1, 0)) as made:
+    with deployed(ReplicaConfig(partial(ray_pipe, WAIT), pipe.fingerprints()), pools_of(POOLS, 0.1, 0)) as made:
         yield made
 
 
@@ -39,8 +39,8 @@ def make_engine(request):
     made = []
 
     def make(**more):
-        crew = None if request.param == "process" else Kept(request.getfixturevalue("fleet"))
-        made.append(Engine(ray_pipe(WAIT if crew is None else 0), crew=crew, **more))
+        workers = None if request.param == "process" else Kept(request.getfixturevalue("fleet"))
+        made.append(Engine(ray_pipe(WAIT if workers is None else 0), workers=workers, **more))
         made[-1].start()
         return made[-1]
 
@@ -57,8 +57,8 @@ class Kept:
         pass
 
 
-def ask(prompt="0.3", seed=1, policy=ThresholdPolicy(0.5), **more):  # noqa: B008
-    return Ask(Request(prompt, seed), SETTINGS, policy, **more)
+def request(prompt="0.3", seed=1, policy=ThresholdPolicy(0.5), **more):  # noqa: B008
+    return EngineRequest(GenerationRequest(prompt, seed), SETTINGS, policy, **more)
 
 
 def alone(asked):
@@ -91,23 +91,23 @@ def test_cancelling_and_deadlines_end_a_picture_that_is_painted(make_engine):
     engine = make_engine()
     slow = SETTINGS.changed(teacher_steps=1000)
     redo = AlwaysPolicy(Decision.REGENERATE)
-    (left,) = engine.submit([Ask(Request("0.3", 1), slow, redo)])
-    (late,) = engine.submit([Ask(Request("0.3", 2), slow, redo, deadline=engine.clock() + 1)])
+    (left,) = engine.submit([EngineRequest(GenerationRequest("0.3", 1), slow, redo)])
+    (late,) = engine.submit([EngineRequest(GenerationRequest("0.3", 2), slow, redo, deadline=engine.clock() + 1)])
     until(lambda: "teacher" in engine.snapshot().in_flight)
     left.cancel()
-    with pytest.raises(RequestCancelled):
+    with pytest.raises(RequestCancelledError):
         left.result(60)
-    with pytest.raises(DeadlinePassed):
+    with pytest.raises(DeadlinePassedError):
         late.result(60)
-    same(engine.submit([ask()])[0].result(60), alone(ask()))
+    same(engine.submit([request()])[0].result(60), alone(request()))
 
 
 def test_a_lowered_threshold_is_the_one_at_the_time(make_engine):
     controller = Controller(Objective(1.0, 0.1, 0.9))
     controller._place = controller.objective.steps
     engine = make_engine(controller=controller)
-    (ticket,) = engine.submit([ask("0.3", policy=ThresholdPolicy(0.9), adjustable=True)])
-    result = ticket.result(60)
+    (handle,) = engine.submit([request("0.3", policy=ThresholdPolicy(0.9), adjustable=True)])
+    result = handle.result(60)
     assert result.threshold == pytest.approx(0.1)
     assert result.decision is Decision.ACCEPT
 
@@ -115,16 +115,16 @@ def test_a_lowered_threshold_is_the_one_at_the_time(make_engine):
 @pytest.mark.slow
 def test_killed_replicas_lose_no_accepted_request(fleet):
     """One of each painting pool, and the only oracle, while requests are under way."""
-    engine = Engine(ray_pipe(), EngineLimits(queue=200, in_flight=24), crew=Kept(fleet))
+    engine = Engine(ray_pipe(), EngineLimits(queue=200, in_flight=24), workers=Kept(fleet))
     engine.start()
-    asks = [ask(f"{k % 20 / 20}", 100 + k) for k in range(150)]
+    requests = [request(f"{k % 20 / 20}", 100 + k) for k in range(150)]
     again = fleet.asked_again
-    tickets = engine.submit(asks)
+    handles = engine.submit(requests)
     until(lambda: engine.snapshot().finished > 5)
     for name in ("student", "teacher", "oracle"):
         os.kill(replicas(name)[0].pid, signal.SIGKILL)
-    results = [ticket.result(300) for ticket in tickets]
-    for asked, result in zip(asks, results, strict=True):
+    results = [handle.result(300) for handle in handles]
+    for asked, result in zip(requests, results, strict=True):
         same(result, alone(asked))
     assert fleet.asked_again > again, "something was on its way when they died"
     now = engine.snapshot()

@@ -12,9 +12,9 @@ from scripted import ScriptedEngine
 from served import LOCAL, create_app, service
 from starlette.testclient import TestClient
 
-from allaprima.core.errors import DeadlinePassed, Draining, PictureFailed, QueueFull, SettingError
+from allaprima.core.errors import DeadlinePassedError, DrainingError, PictureFailedError, QueueFullError, SettingError
 from allaprima.serving.api.limits import Limits
-from allaprima.serving.ticket import Failed
+from allaprima.serving.handle import Failed
 
 ASK = {"prompt": "an owl", "adaptive": {"threshold": 0.5}}
 
@@ -96,7 +96,7 @@ def test_fields_out_of_range(api, engine, change, param):
         refused(answer, 400, "limit_exceeded")
     else:
         refused(answer, 400, None, param)
-    assert not engine.tickets
+    assert not engine.handles
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_fields_out_of_range(api, engine, change, param):
 def test_bodies_that_are_no_request(api, engine, body):
     answer = api.post("/v1/images/generations", content=body, headers={"Content-Type": "application/json"})
     refused(answer, 400)
-    assert not engine.tickets
+    assert not engine.handles
 
 
 def test_types_of_bodies(api):
@@ -142,7 +142,7 @@ def test_bytes_are_counted_not_believed(api, engine):
     refused(said, 413, "body_too_large")
     files = {"image": ("x.png", b"0" * (limits.upload_bytes + 1), "image/png")}
     refused(api.post("/v1/images/edits", data={"prompt": "x"}, files=files), 413, "body_too_large")
-    assert not engine.tickets
+    assert not engine.handles
 
 
 def test_room_for_uploads_is_shared(engine):
@@ -206,7 +206,7 @@ def test_uploads_that_are_no_picture(api, engine, name):
     files = {"image": ("x.png", UPLOADS[name], "image/png")}
     answer = api.post("/v1/images/edits", data={"prompt": "x", "adaptive": '{"threshold": 0.5}'}, files=files)
     refused(answer, 400, "invalid_image", "image")
-    assert not engine.tickets
+    assert not engine.handles
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_forms_out_of_range(api, engine, fields, files, param):
     several = {k: (f"{k}.png", image_bytes("PNG", v), "image/png") for k, v in files.items()} or {"": ("", b"")}
     answer = api.post("/v1/images/edits", data=fields, files=several)
     refused(answer, 400, None, param if files or "image" in fields else None)
-    assert not engine.tickets
+    assert not engine.handles
 
 
 def test_several_pictures_are_one_too_many(api):
@@ -245,8 +245,8 @@ def test_several_pictures_are_one_too_many(api):
 @pytest.mark.parametrize(
     ("raised", "status", "code"),
     [
-        (QueueFull("256 requests wait.", 3.2), 429, "queue_full"),
-        (Draining("it drains."), 503, "draining"),
+        (QueueFullError("256 requests wait.", 3.2), 429, "queue_full"),
+        (DrainingError("it drains."), 503, "draining"),
         (SettingError("these models can't."), 400, "invalid_value"),
     ],
 )
@@ -260,15 +260,15 @@ def test_what_the_engine_does_not_take(api, engine, raised, status, code):
 
 @pytest.mark.parametrize(
     ("error", "status", "code"),
-    [(PictureFailed("nan."), 500, "painting_failed"), (DeadlinePassed("too late."), 504, "deadline")],
+    [(PictureFailedError("nan."), 500, "painting_failed"), (DeadlinePassedError("too late."), 504, "deadline")],
 )
 def test_what_fails_later(api, engine, error, status, code):
     given = engine.submit
 
-    def failing(asks):
-        tickets = given(asks)
-        tickets[0].tell(Failed(error))
-        return tickets
+    def failing(requests):
+        handles = given(requests)
+        handles[0].tell(Failed(error))
+        return handles
 
     engine.submit = failing
     refused(api.post("/v1/images/generations", json=ASK), status, code)
@@ -281,11 +281,11 @@ def test_what_fails_later(api, engine, error, status, code):
 def test_one_that_fails_does_not_take_the_others_along(api, engine):
     given = engine.submit
 
-    def half(asks):
-        tickets = given(asks)
-        engine.paint(tickets[0])
-        tickets[1].tell(Failed(PictureFailed("nan.")))
-        return tickets
+    def half(requests):
+        handles = given(requests)
+        engine.paint(handles[0])
+        handles[1].tell(Failed(PictureFailedError("nan.")))
+        return handles
 
     engine.submit = half
     first, second = api.post("/v1/images/generations", json={**ASK, "n": 2}).json()["data"]

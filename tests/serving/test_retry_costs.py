@@ -1,10 +1,10 @@
 """A batch that fails is retried job by job: what the failed attempt had charged is taken back."""
 
-from allaprima.cascade.job import Request
 from allaprima.cascade.policy import AlwaysPolicy, Decision, ThresholdPolicy
+from allaprima.cascade.request import GenerationRequest
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.serving.engine import Engine
-from allaprima.serving.ticket import Ask
+from allaprima.serving.handle import EngineRequest
 from tests.toys import SETTINGS, VP, Grey, Toy
 
 
@@ -22,23 +22,23 @@ class Flaky(Toy):
 
 
 def test_a_retried_job_costs_what_it_costs_alone():
-    asks = [Ask(Request(f"0.{i}", i), SETTINGS, ThresholdPolicy(2.0)) for i in range(1, 5)]
+    requests = [EngineRequest(GenerationRequest(f"0.{i}", i), SETTINGS, ThresholdPolicy(2.0)) for i in range(1, 5)]
     pipe = AdaptivePipeline(Toy(), Flaky(0.3), Grey(), SETTINGS)
     engine = Engine(pipe)
     try:
-        tickets = engine.submit(asks)
+        handles = engine.submit(requests)
         pipe.teacher.armed = True
         engine.start()
-        results = [ticket.result(30) for ticket in tickets]
+        results = [handle.result(30) for handle in handles]
         retried = engine.snapshot().retried
     finally:
         engine.stop()
-    assert not pipe.teacher.armed and retried == len(asks), "the batch failed once and was retried"
+    assert not pipe.teacher.armed and retried == len(requests), "the batch failed once and was retried"
     plain = AdaptivePipeline(Toy(), Toy(0.3), Grey(), SETTINGS)
-    for ask, result in zip(asks, results, strict=True):
-        (alone,) = plain.stream([ask.request], SETTINGS, ask.policy)
+    for request, result in zip(requests, results, strict=True):
+        (alone,) = plain.stream([request.request], SETTINGS, request.policy)
         assert result.cost.evaluations == alone.cost.evaluations
-    assert [r.cost.evaluations["oracle"] for r in results] == [1] * len(asks)
+    assert [r.cost.evaluations["oracle"] for r in results] == [1] * len(requests)
 
 
 def test_a_retried_job_keeps_no_time_of_the_attempt_that_failed():
@@ -62,12 +62,14 @@ def test_a_retried_job_keeps_no_time_of_the_attempt_that_failed():
     pipe = AdaptivePipeline(Toy(), Toy(0.3), Grey(), SETTINGS)
     engine = Engine(pipe)
     try:
-        tickets = engine.submit([Ask(Request("0.3", i), SETTINGS, Once(Decision.ACCEPT)) for i in range(2)])
+        handles = engine.submit(
+            [EngineRequest(GenerationRequest("0.3", i), SETTINGS, Once(Decision.ACCEPT)) for i in range(2)]
+        )
         # Each stage then lasts one tick of this clock, shared evenly by its jobs.
-        for slot in engine._open.values():
-            slot.bench.machine._clock = clock
+        for item in engine._open.values():
+            item.cascade_entry.cascade._clock = clock
         engine.start()
-        costs = [ticket.result(30).cost.seconds for ticket in tickets]
+        costs = [handle.result(30).cost.seconds for handle in handles]
     finally:
         engine.stop()
     assert Once.failed

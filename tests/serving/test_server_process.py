@@ -43,7 +43,7 @@ def process(*command):
         made.stderr.close()
 
 
-def ask(address, body):
+def request(address, body):
     """Status, error's code, and Retry-After."""
     data = json.dumps(body).encode()
     request = urllib.request.Request(f"{address}/v1/images/generations", data, {"Content-Type": "application/json"})
@@ -77,11 +77,11 @@ def busy(address, pictures):
 
 def test_accepted_requests_are_finished():
     with process(str(HERE / "toy_server.py"), "0.2", "60") as (server, address, said), ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(ask, address, {**TEACHER, "n": 3}) for _ in range(6)]
+        asked = [pool.submit(request, address, {**TEACHER, "n": 3}) for _ in range(6)]
         busy(address, 18)
         server.send_signal(signal.SIGTERM)
         until(lambda: health(address) == 503)
-        status, code, wait = ask(address, TEACHER)
+        status, code, wait = request(address, TEACHER)
         assert (status, code) == (503, "draining")
         assert int(wait) >= 1
         assert server.poll() is None
@@ -92,7 +92,7 @@ def test_accepted_requests_are_finished():
 
 def test_what_is_not_finished_in_time_is_handed_back():
     with process(str(HERE / "toy_server.py"), "0.3", "0.2") as (server, address, said), ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(ask, address, {**TEACHER, "n": 2}) for _ in range(6)]
+        asked = [pool.submit(request, address, {**TEACHER, "n": 2}) for _ in range(6)]
         busy(address, 12)
         server.send_signal(signal.SIGTERM)
         answers = [a.result() for a in asked]
@@ -105,7 +105,7 @@ def test_what_is_not_finished_in_time_is_handed_back():
 
 def test_a_second_signal_hurries():
     with process(str(HERE / "toy_server.py"), "0.5", "600") as (server, address, said), ThreadPoolExecutor(2) as pool:
-        asked = pool.submit(ask, address, {**TEACHER, "n": 8})
+        asked = pool.submit(request, address, {**TEACHER, "n": 8})
         busy(address, 8)
         server.send_signal(signal.SIGINT)
         until(lambda: health(address) == 503)
@@ -145,20 +145,20 @@ def test_memory_stays_where_it_was_whatever_is_asked():
     from test_refusals import image_bytes, png_header
 
     with process(str(HERE / "toy_server.py"), "0.0", "5") as (server, address, _), ThreadPoolExecutor(8) as pool:
-        assert ask(address, TEACHER)[0] == 200
+        assert request(address, TEACHER)[0] == 200
         one = psutil.Process(server.pid)
         before = one.memory_info().rss
         peaks = []
         done = threading.Event()
 
-        def watch():
+        def stream():
             while not done.wait(0.002):
                 with suppress(psutil.NoSuchProcess):
                     peaks.append(one.memory_info().rss)
 
-        watching = threading.Thread(target=watch)
+        watching = threading.Thread(target=stream)
         watching.start()
-        answers = list(pool.map(lambda k: ask(address, HOSTILE[k % len(HOSTILE)]), range(120)))
+        answers = list(pool.map(lambda k: request(address, HOSTILE[k % len(HOSTILE)]), range(120)))
         bomb = upload(png_header(16_000, 16_000))
         answers += list(pool.map(lambda _: post(address, *bomb), range(40)))
         answers += list(pool.map(lambda _: flood(address, 200 * 2**20), range(4)))
@@ -172,14 +172,14 @@ def test_memory_stays_where_it_was_whatever_is_asked():
         assert all(400 <= status < 500 for status, *_ in answers), {a for a in answers if not 400 <= a[0] < 500}
         assert mild - before < 64 * 2**20
         assert max(peaks) - before < 400 * 2**20
-        assert ask(address, TEACHER)[0] == 200
+        assert request(address, TEACHER)[0] == 200
 
 
 def test_memory_stays_where_it_was_over_six_hundred_pictures():
     with process(str(HERE / "toy_server.py"), "0.0", "5") as (server, address, _), ThreadPoolExecutor(8) as pool:
 
         def paint(n):
-            assert {a[0] for a in pool.map(lambda k: ask(address, {**TEACHER, "seed": k}), range(n))} == {200}
+            assert {a[0] for a in pool.map(lambda k: request(address, {**TEACHER, "seed": k}), range(n))} == {200}
             return psutil.Process(server.pid).memory_info().rss
 
         before = paint(100)

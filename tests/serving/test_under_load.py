@@ -14,7 +14,6 @@ from served import LOCAL, calibrated, create_app, service
 from starlette.testclient import TestClient
 from toys import SETTINGS, Grey, Toy
 
-from allaprima.cascade.job import Request
 from allaprima.cascade.policy import (
     BandPolicy,
     BestOf,
@@ -24,11 +23,12 @@ from allaprima.cascade.policy import (
     policy_from_dict,
     policy_to_dict,
 )
+from allaprima.cascade.request import GenerationRequest
 from allaprima.pipeline import AdaptivePipeline
-from allaprima.serving.admission import EngineLimits
 from allaprima.serving.controller import Controller, Objective
 from allaprima.serving.engine import Engine
-from allaprima.serving.ticket import Ask
+from allaprima.serving.handle import EngineRequest
+from allaprima.serving.queue import EngineLimits
 
 AIM = Objective(seconds=5, low=0.4, high=0.8, steps=4, hold=1, window=30, least=3)
 
@@ -66,11 +66,14 @@ class Loaded:
 
     def burst(self, n, prompt="0.5", policy=ThresholdPolicy(0.8), adjustable=True, start=False):  # noqa: B008 (frozen)
         """Results of so many that come at once: each waits for those before it."""
-        asks = [Ask(Request(prompt, s, index=s), self.settings, policy, adjustable=adjustable) for s in range(n)]
-        tickets = self.engine.submit(asks)
+        requests = [
+            EngineRequest(GenerationRequest(prompt, s, index=s), self.settings, policy, adjustable=adjustable)
+            for s in range(n)
+        ]
+        handles = self.engine.submit(requests)
         if start:
             self.engine.start()
-        return [t.result(60) for t in tickets]
+        return [t.result(60) for t in handles]
 
 
 @pytest.fixture
@@ -118,7 +121,7 @@ def test_load_lowers_thresholds_within_bounds_and_rest_brings_them_back(loaded):
 def test_each_is_what_it_is_offline_with_the_threshold_it_tells(loaded):
     one = loaded()
     for result in one.burst(20, start=True):
-        same(result, alone(one.pipe, Ask(result.request, one.settings, ThresholdPolicy(result.threshold))))
+        same(result, alone(one.pipe, EngineRequest(result.request, one.settings, ThresholdPolicy(result.threshold))))
 
 
 @pytest.mark.parametrize("policy", [BandPolicy(0.8, 0.55), BestOf(ThresholdPolicy(0.8), 3)])
@@ -128,7 +131,7 @@ def test_other_policies_too(loaded, policy):
     assert min(r.threshold for r in results) == pytest.approx(0.4)
     for result in results:
         capped = policy_from_dict(json.loads(json.dumps(policy_to_dict(Capped(policy, result.threshold)))))
-        same(result, alone(one.pipe, Ask(result.request, one.settings, capped)))
+        same(result, alone(one.pipe, EngineRequest(result.request, one.settings, capped)))
 
 
 def test_who_says_how_it_is_decided_is_left_alone(loaded):

@@ -8,7 +8,7 @@ from served import TINY, Looker, Reader
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.serving.api.app import create_app
 from allaprima.serving.api.server import Running, bound
-from allaprima.serving.api.service import Service
+from allaprima.serving.api.service import ImageService
 from allaprima.serving.engine import Engine
 
 STEP, DRAIN = float(sys.argv[1]), float(sys.argv[2])
@@ -32,7 +32,7 @@ class Slow(Reader):
 
 pipe = AdaptivePipeline(Slow(), Slow(0.2), Looker(), TINY)
 engine = Engine(pipe)
-service = Service(engine, pipe)
+service = ImageService(engine, pipe)
 engine.start()
 Running(service, create_app(service), bound("127.0.0.1", 0), DRAIN).run(lambda where: print(where, flush=True))
 print("ended", flush=True)

@@ -5,7 +5,7 @@ from postgres_server import postgres
 from study_pictures import run_folder
 
 from allaprima.data.pictures import open_pictures
-from allaprima.study.create import Plan, create, open_study
+from allaprima.study.create import StudyPlan, create, open_study
 from allaprima.study.design import Rules
 from allaprima.study.known_pairs import Counts
 
@@ -48,7 +48,7 @@ def make_study(tmp_path):
         made.append(root)
         seeds = 2 if questions == "diversity" else 1
         sets = {m: open_pictures(run_folder(root / m, m, prompts, seeds)) for m in methods}
-        wanted = Plan(questions=questions, rules=rules or Rules(), counts=counts or Counts(0, 0, 0), **plan)
+        wanted = StudyPlan(questions=questions, rules=rules or Rules(), counts=counts or Counts(0, 0, 0), **plan)
         create(root / "study", sets, wanted, url)
         return root / "study"
 

@@ -8,14 +8,14 @@ import uvicorn
 from cut_line import Line
 
 from allaprima.study.app.app import create_app
-from allaprima.study.app.service import Service
+from allaprima.study.app.service import StudyService
 from allaprima.study.create import open_study
 
 
 @contextlib.contextmanager
 def served(folder, annotators=3, url=None):
     store = open_study(folder, url)
-    service = Service(folder, store)
+    service = StudyService(folder, store)
     server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_level="error", lifespan="off", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

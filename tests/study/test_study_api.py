@@ -6,7 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from allaprima.study.app.app import BODY_BYTES, create_app
-from allaprima.study.app.service import Service
+from allaprima.study.app.service import StudyService
 from allaprima.study.create import open_study
 from allaprima.study.design import Rules
 from allaprima.study.known_pairs import Counts
@@ -21,7 +21,7 @@ def api(make_study):
     def opened(prompts=4, **kwargs):
         folder = make_study(prompts, **kwargs)
         store = open_study(folder)
-        service = Service(folder, store)
+        service = StudyService(folder, store)
         client = TestClient(create_app(service), raise_server_exceptions=False)
         client.service, client.folder = service, folder
         client.tokens = store.invite(3)

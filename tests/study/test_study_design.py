@@ -8,7 +8,7 @@ from study_pictures import run_folder
 
 from allaprima.core.errors import SettingError
 from allaprima.data.pictures import open_pictures
-from allaprima.study.design import Pair, Rules, alike, matched, slots_of, with_bands
+from allaprima.study.design import ImagePair, Rules, alike, matched, slots_of, with_bands
 from allaprima.study.known_pairs import Counts, known_pairs
 from allaprima.study.questions import DIVERSITY, PREFERENCE, question_set
 
@@ -51,7 +51,7 @@ def test_only_pictures_with_a_partner_are_paired(tmp_path):
 
 @pytest.mark.parametrize(("n", "votes"), [(60, 3), (7, 2), (1, 1), (9, 3)])
 def test_slots_have_balanced_overlap_and_sides(n, votes):
-    pairs = [Pair("study", "p", 0, ("x", "y"), (None, None))] * n
+    pairs = [ImagePair("study", "p", 0, ("x", "y"), (None, None))] * n
     slots = slots_of(pairs, votes, 4)
     assert Counter(s.pair for s in slots) == dict.fromkeys(range(n), votes)
     assert [s.pair for s in slots] == sorted(s.pair for s in slots)
@@ -115,7 +115,7 @@ def _edge(path):
 
 
 def test_bands_are_fifths_of_the_distances():
-    pairs = [Pair("study", "p", i, ("x", "y"), (None, None)) for i in range(11)]
+    pairs = [ImagePair("study", "p", i, ("x", "y"), (None, None)) for i in range(11)]
     made = with_bands(pairs, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, None])
     assert [p.band for p in made] == [4, 4, 3, 3, 2, 2, 1, 1, 0, 0, None]
     assert with_bands(pairs, [None] * 11) == pairs

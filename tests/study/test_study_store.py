@@ -264,13 +264,13 @@ def test_nothing_in_the_pictures_names_a_method(make_study):
 def test_a_folder_is_never_overwritten(make_study, tmp_path):
     folder = make_study(2)
     from allaprima.data.pictures import open_pictures
-    from allaprima.study.create import Plan, create
+    from allaprima.study.create import StudyPlan, create
 
     sets = {m: open_pictures(folder.parent / m) for m in ("student", "teacher")}
     with pytest.raises(RunFolderError, match="already holds a study"):
-        create(folder, sets, Plan())
+        create(folder, sets, StudyPlan())
     with pytest.raises(RunFolderError, match="not empty"):
-        create(folder.parent, sets, Plan())
+        create(folder.parent, sets, StudyPlan())
     with pytest.raises(SettingError, match="holds no study"):
         open_study(tmp_path / "nowhere")
     (folder / "study.db").rename(folder / "elsewhere.db")

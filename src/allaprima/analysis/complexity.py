@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from allaprima.analysis.pairs import Observation, Pairs, finding
+from allaprima.analysis.pairs import AnalyzedPairs, Observation, finding
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.features.preprocess import Preprocess
 
@@ -82,7 +82,7 @@ def _check(images: Tensor) -> None:
         raise SettingError(f"pictures of type {images.dtype} and shape {tuple(images.shape)}: uint8 (B, 3, H, W) is due.")
 
 
-def observe(pairs: Pairs) -> Observation:
+def observe(pairs: AnalyzedPairs) -> Observation:
     """Whether distance grows with complexity, and how far both differ in it."""
     found = (
         finding(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from allaprima.analysis.pairs import Observation, Pairs, finding
+from allaprima.analysis.pairs import AnalyzedPairs, Observation, finding
 from allaprima.evaluation.intervals import Interval, mean_interval
 
 
@@ -15,7 +15,7 @@ def profile(values: np.ndarray, groups: np.ndarray) -> list[Interval]:
     return [mean_interval(column.tolist(), groups.tolist(), rounds=500) for column in values.T]
 
 
-def observe(pairs: Pairs) -> Observation:
+def observe(pairs: AnalyzedPairs) -> Observation:
     """Whether distance grows with the teacher's curvature."""
     found = finding(
         pairs, "curvature-distance", 4, "students resemble the teacher where its trajectory is less curved",

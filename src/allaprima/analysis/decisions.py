@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from allaprima.analysis.pairs import Finding, Observation, Pairs, verdict
+from allaprima.analysis.pairs import AnalyzedPairs, Finding, Observation, verdict
 from allaprima.core.errors import SettingError
 from allaprima.evaluation import study
 from allaprima.evaluation.intervals import Interval
@@ -19,10 +19,10 @@ from allaprima.evaluation.simulated_oracle import full_reference, perfect_oracle
 SHARE = 0.5
 
 
-def as_study(pairs: Pairs) -> study.Pair:
+def as_study(pairs: AnalyzedPairs) -> study.PairedScores:
     """As the reproduction of the paper's numbers reads it."""
     c, t = pairs.columns, pairs.truth
-    return study.Pair(pairs.prompt, c[f"{t}_student"], c[f"{t}_teacher"], c["oracle_student"], c["oracle_teacher"])
+    return study.PairedScores(pairs.prompt, c[f"{t}_student"], c[f"{t}_teacher"], c["oracle_student"], c["oracle_teacher"])
 
 
 def area(scores: np.ndarray, wins: np.ndarray, groups: np.ndarray, rounds: int = 1000, seed: int = 0) -> Interval:
@@ -50,7 +50,7 @@ def rank_area(scores: np.ndarray, wins: np.ndarray) -> float:
     return (float(np.asarray(rankdata(scores))[wins > 0].sum()) - n * (n + 1) / 2) / (n * m)
 
 
-def observe(pairs: Pairs) -> Observation:
+def observe(pairs: AnalyzedPairs) -> Observation:
     """Accuracies of deciding. With no judge beside the oracle, full reference is right by definition and says so."""
     paper = (
         "Section 4, appendix D: deciding from the draft alone [E(S) > tau_k] comes near deciding from both [E(S) > E(T)]."
@@ -95,7 +95,7 @@ def observe(pairs: Pairs) -> Observation:
     )  # fmt: skip
 
 
-def observe_simulated(pairs: Pairs) -> Observation:
+def observe_simulated(pairs: AnalyzedPairs) -> Observation:
     """What an oracle of any accuracy would buy at one half of the drafts escalated."""
     pair = as_study(pairs)
     s, t = pair.student.tolist(), pair.teacher.tolist()

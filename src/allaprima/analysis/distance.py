@@ -12,7 +12,7 @@ import numpy as np
 
 from allaprima.analysis.association import difference_of
 from allaprima.analysis.bands import EDGES, band_names, band_of
-from allaprima.analysis.pairs import Finding, Observation, Pairs, finding, verdict
+from allaprima.analysis.pairs import AnalyzedPairs, Finding, Observation, finding, verdict
 from allaprima.evaluation.intervals import Interval, mean_interval
 
 
@@ -54,7 +54,7 @@ def votes_by_band(
     return made
 
 
-def observe(pairs: Pairs) -> Observation:
+def observe(pairs: AnalyzedPairs) -> Observation:
     """Distance against the gap in quality, and the votes by band."""
     distance, outcome = pairs.columns["distance"], pairs.outcome
     bands = votes_by_band(distance.tolist(), outcome.tolist(), pairs.prompt.tolist())
@@ -110,7 +110,7 @@ def observe(pairs: Pairs) -> Observation:
     )  # fmt: skip
 
 
-def _note(pairs: Pairs) -> str:
+def _note(pairs: AnalyzedPairs) -> str:
     said = f"Distance: {pairs.labels['distance']}. Preference: {pairs.labels[pairs.truth]}, in place of people's votes."
     if pairs.truth == "oracle":
         said += " It is also what decides here: read the wins as the oracle's own opinion."

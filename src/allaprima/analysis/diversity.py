@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from allaprima.analysis.pairs import Finding, Observation, Pairs, verdict
+from allaprima.analysis.pairs import AnalyzedPairs, Finding, Observation, verdict
 from allaprima.core.errors import SettingError
 from allaprima.evaluation.diversity import Diversity
 from allaprima.evaluation.intervals import mean_interval
@@ -17,7 +17,7 @@ from allaprima.evaluation.paired import paired
 from allaprima.features.module import Features
 
 
-def diversities(pairs: Pairs, features: Features, batch: int = 64) -> dict[str, dict[str, float]]:
+def diversities(pairs: AnalyzedPairs, features: Features, batch: int = 64) -> dict[str, dict[str, float]]:
     """By `student`, `teacher`: mean cosine distance over pairs of a prompt's pictures, by prompt.
 
     Raises `SettingError` for a prompt with one seed.

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from allaprima.analysis.geometry import gram
 from allaprima.analysis.influence import over_steps
-from allaprima.cascade.job import Job, Request, Stage
+from allaprima.cascade.job import Job, Stage
+from allaprima.cascade.request import GenerationRequest
 from allaprima.core.errors import PaintingError
 from allaprima.core.types import Condition
-from allaprima.models.attention import Watch, cross_attentions, watched
+from allaprima.models.components.attention import AttentionRecorder, cross_attentions, watched
 
 
-class Acts(Protocol):
+class StepsCascade(Protocol):
     """The machine, as far as it is used here."""
 
     def act(self, stage: Stage, jobs: Sequence[Job]) -> None:
@@ -30,18 +31,18 @@ class Acts(Protocol):
         ...
 
 
-class Watched:
+class RecordingModel:
     """A painter that keeps what its denoiser predicted, call by call; all else is the painter's own."""
 
-    def __init__(self, painter: Any) -> None:
-        self._painter = painter
+    def __init__(self, model: Any) -> None:
+        self._painter = model
         self.times: list[Tensor] = []
         """One `(B,)` a call."""
         self.predictions: list[Tensor] = []
         """One `(B, C, H, W)` a call."""
         self.attention: list[Tensor] = []
         """One `(B, L)` a call, of the conditional half."""
-        self.watch: Watch | None = None
+        self.watch: AttentionRecorder | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._painter, name)
@@ -74,8 +75,8 @@ class Watched:
 class _Noted:
     """A guided denoiser that tells what it said."""
 
-    def __init__(self, inner: Any, painter: Watched) -> None:
-        self._inner, self._painter = inner, painter
+    def __init__(self, inner: Any, model: RecordingModel) -> None:
+        self._inner, self._painter = inner, model
         self.evaluations_per_call: int = inner.evaluations_per_call
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -91,17 +92,17 @@ class _Noted:
         return x0
 
 
-def attends(painter: Any) -> bool:
+def attends(model: Any) -> bool:
     """Whether prompt influence can be measured on it: one network, with cross-attention that torch shows."""
-    return not hasattr(painter, "networks") and bool(cross_attentions(getattr(painter, "network", None)))
+    return not hasattr(model, "networks") and bool(cross_attentions(getattr(model, "network", None)))
 
 
-def paint(machine: Acts, requests: Sequence[Request]) -> list[Job]:
+def paint(cascade: StepsCascade, requests: Sequence[GenerationRequest]) -> list[Job]:
     """All of them together, through every stage. Raises `PaintingError` naming the first that failed."""
     jobs = [Job(r) for r in requests]
     while waiting := [j for j in jobs if j.stage is not Stage.DONE]:
         stage = min((j.stage for j in waiting), key=list(Stage).index)
-        machine.act(stage, [j for j in waiting if j.stage is stage])
+        cascade.act(stage, [j for j in waiting if j.stage is stage])
     failed = next((j for j in jobs if j.image is None), None)
     if failed is not None:
         raise PaintingError(
@@ -111,7 +112,7 @@ def paint(machine: Acts, requests: Sequence[Request]) -> list[Job]:
 
 
 @dataclass(frozen=True)
-class Painted:
+class PairSide:
     """One side of a batch of pairs, B of them."""
 
     images: Tensor
@@ -124,21 +125,21 @@ class Painted:
     """`(B, L)`, mean over steps."""
 
 
-def paint_side(machine: Acts, requests: Sequence[Request], painter: Watched | None) -> Painted:
-    """`painter`: the machine's side that is watched, if any."""
-    if painter is not None:
-        painter.forget()
-    jobs = paint(machine, requests)
+def paint_side(cascade: StepsCascade, requests: Sequence[GenerationRequest], model: RecordingModel | None) -> PairSide:
+    """`model`: the machine's side that is watched, if any."""
+    if model is not None:
+        model.forget()
+    jobs = paint(cascade, requests)
     images = torch.stack([(j.image * 255).round().byte() for j in jobs if j.image is not None]).cpu()
-    if painter is None or not painter.predictions:
-        return Painted(images)
+    if model is None or not model.predictions:
+        return PairSide(images)
     n = len(requests)
-    points = torch.stack([x[:n].flatten(1) for x in painter.predictions], 1)
-    attention = over_steps([a[:n] for a in painter.attention]) if painter.attention else None
-    return Painted(images, torch.stack([t[0] for t in painter.times]), points, attention)
+    points = torch.stack([x[:n].flatten(1) for x in model.predictions], 1)
+    attention = over_steps([a[:n] for a in model.attention]) if model.attention else None
+    return PairSide(images, torch.stack([t[0] for t in model.times]), points, attention)
 
 
-def tensors_of(student: Painted, teacher: Painted) -> dict[str, Tensor]:
+def tensors_of(student: PairSide, teacher: PairSide) -> dict[str, Tensor]:
     """What is kept of a batch: pictures, and, where they were watched, Gram matrix, times, attention."""
     kept = {"student": student.images, "teacher": teacher.images}
     if len(student.times) and len(teacher.times):

@@ -18,7 +18,7 @@ CONFIRMED, REFUTED, NOT_SEEN = "confirmed", "refuted", "not seen here"
 
 
 @dataclass(frozen=True)
-class Pairs:
+class AnalyzedPairs:
     """N pairs: student's and teacher's picture of one prompt and seed. Columns are `(N,)`."""
 
     prompts: Sequence[str]
@@ -127,7 +127,7 @@ def verdict(interval: Interval, expected: int) -> str:
 
 
 def finding(
-    pairs: Pairs, key: str, observation: int, claim: str, x: str | np.ndarray, y: str | np.ndarray, expected: int
+    pairs: AnalyzedPairs, key: str, observation: int, claim: str, x: str | np.ndarray, y: str | np.ndarray, expected: int
 ) -> Finding:
     """By Spearman's rank correlation of two columns. A measure that is the same everywhere shows nothing."""
     a, b = (pairs.columns[v] if isinstance(v, str) else v for v in (x, y))

@@ -12,7 +12,7 @@ import numpy as np
 from allaprima.analysis.bands import EDGES, band_of
 from allaprima.analysis.curvature import profile
 from allaprima.analysis.geometry import plane
-from allaprima.analysis.pairs import Observation, Pairs
+from allaprima.analysis.pairs import AnalyzedPairs, Observation
 
 INK = "#15181c"
 """Of text and lines; in a page it becomes `currentColor`."""
@@ -46,7 +46,7 @@ def _legend(axis: Any, **more: Any) -> None:
     axis.legend(fontsize=8.5, frameon=False, labelcolor=INK, **more)
 
 
-def scatter(pairs: Pairs, x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str, colour: str = THIRD) -> Any:
+def scatter(pairs: AnalyzedPairs, x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str, colour: str = THIRD) -> Any:
     """Every pair a dot; means of y, with intervals, over fifths of x as a line."""
     figure, axis = _axes(xlabel, ylabel)
     axis.scatter(x, y, s=11, color=colour, alpha=_alpha(len(x)), lw=0, rasterized=True)
@@ -77,7 +77,7 @@ def _shows(what: str, seen: Observation, key: str) -> str:
     return what if found is None else f"{what}: {found.number}, {found.verdict}"
 
 
-def _mean(pairs: Pairs, values: np.ndarray, here: np.ndarray) -> Any:
+def _mean(pairs: AnalyzedPairs, values: np.ndarray, here: np.ndarray) -> Any:
     from allaprima.evaluation.intervals import mean_interval
 
     return mean_interval(values[here].astype(float).tolist(), pairs.prompt[here].tolist(), rounds=500)
@@ -90,7 +90,7 @@ def _wide(y: np.ndarray) -> tuple[float, float]:
     return float(low - room), float(high + room)
 
 
-def distance_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
+def distance_panels(pairs: AnalyzedPairs, seen: Observation) -> list[Panel]:
     """Figures 3 and 4: histogram, gap against distance, votes by band, the student's share of clear votes."""
     distance = pairs.columns["distance"]
     figure, axis = _axes("distance between student and teacher", "pairs")
@@ -131,7 +131,7 @@ def distance_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
     return made
 
 
-def complexity_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
+def complexity_panels(pairs: AnalyzedPairs, seen: Observation) -> list[Panel]:
     """Figure 5: distance against the teacher's complexity, and the complexity of both."""
     c = pairs.columns
     one = scatter(pairs, c["complexity_teacher"], c["distance"], "complexity of the teacher's picture", "distance")
@@ -147,7 +147,7 @@ def complexity_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
     ]
 
 
-def length_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
+def length_panels(pairs: AnalyzedPairs, seen: Observation) -> list[Panel]:
     """Figure 6a: distance by number of tokens."""
     length, distance = pairs.columns["length"], pairs.columns["distance"]
     figure, axis = _axes("tokens of the prompt", "distance")
@@ -164,7 +164,7 @@ def length_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
     return [("length", _shows("Distance against prompt length", seen, "length-distance"), figure)]
 
 
-def influence_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
+def influence_panels(pairs: AnalyzedPairs, seen: Observation) -> list[Panel]:
     """Figure 6b: distance against how much the student attends to its prompt."""
     c = pairs.columns
     figure = scatter(
@@ -179,7 +179,7 @@ def influence_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
     return made
 
 
-def curvature_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
+def curvature_panels(pairs: AnalyzedPairs, seen: Observation) -> list[Panel]:
     """Figure 7 and appendix B: distance against curvature, deviation by time, distance to the end, four planes."""
     c, paths = pairs.columns, pairs.trajectories
     figure = scatter(
@@ -229,7 +229,7 @@ def _profile(axis: Any, times: np.ndarray, values: np.ndarray, groups: np.ndarra
     axis.fill_between(times, [i.low for i in found], [i.high for i in found], color=colour, alpha=0.2, lw=0)
 
 
-def _plane(pairs: Pairs, which: int) -> Any:
+def _plane(pairs: AnalyzedPairs, which: int) -> Any:
     assert pairs.trajectories is not None
     where, share = plane(pairs.trajectories.gram[which])
     s = pairs.trajectories.students
@@ -248,7 +248,7 @@ def _plane(pairs: Pairs, which: int) -> Any:
     return figure
 
 
-def decision_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
+def decision_panels(pairs: AnalyzedPairs, seen: Observation) -> list[Panel]:
     """Accuracy of the decision over k, with what knowing nothing and seeing both pictures give."""
     n = seen.numbers
     figure, axis = _axes("k, percent of drafts taken for worse than the teacher's", "share of pairs told right")
@@ -264,7 +264,7 @@ def decision_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
     return [("decisions", "Accuracy of deciding, over k", figure)]
 
 
-def simulated_panels(pairs: Pairs, seen: Observation) -> list[Panel]:
+def simulated_panels(pairs: AnalyzedPairs, seen: Observation) -> list[Panel]:
     """Figure 16: mean quality against the oracle's accuracy."""
     n = seen.numbers
     figure, axis = _axes("the oracle is right about which is better, percent", f"mean {pairs.truth}'s score")
@@ -292,7 +292,7 @@ def diversity_panels(values: Mapping[str, Mapping[str, float]]) -> list[Panel]:
     return [("diversity", "Diversity over seeds, student against teacher", figure)]
 
 
-PANELS: Mapping[str, Callable[[Pairs, Observation], list[Panel]]] = {
+PANELS: Mapping[str, Callable[[AnalyzedPairs, Observation], list[Panel]]] = {
     "distance": distance_panels, "complexity": complexity_panels, "length": length_panels, "influence": influence_panels,
     "curvature": curvature_panels, "decisions": decision_panels, "simulated": simulated_panels,
 }  # fmt: skip

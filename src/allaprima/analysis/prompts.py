@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from allaprima.analysis.pairs import Observation, Pairs, finding
+from allaprima.analysis.pairs import AnalyzedPairs, Observation, finding
 
 
-def observe_length(pairs: Pairs) -> Observation:
+def observe_length(pairs: AnalyzedPairs) -> Observation:
     """Whether distance grows with the number of tokens."""
     length = pairs.columns["length"]
     found = finding(pairs, "length-distance", 3, "shorter prompts make more similar pairs", "length", "distance", +1)
@@ -22,7 +22,7 @@ def observe_length(pairs: Pairs) -> Observation:
     )  # fmt: skip
 
 
-def observe_influence(pairs: Pairs) -> Observation:
+def observe_influence(pairs: AnalyzedPairs) -> Observation:
     """Whether distance falls with how much the student attends to its prompt."""
     found = [
         finding(

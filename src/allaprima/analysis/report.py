@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from allaprima.analysis.pairs import CONFIRMED, NOT_SEEN, REFUTED, Finding, Observation, Pairs
+from allaprima.analysis.pairs import CONFIRMED, NOT_SEEN, REFUTED, AnalyzedPairs, Finding, Observation
 from allaprima.analysis.plots import Panel, close, png_of, svg_of
 from allaprima.analysis.style import STYLE
 from allaprima.data.images import to_pil, write_bytes_atomically
@@ -46,7 +46,7 @@ class Section:
     scale: Scale | None = None
 
 
-def scales_of(pairs: Pairs, key: str) -> Scale | None:
+def scales_of(pairs: AnalyzedPairs, key: str) -> Scale | None:
     """By which measure an observation's pairs are ordered, as far as it was measured."""
     c = pairs.columns
     known = {
@@ -83,7 +83,9 @@ def ends(values: np.ndarray, prompt: np.ndarray, count: int = SHOWN) -> tuple[li
     return first(order), first(order[::-1])
 
 
-def page(title: str, lead: Sequence[str], pairs: Pairs, sections: Sequence[Section], about: Mapping[str, Any]) -> str:
+def page(
+    title: str, lead: Sequence[str], pairs: AnalyzedPairs, sections: Sequence[Section], about: Mapping[str, Any]
+) -> str:
     """The whole page."""
     shown = "".join(_section(s, pairs) for s in sections)
     toc = " · ".join(f'<a href="#{s.seen.key}">{html.escape(s.seen.title)}</a>' for s in sections)
@@ -122,7 +124,7 @@ def _number(value: float) -> str:
     return "no value" if math.isnan(value) else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _section(section: Section, pairs: Pairs) -> str:
+def _section(section: Section, pairs: AnalyzedPairs) -> str:
     seen = section.seen
     parts = [f'<section id="{seen.key}"><h2>{html.escape(seen.title)}</h2><p class=paper>{html.escape(seen.paper)}</p>']
     if seen.missing:
@@ -144,12 +146,12 @@ def _section(section: Section, pairs: Pairs) -> str:
         parts.append(f"<p class=note>{html.escape(seen.note)}</p>")
     if section.scale is not None:
         low, high = ends(section.scale.values, pairs.prompt)
-        for words, chosen in ((section.scale.low, low), (section.scale.high, high)):
-            parts.append(_strip(words, chosen, section.scale.values, pairs))
+        for text, chosen in ((section.scale.low, low), (section.scale.high, high)):
+            parts.append(_strip(text, chosen, section.scale.values, pairs))
     return "".join(parts) + "</section>"
 
 
-def _strip(words: str, chosen: Sequence[int], values: np.ndarray, pairs: Pairs) -> str:
+def _strip(text: str, chosen: Sequence[int], values: np.ndarray, pairs: AnalyzedPairs) -> str:
     cells = "".join(
         f'<figure class=pair><div><img alt="student" src="{_inline(pairs.student[i])}">'
         f'<img alt="teacher" src="{_inline(pairs.teacher[i])}"></div>'
@@ -157,7 +159,7 @@ def _strip(words: str, chosen: Sequence[int], values: np.ndarray, pairs: Pairs) 
         f"<span class=i>{values[i]:.4g}</span></figcaption></figure>"
         for i in chosen
     )
-    heading = html.escape(words[0].upper() + words[1:])
+    heading = html.escape(text[0].upper() + text[1:])
     return f"<h3>{heading}</h3><p class=note>Left the student, right the teacher.</p><div class=strip>{cells}</div>"
 
 
@@ -186,21 +188,26 @@ def clean(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def table_of(pairs: Pairs) -> str:
+def table_of(pairs: AnalyzedPairs) -> str:
     """CSV: a row a pair, a column a measure."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = list(pairs.columns)
     writer.writerow(["prompt", "seed", *names, "preferred"])
-    words = {1: "student", 0: "neither", -1: "teacher"}
+    sides = {1: "student", 0: "neither", -1: "teacher"}
     for i, won in enumerate(pairs.outcome.tolist()):
         values = [f"{pairs.columns[n][i]:.8g}" for n in names]
-        writer.writerow([pairs.prompts[int(pairs.prompt[i])], int(pairs.seed[i]), *values, words[won]])
+        writer.writerow([pairs.prompts[int(pairs.prompt[i])], int(pairs.seed[i]), *values, sides[won]])
     return text.getvalue()
 
 
 def write(
-    folder: Path, title: str, lead: Sequence[str], pairs: Pairs, sections: Sequence[Section], about: Mapping[str, Any]
+    folder: Path,
+    title: str,
+    lead: Sequence[str],
+    pairs: AnalyzedPairs,
+    sections: Sequence[Section],
+    about: Mapping[str, Any],
 ) -> None:
     """`report.html`, `report.json`, `pairs.csv` and `figures/*.png` in a folder; the figures are closed after."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)

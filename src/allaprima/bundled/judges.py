@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from allaprima.evaluation.metric import Scorer
+    from allaprima.evaluation.metric import PerImageScorer
 
 JUDGED = ("emoji", "scenes")
 """Cards that have a judge."""
 
 
-def load_judge_score(card: str, encode: Callable[[Sequence[str]], Tensor]) -> Scorer:
+def load_judge_score(card: str, encode: Callable[[Sequence[str]], Tensor]) -> PerImageScorer:
     """Return a card's judge as a scorer of pictures.
 
     Args:

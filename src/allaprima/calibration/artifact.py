@@ -19,7 +19,7 @@ from allaprima.calibration.steering import SteeredThreshold
 from allaprima.calibration.threshold import threshold_for
 from allaprima.calibration.uncertainty import bootstrap
 from allaprima.cascade.policy import Decision, Policy, ThresholdPolicy, policy_from_dict, policy_to_dict
-from allaprima.cascade.settings import SELDOM, CascadeSettings
+from allaprima.cascade.settings import OMITTED_DEFAULTS, CascadeSettings
 from allaprima.core.errors import CalibrationError
 
 SCHEMA = 2
@@ -70,7 +70,7 @@ class Calibration:
 
     def applied(self, settings: CascadeSettings) -> CascadeSettings:
         """These settings with those this was made for in their place."""
-        return CascadeSettings.from_dict({**settings.to_dict(), **SELDOM, **self.settings, **self.action})
+        return CascadeSettings.from_dict({**settings.to_dict(), **OMITTED_DEFAULTS, **self.settings, **self.action})
 
     def threshold_for_budget(self, budget: float, action: dict[str, Any]) -> float:
         """The threshold that spends `budget`, in this calibration's unit, with the teacher's settings at hand."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from allaprima.cascade.settings import CascadeSettings, Strategy
 from allaprima.core.errors import SettingError
-from allaprima.diffusion.rollback import Sigma, Variance
+from allaprima.diffusion.noising import Sigma, Variance
 
 SIZES = (32, 96, 288)
 """Prompts of each round, all counted."""
@@ -49,7 +49,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Looked:
+class EvaluatedPair:
     """What is known of the same pictures, `(N,)` each."""
 
     draft_scores: np.ndarray
@@ -59,10 +59,10 @@ class Looked:
     made_quality: np.ndarray
     """The same of what the teacher made."""
 
-    def joined(self, more: Looked) -> Looked:
+    def joined(self, more: EvaluatedPair) -> EvaluatedPair:
         """These and further ones."""
         pairs = zip(self.columns, more.columns, strict=True)
-        return Looked(*(np.concatenate(p) for p in pairs))
+        return EvaluatedPair(*(np.concatenate(p) for p in pairs))
 
     @property
     def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -70,7 +70,7 @@ class Looked:
         return self.draft_scores, self.draft_quality, self.made_quality
 
 
-Look = Callable[[Candidate, int, int], Looked]
+Evaluate = Callable[[Candidate, int, int], EvaluatedPair]
 """A candidate on prompts `low` to `high` (not included)."""
 
 
@@ -129,7 +129,7 @@ def share_of(c: Candidate, budget: float) -> float:
 
 
 def search(
-    found: Sequence[Candidate], look: Look, budget: float, sizes: Sequence[int] = SIZES, keep: float = KEEP,
+    found: Sequence[Candidate], evaluate: Evaluate, budget: float, sizes: Sequence[int] = SIZES, keep: float = KEEP,
     note: Callable[[str], None] | None = None,
 ) -> list[list[Trial]]:  # fmt: skip
     """One list of trials a round, best first; the last round's first is the answer.
@@ -140,7 +140,7 @@ def search(
         raise SettingError(
             f"sizes={tuple(sizes)!r}, keep={keep!r}: growing numbers of prompts and a share in (0, 1) are due."
         )
-    known: dict[Candidate, Looked] = {}
+    known: dict[Candidate, EvaluatedPair] = {}
     rounds: list[list[Trial]] = []
     left, low = list(found), 0
     for high in sizes:
@@ -148,7 +148,7 @@ def search(
             note(f"{len(left)} settings on {high} prompts")
         finals: dict[Candidate, np.ndarray] = {}
         for c in left:
-            new = look(c, low, high)
+            new = evaluate(c, low, high)
             known[c] = known[c].joined(new) if c in known else new
             scores, draft, made = known[c].columns
             finals[c] = np.where(escalated(scores, share_of(c, budget)), made, draft)
@@ -166,7 +166,7 @@ def _trial(c: Candidate, budget: float, final: np.ndarray, best: np.ndarray) -> 
     return Trial(c, n, share, spent, float(final.mean()), float((final - best).std(ddof=1)) / n**0.5)
 
 
-def share_for_target(looked: Looked, target: float) -> float:
+def share_for_target(looked: EvaluatedPair, target: float) -> float:
     """The least share of drafts, those of the lowest scores, that must be escalated for a mean quality of `target`.
 
     Raises `SettingError` with what can be reached when it can't.

@@ -23,11 +23,11 @@ import numpy as np
 
 from allaprima.calibration.budget import Prices
 from allaprima.calibration.threshold import Scores
-from allaprima.cascade.policy import Context, Decision, DraftsFirst
+from allaprima.cascade.policy import Context, Decision, DraftFirstPolicy
 from allaprima.core.errors import CalibrationError, SettingError
 
 
-class SteeredThreshold(DraftsFirst):
+class SteeredThreshold(DraftFirstPolicy):
     """A policy (`cascade.policy.Policy`) that spends `budget` a picture in the mean over a run.
 
     Decisions follow from the scores and their order alone: the same requests in the same order give the same decisions

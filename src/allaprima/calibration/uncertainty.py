@@ -185,7 +185,7 @@ def warning_for(
 
 
 @dataclass(frozen=True)
-class Row:
+class ConvergenceRow:
     """What n held-out prompts buy. `extrapolated`: more prompts than scores, so the cost is the Beta law's, and the
     threshold's columns, which would have to be invented, are None."""
 
@@ -206,7 +206,7 @@ SIZES = (50, 100, 200, 300, 500, 1000, 2000, 5000, 10_000, 25_000)
 def convergence_table(
     scores: Scores, share: float, prices: Prices, seconds_per_draft: float, sizes: Sequence[int] = SIZES,
     level: float = 0.95, rounds: int = 2000, seed: int = 0,
-) -> list[Row]:  # fmt: skip
+) -> list[ConvergenceRow]:  # fmt: skip
     """The paper's table of tau against the number of prompts (500: tau = .569 +- .010), with cost and seconds.
 
     Up to as many prompts as there are scores by the bootstrap (n drawn with replacement), beyond by the Beta law.
@@ -214,17 +214,17 @@ def convergence_table(
     from scipy import stats
 
     rng = np.random.default_rng(seed)
-    rows: list[Row] = []
+    rows: list[ConvergenceRow] = []
     for n in sizes:
         seconds = n * seconds_per_draft
         if n > len(scores):
             k = rank(share, n)
             ends = stats.beta.ppf([(1 - level) / 2, (1 + level) / 2], k, n + 1 - k)
             interval = (prices.mean(float(ends[0])), prices.mean(float(ends[1])))
-            rows.append(Row(n, True, None, None, None, prices.mean(k / (n + 1)), interval, seconds))
+            rows.append(ConvergenceRow(n, True, None, None, None, prices.mean(k / (n + 1)), interval, seconds))
             continue
         taus, shares = _resampled(scores, share, n, rounds, rng)
         costs = prices.draft + shares * prices.escalation
         tau, cost = float(taus.mean()), float(costs.mean())
-        rows.append(Row(n, False, tau, float(taus.std()), _ends(taus, level), cost, _ends(costs, level), seconds))
+        rows.append(ConvergenceRow(n, False, tau, float(taus.std()), _ends(taus, level), cost, _ends(costs, level), seconds))
     return rows

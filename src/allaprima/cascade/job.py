@@ -1,4 +1,4 @@
-"""A request and the state of its painting."""
+"""A job: a request with the state of its sampling."""
 
 from __future__ import annotations
 
@@ -9,33 +9,9 @@ import torch
 from torch import Tensor
 
 from allaprima.cascade.policy import Decision, Policy
+from allaprima.cascade.request import GenerationRequest
 from allaprima.core.cost import Cost
 from allaprima.core.types import Condition
-from allaprima.tasks.edit import Edit, Picture
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for: one picture."""
-
-    prompt: str
-    seed: int
-    negative_prompt: str = ""
-    index: int = 0
-    """Place in the caller's list; only results carry it, nothing is computed from it."""
-    attempt: int = 0
-    """Which of the seed's drafts comes first: 1 begins with what `BestOf` would paint second."""
-    edit: Edit | None = None
-    """The picture to start from; None paints from noise."""
-    controls: tuple[Picture, ...] = ()
-    """Pictures that the painters' ControlNets read, one each."""
-    control_scales: tuple[float, ...] = ()
-    """How much each of them is heeded; empty: 1 each."""
-    prompt_2: str = ""
-    """For the second text encoder (`core.words`); empty: the prompt. Likewise the others."""
-    negative_prompt_2: str = ""
-    prompt_3: str = ""
-    negative_prompt_3: str = ""
 
 
 class Stage(StrEnum):
@@ -57,11 +33,11 @@ class Job:
     Tensors have no batch dimension; conditions are bundles of one row.
     """
 
-    request: Request
+    request: GenerationRequest
     policy: Policy | None = None
     """Its own; None: the machine's."""
     stage: Stage = Stage.NEW
-    position: int = 0
+    step_index: int = 0
     x: Tensor = field(default_factory=lambda: torch.empty(0))
     noise: Tensor = field(default_factory=lambda: torch.empty(0))
     state: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -69,7 +45,7 @@ class Job:
     """The prompt as the painters read it."""
     negative: Condition = field(default_factory=lambda: Condition({}))
     """The negative prompt, the same."""
-    route: int = 0
+    student_index: int = 0
     """Which of several students paints this prompt (`painter.Routed`)."""
     source: Tensor = field(default_factory=lambda: torch.empty(0))
     """Latents of the picture that is edited."""
@@ -90,14 +66,14 @@ class Job:
     """Latents of the best draft so far, which `draft` shows."""
     final_score: float | None = None
     """The oracle's, of the teacher's picture, when the policy looked again."""
-    kept: str | None = None
+    selected: str | None = None
     """After a second look: `draft` or `final`, whichever scored higher."""
     warning: str | None = None
     """What went wrong without stopping this picture."""
     error: str | None = None
     """Why there is no picture."""
     steps: int | None = None
-    """Network steps so far, where painters count them themselves (`cascade.images`)."""
+    """Network steps so far, where painters count them themselves (`cascade.pixel_cascade`)."""
     cost: Cost = field(default_factory=Cost)
 
     @property

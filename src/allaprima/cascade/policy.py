@@ -74,7 +74,7 @@ class Policy(Protocol):
         ...
 
 
-class DraftsFirst:
+class DraftFirstPolicy:
     """What most policies share: every prompt gets a draft, and the teacher's word is the last."""
 
     rechecks = False
@@ -86,7 +86,7 @@ class DraftsFirst:
 
 
 @dataclass(frozen=True)
-class ThresholdPolicy(DraftsFirst):
+class ThresholdPolicy(DraftFirstPolicy):
     """The paper's: accept when `score >= threshold`, else refine or regenerate (arXiv 2312.10835, algorithm 1).
 
     A score that is not a number falls short: a draft nobody could judge goes to the teacher.
@@ -101,7 +101,7 @@ class ThresholdPolicy(DraftsFirst):
 
 
 @dataclass(frozen=True)
-class AlwaysPolicy(DraftsFirst):
+class AlwaysPolicy(DraftFirstPolicy):
     """The same decision for every draft: student only (accept), refine all, teacher only (regenerate, without drafts)."""
 
     decision: Decision
@@ -117,7 +117,7 @@ class AlwaysPolicy(DraftsFirst):
 
 
 @dataclass(frozen=True)
-class BandPolicy(DraftsFirst):
+class BandPolicy(DraftFirstPolicy):
     """Poor drafts are painted anew, middling ones retouched, good ones accepted: two thresholds.
 
     `score < regenerate_below` (or no number) regenerates, `score >= threshold` accepts, between them the teacher refines.
@@ -145,7 +145,7 @@ class BandPolicy(DraftsFirst):
 
 
 @dataclass(frozen=True)
-class Around:
+class PolicyWrapper:
     """What wrappers share: whatever they don't change is the inner policy's."""
 
     inner: Policy
@@ -171,7 +171,7 @@ class Around:
 
 
 @dataclass(frozen=True)
-class BestOf(Around):
+class BestOf(PolicyWrapper):
     """The student gets up to `drafts` attempts before the inner policy may send its best one to the teacher.
 
     It stops at the first draft that the inner policy accepts, so easy prompts pay for one draft only.
@@ -192,7 +192,7 @@ class BestOf(Around):
 
 
 @dataclass(frozen=True)
-class Recheck(Around):
+class Recheck(PolicyWrapper):
     """The inner policy, and what the teacher made is scored too: the draft is kept when it leads by more than `lead`.
 
     Comparing two pictures of one prompt is easier for an oracle than judging one: how high a prompt's scores are at all
@@ -215,7 +215,7 @@ class Recheck(Around):
 
 
 @dataclass(frozen=True)
-class Capped(Around):
+class Capped(PolicyWrapper):
     """The inner policy, but whatever reaches `ceiling` is accepted: how a server under load decides, and says it did.
 
     Without a threshold of the inner policy's nothing changes.
@@ -237,7 +237,7 @@ class Capped(Around):
 
 
 @dataclass(frozen=True)
-class PreRoute(Around):
+class PreRoute(PolicyWrapper):
     """Prompts whose drafts are expected to score below `below` go straight to the teacher; the rest to the inner policy."""
 
     router: PromptRouter

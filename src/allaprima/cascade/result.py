@@ -7,18 +7,18 @@ from typing import Any
 
 from torch import Tensor
 
-from allaprima.cascade.job import Request
 from allaprima.cascade.policy import Decision
+from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.settings import CascadeSettings
+from allaprima.conditioning.prompt_inputs import extra_prompts
 from allaprima.core.cost import Cost
-from allaprima.core.words import given
 
 
 @dataclass(frozen=True)
 class Result:
     """One picture. `error` is set, and `image` is None, when this prompt failed; others are not touched by it."""
 
-    request: Request
+    request: GenerationRequest
     image: Tensor | None
     """`(3, H, W)` in [0, 1]."""
     draft: Tensor | None
@@ -33,7 +33,7 @@ class Result:
     """Drafts painted, the best of which `draft` and `score` are; 0 when the teacher was asked at once."""
     final_score: float | None = None
     """Of the teacher's picture, when the policy looked again."""
-    kept: str | None = None
+    selected: str | None = None
     """After a second look: which picture `image` is, `draft` or `final`."""
     warning: str | None = None
     """What went wrong without stopping this picture, for example an oracle that failed."""
@@ -42,7 +42,7 @@ class Result:
 
     def row(self) -> dict[str, Any]:
         """JSON-ready account of this picture, without timings that would differ between equal runs."""
-        seldom: dict[str, Any] = {"final_score": self.final_score, "kept": self.kept, "warning": self.warning}
+        seldom: dict[str, Any] = {"final_score": self.final_score, "kept": self.selected, "warning": self.warning}
         seldom["steps"] = self.steps
         seldom |= {"attempts": self.attempts} if self.attempts > 1 else {}
         if self.request.controls:
@@ -50,7 +50,7 @@ class Result:
             seldom["controls"] = [
                 {"image": c.digest, "scale": s} for c, s in zip(self.request.controls, scales, strict=True)
             ]
-        seldom |= given(self.request)
+        seldom |= extra_prompts(self.request)
         seldom |= {"edit": None if self.request.edit is None else self.request.edit.row()}
         return {
             "index": self.request.index,

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from allaprima.core.asks import OWN
+from allaprima.core.constants import NATIVE_SOLVER
 from allaprima.core.errors import SettingError
 from allaprima.diffusion.guidance import GuidanceInterval
-from allaprima.diffusion.rollback import Sigma, Strength, Variance
+from allaprima.diffusion.noising import Sigma, Strength, Variance
 from allaprima.diffusion.solvers import TAKE_LAST_TIME, check_solver, solver_name
 
 Strategy = Literal["refine", "regenerate"]
 MAX_STEPS = 1000
 MAX_BATCH = 1024
-SELDOM: Mapping[str, float] = {"student_guidance_rescale": 0.0, "teacher_guidance_rescale": 0.0, "clip_skip": 0}
+OMITTED_DEFAULTS: Mapping[str, float] = {"student_guidance_rescale": 0.0, "teacher_guidance_rescale": 0.0, "clip_skip": 0}
 """Settings that records and fingerprints leave out at these values: files from before they existed stay as they are."""
 
 
@@ -63,7 +63,7 @@ class CascadeSettings:
             raise SettingError(f"batch_size={self.batch_size!r} is out of range: 1..{MAX_BATCH}; 16 is a good start.")
         for name in ("student_solver", "teacher_solver"):
             value = getattr(self, name)
-            if value == OWN:
+            if value == NATIVE_SOLVER:
                 continue
             try:
                 check_solver(value)
@@ -90,9 +90,10 @@ class CascadeSettings:
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without `SELDOM` at its usual; `sigma` keeps its meaning: `{"variance": .7}` or `{"strength": .7}`."""
+        """JSON-ready, without `OMITTED_DEFAULTS` at its usual; `sigma` keeps its meaning: `{"variance": .7}` or
+        `{"strength": .7}`."""
         kind = "variance" if isinstance(self.sigma, Variance) else "strength"
-        said = {k: v for k, v in asdict(self).items() if k not in SELDOM or v != SELDOM[k]}
+        said = {k: v for k, v in asdict(self).items() if k not in OMITTED_DEFAULTS or v != OMITTED_DEFAULTS[k]}
         return {**said, "sigma": {kind: self.sigma.value}}
 
     @classmethod

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from allaprima.cascade.policy import Context, Decision, DraftsFirst
+from allaprima.cascade.policy import Context, Decision, DraftFirstPolicy
 from allaprima.cascade.router import Ridge, prompt_features
 from allaprima.core.errors import SettingError
 
@@ -80,7 +80,7 @@ class GainModel:
 
 
 @dataclass(frozen=True)
-class ValuePolicy(DraftsFirst):
+class ValuePolicy(DraftFirstPolicy):
     """Take the action whose expected gain most exceeds `price` times its cost; accept when none does.
 
     A score that is no number regenerates if that can be, for nothing can be expected of it.

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from allaprima._version import __version__
 from allaprima.analysis.measuring import chosen
-from allaprima.analysis.painting import Watched, attends, paint_side, tensors_of
-from allaprima.cascade.job import Request
-from allaprima.cli.analyze_sections import Measured, sections_of
-from allaprima.cli.analyze_store import AnalysisFolder
+from allaprima.analysis.painting import RecordingModel, attends, paint_side, tensors_of
+from allaprima.cascade.request import GenerationRequest
 from allaprima.core.errors import PromptError, SettingError
 from allaprima.data.prompts import read_prompts
+from allaprima.experiments.analysis_folder import AnalysisFolder
+from allaprima.experiments.analysis_sections import AnalysisMeasures, sections_of
 from allaprima.pipeline import AdaptivePipeline
 
 FIRST_SEED = 7_000_000
@@ -119,18 +119,18 @@ def changed(o: AnalyzeOptions, pipe: AdaptivePipeline) -> AdaptivePipeline:
     return made
 
 
-def requests_of(prompts: list[str], o: AnalyzeOptions) -> list[Request]:
+def requests_of(prompts: list[str], o: AnalyzeOptions) -> list[GenerationRequest]:
     """Every prompt with its seeds, each seed once."""
-    return [Request(prompts[i // o.seeds], o.seed + i, "", i) for i in range(len(prompts) * o.seeds)]
+    return [GenerationRequest(prompts[i // o.seeds], o.seed + i, "", i) for i in range(len(prompts) * o.seeds)]
 
 
 @torch.inference_mode()
 def paint(
-    pipe: AdaptivePipeline, requests: list[Request], folder: AnalysisFolder, wanted: list[str], bars: Counted
+    pipe: AdaptivePipeline, requests: list[GenerationRequest], folder: AnalysisFolder, wanted: list[str], bars: Counted
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All pairs, batch by batch, each kept at once; beside them why something was not watched, by measure."""
     steps, missing = pipe.level == "steps", dict[str, str]()
-    sides = {name: Watched(getattr(pipe, name)) for name in ("student", "teacher")} if steps else {}
+    sides = {name: RecordingModel(getattr(pipe, name)) for name in ("student", "teacher")} if steps else {}
     attending = {n for n, w in sides.items() if "influence" in wanted and attends(w)}
     if "curvature" in wanted and not steps:
         missing["curvature"] = "these models are called whole and show no steps."
@@ -144,7 +144,7 @@ def paint(
     for name, side in sides.items():
         setattr(watching, name, side)
     policies = {"student": "student-only", "teacher": "teacher-only"}
-    machines = {n: watching.machine(pipe.settings, pipe.policy(pipe.settings, mode=m)) for n, m in policies.items()}
+    machines = {n: watching.cascade(pipe.settings, pipe.policy(pipe.settings, mode=m)) for n, m in policies.items()}
     parts: list[dict[str, Tensor]] = []
     size, advance = pipe.settings.batch_size, bars.task("painting pairs", len(requests))
     for number, i in enumerate(range(0, len(requests), size)):
@@ -152,10 +152,10 @@ def paint(
         found = folder.batch(number, needs)
         if found is None:
             made = {}
-            for name, machine in machines.items():
+            for name, cascade in machines.items():
                 side = sides.get(name)
                 with side.attending() if side is not None and name in attending else nullcontext():
-                    made[name] = paint_side(machine, batch, side)
+                    made[name] = paint_side(cascade, batch, side)
             found = tensors_of(made["student"], made["teacher"])
             folder.keep(number, found)
         parts.append(found)
@@ -209,7 +209,7 @@ def analyze_command(o: AnalyzeOptions) -> None:
         bars = Counted(progress)
         painted, missing = paint(pipe, requests, folder, o.wanted, bars)
         column = kept_columns(folder, bars, len(requests))
-        measured = Measured(pipe, o.wanted, prompts, requests, painted, missing, o.features, o.icnet, o.tie)
+        measured = AnalysisMeasures(pipe, o.wanted, prompts, requests, painted, missing, o.features, o.icnet, o.tie)
         pairs, sections = sections_of(measured, column)
     lead = lead_of(o, pipe, len(prompts))
     about = {"command": o.command(), "version": __version__, **identity, "labels": dict(pairs.labels)}

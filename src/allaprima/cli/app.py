@@ -48,7 +48,7 @@ Device = Annotated[str | None, typer.Option(help="cpu (default), cuda, cuda:1, o
 Dtype = Annotated[str | None, typer.Option(help="float32 (default), bfloat16, float16, or auto.")]
 Steps = Annotated[int | None, typer.Option(help="Teacher steps.")]
 
-BESIDE = ("prompts_file", "budget", "calibration", "guidance_interval", "guidance_outside")
+UNUSED_OPTIONS = ("prompts_file", "budget", "calibration", "guidance_interval", "guidance_outside")
 """Options of `generate` that tasks with a picture beside the prompt don't have."""
 
 
@@ -127,14 +127,14 @@ def generate(
 ) -> None:
     """Paint prompts: student, oracle, and teacher where it is needed."""
     from allaprima.cli.generate import GenerateOptions, generate_command
-    from allaprima.models.placement import Placement
+    from allaprima.models.placement.device_config import DeviceConfig
 
     given = {k: v for k, v in locals().items() if k in GenerateOptions.__dataclass_fields__}
-    placement = Placement.of(
+    device_config = DeviceConfig.of(
         backend=backend, device=device, teacher_device=teacher_device, dtype=dtype, lazy_teacher=lazy_teacher,
         offload=offload,
     )  # fmt: skip
-    options = GenerateOptions(**given, placement=placement)
+    options = GenerateOptions(**given, device_config=device_config)
     if engine == "ray":
         from allaprima.cli.generate_ray import generate_on_ray
 
@@ -197,7 +197,7 @@ def edit(
     except ValueError as e:
         raise SettingError(f"strengths={strengths!r} are not numbers with commas between: 0.4,0.6,0.8 for example.") from e
     given: dict[str, Any] = {k: v for k, v in locals().items() if k in EditOptions.__dataclass_fields__}
-    given |= {**dict.fromkeys(BESIDE), "demo": False, "steer": False, "strengths": several}
+    given |= {**dict.fromkeys(UNUSED_OPTIONS), "demo": False, "steer": False, "strengths": several}
     edit_command(EditOptions(**given))
 
 
@@ -251,7 +251,7 @@ def control(
     from allaprima.cli.control import ControlOptions, control_command
 
     given: dict[str, Any] = {k: v for k, v in locals().items() if k in ControlOptions.__dataclass_fields__}
-    given |= {**dict.fromkeys(BESIDE), "demo": False, "steer": False}
+    given |= {**dict.fromkeys(UNUSED_OPTIONS), "demo": False, "steer": False}
     given |= {"nets": tuple(net or ()), "maps": tuple(map_ or ()), "scales": tuple(scale or ())}
     control_command(ControlOptions(**given))
 
@@ -311,10 +311,10 @@ def calibrate(
 ) -> None:
     """Score held-out drafts and find the threshold, or another policy, that spends a budget."""
     from allaprima.cli.calibrate import CalibrateOptions, calibrate_command
-    from allaprima.models.placement import Placement
+    from allaprima.models.placement.device_config import DeviceConfig
 
     given = {k: v for k, v in locals().items() if k in CalibrateOptions.__dataclass_fields__}
-    calibrate_command(CalibrateOptions(**given, placement=Placement.of(backend=backend, device=device, dtype=dtype)))
+    calibrate_command(CalibrateOptions(**given, device_config=DeviceConfig.of(backend=backend, device=device, dtype=dtype)))
 
 
 @app.command(epilog="Example: allaprima risk judged.csv --alpha 0.3 --delta 0.1")
@@ -583,10 +583,10 @@ def serve(
 ) -> None:
     """Serve a card as OpenAI's images API: generations, edits, models, health, metrics (docs/serving.md)."""
     from allaprima.cli.serve import ServeOptions, serve_command
-    from allaprima.models.placement import Placement
+    from allaprima.models.placement.device_config import DeviceConfig
 
     given: dict[str, Any] = {k: v for k, v in locals().items() if k in ServeOptions.__dataclass_fields__}
-    serve_command(ServeOptions(**given, placement=Placement.of(backend=backend, device=device, dtype=dtype)))
+    serve_command(ServeOptions(**given, device_config=DeviceConfig.of(backend=backend, device=device, dtype=dtype)))
 
 
 @app.command(epilog="Example: allaprima plan plan.yaml --p95 4 --plot plan.png")

@@ -17,20 +17,20 @@ from rich.progress import Progress
 from rich.table import Table
 
 from allaprima.calibration.artifact import Calibration
-from allaprima.calibration.bank import Bank, paint_bank, prompts_digest
 from allaprima.calibration.budget import Prices, Unit
+from allaprima.calibration.outcome_table import OutcomeTable, generate_outcomes, prompts_digest
 from allaprima.calibration.policies import fit_all
 from allaprima.calibration.uncertainty import convergence_table, warning_for
-from allaprima.cascade.job import Request
 from allaprima.cascade.policy import AlwaysPolicy, Decision, Policy, ThresholdPolicy
+from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.result import Result
 from allaprima.cascade.settings import CascadeSettings
-from allaprima.cli.tune import Pictures, budget_for, searched
 from allaprima.core.cost import Cost
 from allaprima.core.errors import CalibrationError, PromptError, SettingError
 from allaprima.data.images import write_bytes_atomically
 from allaprima.data.prompts import read_prompts
-from allaprima.models.placement import Placement
+from allaprima.experiments.tune import CandidateImages, budget_for, searched
+from allaprima.models.placement.device_config import DeviceConfig
 from allaprima.pipeline import AdaptivePipeline
 
 UNITS = ("steps", "evaluations", "seconds", "money")
@@ -60,7 +60,7 @@ class CalibrateOptions:
     tolerance: float
     table: bool
     out: Path
-    placement: Placement = field(default_factory=Placement)
+    device_config: DeviceConfig = field(default_factory=DeviceConfig)
 
     def check(self) -> None:
         """Raise `SettingError` before anything is loaded."""
@@ -178,7 +178,7 @@ def score_drafts(
     book = ScoreBook(o.out.with_name(o.out.name + ".scores.jsonl"), belongs)
     if book.rows:
         console.print(f"{len(book.rows)} of {len(prompts)} drafts are scored already")
-    todo = [Request(p, o.seed + i, "", i) for i, p in enumerate(prompts) if i not in book.rows]
+    todo = [GenerationRequest(p, o.seed + i, "", i) for i, p in enumerate(prompts) if i not in book.rows]
     first: Result | None = None
     with Progress(console=console) as progress:
         drafts = pipe.stream(todo, settings, AlwaysPolicy(Decision.ACCEPT))
@@ -204,7 +204,7 @@ def measured_prices(
     drafts = [Cost.from_dict(r["cost"]) for r in book.rows.values()]
     # Whole batches: a padded one takes as long as a full one, and would overcharge its pictures.
     count = math.ceil(MEASURED / settings.batch_size) * settings.batch_size
-    requests = [Request(p, o.seed + i, "", i) for i, p in enumerate(prompts[:count])]
+    requests = [GenerationRequest(p, o.seed + i, "", i) for i, p in enumerate(prompts[:count])]
     # Nothing reaches infinity: every draft is painted, scored and escalated, as in a run (text is read once).
     escalated = [r.cost for r in pipe.stream(requests, settings, ThresholdPolicy(math.inf, Decision(settings.strategy)))]
     unit = "evaluations" if o.unit == "evaluations" else "seconds"
@@ -232,11 +232,11 @@ def trusted_score(pipe: AdaptivePipeline, images: Any, prompts: Sequence[str]) -
 
 def painted_bank(
     pipe: AdaptivePipeline, settings: CascadeSettings, prompts: Sequence[str], o: CalibrateOptions, console: Console
-) -> Bank:
+) -> OutcomeTable:
     """What a policy beyond the threshold is fitted on: drafts, refinements and repaintings of the held-out prompts."""
     with Progress(console=console) as progress:
 
-        def paint(requests: Sequence[Request], settings: CascadeSettings, policy: Policy) -> list[Result]:
+        def paint(requests: Sequence[GenerationRequest], settings: CascadeSettings, policy: Policy) -> list[Result]:
             results = progress.track(
                 pipe.stream(requests, settings, policy), total=len(requests), description="painting for the policy"
             )
@@ -244,7 +244,7 @@ def painted_bank(
 
         seeds = [o.seed + i for i in range(len(prompts))]
         score = partial(trusted_score, pipe)
-        return paint_bank(paint, score, pipe.student.encode, prompts, seeds, settings, o.drafts)
+        return generate_outcomes(paint, score, pipe.student.encode, prompts, seeds, settings, o.drafts)
 
 
 def fitted_policy(
@@ -266,7 +266,7 @@ def calibrate_command(o: CalibrateOptions) -> None:
     """Paint and score drafts; write the artifact."""
     o.check()
     console = Console(stderr=True, highlight=False)
-    pipe = AdaptivePipeline.from_card(o.card, placement=o.placement)
+    pipe = AdaptivePipeline.from_card(o.card, device_config=o.device_config)
     if pipe.oracle is None:
         raise SettingError(f"card {o.card!r} has no oracle: nothing can be calibrated without one.")
     changes = {"student_steps": o.student_steps, "teacher_steps": o.steps, "batch_size": o.batch_size}
@@ -274,7 +274,7 @@ def calibrate_command(o: CalibrateOptions) -> None:
     prompts = held_out_prompts(pipe, o, console)
     if o.search or o.target is not None:
         folder = o.out.with_name(o.out.name + ".pictures")
-        pictures = Pictures(pipe, settings, prompts, o.seed, o.metric, folder, console)
+        pictures = CandidateImages(pipe, settings, prompts, o.seed, o.metric, folder, console)
         if o.target is not None:
             o = dataclasses.replace(o, budget=budget_for(pictures, o.target))
         else:

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from allaprima.core.errors import RunFolderError
-from allaprima.models.card import load_card
-from allaprima.models.guess import guess
+from allaprima.models.cards.card import load_card
+from allaprima.models.loading.infer_card import infer_card
 
 
 def new_card_command(student: str, teacher: str, oracle: str | None, out: Path) -> None:
@@ -19,7 +19,7 @@ def new_card_command(student: str, teacher: str, oracle: str | None, out: Path) 
     path = out / "card.yaml"
     if path.exists():
         raise RunFolderError(f"{path} exists: choose another --out, or remove it.")
-    raw, said = guess(student, teacher, oracle, out.resolve().name, Path.cwd())
+    raw, said = infer_card(student, teacher, oracle, out.resolve().name, Path.cwd())
     console = Console(highlight=False)
     table = Table("what", "guess", "why")
     for row in said.rows:

@@ -6,12 +6,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from allaprima.models.card import Card, ModelSource, bundled_cards, load_card
-from allaprima.models.families.parts import PARTS
-from allaprima.models.hub import lacking
-from allaprima.models.licences import GATED, licence
-from allaprima.models.sizes import Estimate, weights_of
-from allaprima.models.sources import Source, sources_of
+from allaprima.models.cards.card import Card, ModelSource, bundled_cards, load_card
+from allaprima.models.cards.components import PARTS
+from allaprima.models.cards.hub import lacking
+from allaprima.models.cards.licences import GATED, licence
+from allaprima.models.cards.sizes import Estimate, weights_of
+from allaprima.models.cards.sources import CardSource, sources_of
 
 GIB = 2**30
 
@@ -60,7 +60,7 @@ def _licence(name: str) -> str:
     return escape(name) + mark + {True: "", False: " nc", None: " ?"}[licence(name).commercial]
 
 
-def _here(found: list[Source]) -> str:
+def _here(found: list[CardSource]) -> str:
     missing = [s.whose for s in found if not s.here]
     if not missing:
         return "[green]yes[/]"
@@ -93,7 +93,7 @@ def show_card_command(name: str, dtype: str, activations: bool) -> None:
         _print_memory(console, weights_of(card, dtype), dtype)
         return
     # Torch and diffusers, which only activations need.
-    from allaprima.models.estimate import estimate
+    from allaprima.models.loading.estimate import estimate
 
     _print_memory(console, estimate(card, dtype, activations), dtype)
 
@@ -109,7 +109,7 @@ def _words(card: Card) -> str:
     )
 
 
-def _print_missing(console: Console, found: list[Source]) -> None:
+def _print_missing(console: Console, found: list[CardSource]) -> None:
     for s in found:
         if s.here:
             continue

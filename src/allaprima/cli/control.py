@@ -10,18 +10,18 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
-from allaprima.cascade.job import Request
+from allaprima.cascade.request import GenerationRequest
 from allaprima.cli.edit import check_asked, read_file, rows_of
 from allaprima.cli.generate import GenerateOptions, cascade_settings, policy_beside, words_for
-from allaprima.cli.running import Plan, paint
+from allaprima.conditioning.control import check_scales
+from allaprima.conditioning.edit import ImageInput
+from allaprima.conditioning.vocabulary import ResolvedPrompt
 from allaprima.core.errors import SettingError
 from allaprima.data.control_maps import GIVEN, HOLE, MAPS, control_map, with_hole
 from allaprima.data.edits import EditRow
-from allaprima.models.card import Card
+from allaprima.experiments.runner import RunPlan, paint
+from allaprima.models.cards.card import Card
 from allaprima.pipeline import AdaptivePipeline
-from allaprima.tasks.edit import Picture
-from allaprima.tasks.inputs import check_scales
-from allaprima.tasks.text_to_image import Wording
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def read_map(row: EditRow, size: tuple[int, int], fit: bool, name: str) -> Tenso
     return with_hole(image, read_file(row.mask, size, fit, mask=True))
 
 
-def prepare_controls(o: ControlOptions, console: Console) -> Plan:
+def prepare_controls(o: ControlOptions, console: Console) -> RunPlan:
     """Load the models, compute every map, and turn rows into requests."""
     o.check()
     rows = rows_of(o, o.controls_file)
@@ -86,23 +86,23 @@ def prepare_controls(o: ControlOptions, console: Console) -> Plan:
         pipe = pipe.with_controlnets(nets, maps, o.condition_weight)
     settings = cascade_settings(pipe.settings, o)
     policy = policy_beside(pipe, settings, usual, o, console)
-    pipe.machine(settings, policy)
+    pipe.cascade(settings, policy)
     words = words_for(pipe, [row.prompt for row in rows], o.nearest, console)
-    requests: list[Request] = []
-    wordings: list[Wording] = []
+    requests: list[GenerationRequest] = []
+    wordings: list[ResolvedPrompt] = []
     for row, word in zip(rows, words, strict=True):
         size = settings.width, settings.height
-        pictures = tuple(Picture.read_by(partial(read_map, row, size, o.fit, m)) for m in maps)
+        pictures = tuple(ImageInput.read_by(partial(read_map, row, size, o.fit, m)) for m in maps)
         for k in range(o.images_per_prompt):
             i = len(requests)
             seed = o.seed + i if row.seed is None else row.seed + k
             negative = row.negative_prompt or o.negative_prompt
-            requests.append(Request(word.painted, seed, negative, i, controls=pictures, control_scales=o.scales))
+            requests.append(GenerationRequest(word.painted, seed, negative, i, controls=pictures, control_scales=o.scales))
             wordings.append(word)
     beside: dict[str, Any] = {"nets": list(nets)}
     if o.condition_weight:
         beside["condition"] = {"maps": list(maps), "weight": o.condition_weight}
-    return Plan(pipe, policy, settings, requests, wordings, beside)
+    return RunPlan(pipe, policy, settings, requests, wordings, beside)
 
 
 def control_command(o: ControlOptions) -> None:

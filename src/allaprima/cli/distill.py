@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,12 +20,12 @@ from allaprima.data.captioned import read_captioned
 from allaprima.data.images import save_png
 from allaprima.data.prompts import read_prompts
 from allaprima.distill.devices import Devices
-from allaprima.distill.loop import Progress
+from allaprima.distill.loop import TrainingProgress
 from allaprima.distill.many import FILE, fitted_partition, part_of, recipe_of, student_folder
 from allaprima.distill.methods import METHODS
-from allaprima.distill.methods.common import Bench, Use, Whole
+from allaprima.distill.methods.common import SamplingDefaults, SharedPartition, TrainingSetup
 from allaprima.distill.methods.pairs import painted_pairs
-from allaprima.distill.publish import Made, publish, publish_many, save_student
+from allaprima.distill.publish import Publication, publish, publish_many, save_student
 from allaprima.distill.publish_adapter import publish_adapter
 from allaprima.distill.recipe import Recipe, checked, read_recipe
 from allaprima.distill.training_data import (
@@ -37,18 +36,20 @@ from allaprima.distill.training_data import (
     read_data,
     read_latents,
 )  # fmt: skip
-from allaprima.models.card import Card, load_card
+from allaprima.models.cards.card import Card, load_card
+from allaprima.models.components.latents import encoded
 from allaprima.models.families.family import Family
-from allaprima.models.latents import encoded
-from allaprima.models.pair import load_pair
+from allaprima.models.loading.pair import load_pair
 
 
 def list_methods(console: Console) -> None:
     """Each method with what it makes, its paper and its options."""
     for name, entry in METHODS.items():
-        options = importlib.import_module(entry.module).Options.model_fields
+        _, options = entry.load()
         console.print(f"[bold]{name}[/]  {entry.summary} ({entry.paper})", soft_wrap=True)
-        console.print("    " + "  ".join(f"{k}={v.get_default()!r}" for k, v in options.items()) + "\n", soft_wrap=True)
+        console.print(
+            "    " + "  ".join(f"{k}={v.get_default()!r}" for k, v in options.model_fields.items()) + "\n", soft_wrap=True
+        )
 
 
 def data_of(recipe: Recipe, card: Card, teacher: Family, out: Path, console: Console) -> tuple[TrainingData, str]:
@@ -60,9 +61,9 @@ def data_of(recipe: Recipe, card: Card, teacher: Family, out: Path, console: Con
         conditions = embedded(prompts, teacher.condition)
         shape = teacher.latent_shape(card.height, card.width)
         blank = TrainingData(torch.zeros(1, *shape), conditions, torch.zeros(1, dtype=torch.long), tuple(prompts), "blank")
-        bench = Bench(teacher, blank, teacher.condition([""]).clone(), recipe, out)
+        setup = TrainingSetup(teacher, blank, teacher.condition([""]).clone(), recipe, out)
         path = out / "data" / "painted.safetensors"
-        _, ends, of = painted_pairs(bench, recipe.painted, card.teacher.steps, card.teacher.guidance_scale, path)
+        _, ends, of = painted_pairs(setup, recipe.painted, card.teacher.steps, card.teacher.guidance_scale, path)
         identity, pictures = identity_of(ends, prompts, of), None
         if adapter:
             parts = [teacher.decode(ends[i : i + 16]) for i in range(0, len(ends), 16)]
@@ -92,7 +93,7 @@ def _prompts(recipe: Recipe, card: Card) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Work:
+class DistillRun:
     """One command: what is trained, on what, where."""
 
     recipe: Recipe
@@ -102,14 +103,14 @@ class Work:
     teacher: Family
     null: Condition
     data: TrainingData
-    words: str
+    data_description: str
     out: Path
     devices: Devices
     console: Console
     notes: list[str] = field(default_factory=list)
 
     @property
-    def use(self) -> Use:
+    def use(self) -> SamplingDefaults:
         """How what is made is painted with."""
         return self.module.use(self.options, self.card)
 
@@ -119,49 +120,51 @@ class Work:
         captions = self.data.captions
         return [captions[i * len(captions) // SAMPLES] for i in range(min(SAMPLES, len(captions)))]
 
-    def made(self, progress: Progress, bench: Bench) -> Made:
+    def made(self, progress: TrainingProgress, setup: TrainingSetup) -> Publication:
         """What is published."""
         network = "; ".join(dict.fromkeys(self.notes))
-        return Made(self.recipe, self.card, progress, self.words, len(self.data), bench.identity(), self.use, network)
+        return Publication(
+            self.recipe, self.card, progress, self.data_description, len(self.data), setup.identity(), self.use, network
+        )
 
-    def note(self, words: str) -> None:
+    def note(self, data_description: str) -> None:
         """Keep what a network is for the model page, and say it."""
-        if words not in self.notes:
-            self.console.print(words)
-        self.notes.append(words)
+        if data_description not in self.notes:
+            self.console.print(data_description)
+        self.notes.append(data_description)
 
 
-def train_one(work: Work, bench: Bench, grids: Path, what: str) -> tuple[nn.Module, Progress]:
+def train_one(work: DistillRun, setup: TrainingSetup, grids: Path, what: str) -> tuple[nn.Module, TrainingProgress]:
     """Train (or resume) one student under a progress bar."""
     loop = work.recipe.loop
     with Bar(console=work.console, disable=not work.devices.main) as bar:
         task = bar.add_task(what, total=loop.max_train_steps)
         every = 0.0 if loop.fsdp or METHODS[work.recipe.method].adapter else loop.sample_seconds
-        prompts = bench.data.captions[:: max(1, len(bench.data.captions) // SAMPLES)][:SAMPLES]
+        prompts = setup.data.captions[:: max(1, len(setup.data.captions) // SAMPLES)][:SAMPLES]
         watch = Watcher(bar, task, work.devices, work.teacher, work.card, work.use, prompts, grids, every)
-        unet = work.module.run(replace(bench, watch=watch, note=work.note), work.options)
+        unet = work.module.run(replace(setup, watcher=watch, note=work.note), work.options)
     if watch.last is None:
-        raise TrainingError(f"{bench.folder} says nothing of its steps: give a larger loop.max_train_steps.")
+        raise TrainingError(f"{setup.folder} says nothing of its steps: give a larger loop.max_train_steps.")
     return work.devices.gathered(unet), watch.last
 
 
-def train_several(work: Work) -> tuple[list[Progress], Bench]:
+def train_several(work: DistillRun) -> tuple[list[TrainingProgress], TrainingSetup]:
     """Train the students of a partition that are asked for, one after the other."""
     asked = work.recipe.partition
     assert asked is not None
     partition = fitted_partition(asked.kind, asked.students, asked.seed, work.data, work.out / FILE)
-    done: list[Progress] = []
-    bench = None
+    done: list[TrainingProgress] = []
+    setup = None
     for number in asked.numbers:
         data, folder = part_of(work.data, partition, number), student_folder(work.out, number)
-        recipe, whole = recipe_of(work.recipe, number), Whole(work.data, work.out / "data")
-        bench = Bench(work.teacher, data, work.null, recipe, folder / "training", devices=work.devices, whole=whole)
-        unet, progress = train_one(work, bench, folder / "samples", f"student {number} of {asked.students}")
+        recipe, whole = recipe_of(work.recipe, number), SharedPartition(work.data, work.out / "data")
+        setup = TrainingSetup(work.teacher, data, work.null, recipe, folder / "training", devices=work.devices, whole=whole)
+        unet, progress = train_one(work, setup, folder / "samples", f"student {number} of {asked.students}")
         if work.devices.main:
             save_student(unet, folder, work.card)
         done.append(progress)
-    assert bench is not None
-    return done, bench
+    assert setup is not None
+    return done, setup
 
 
 def distill_command(method: str | None, recipe_file: Path | None, changes: Sequence[str], out: Path) -> None:
@@ -169,25 +172,25 @@ def distill_command(method: str | None, recipe_file: Path | None, changes: Seque
     recipe = read_recipe(recipe_file, method, changes)
     if recipe.method not in METHODS:
         raise SettingError(f"method={recipe.method!r} is not known: {', '.join(METHODS)} are.")
-    module: Any = importlib.import_module(METHODS[recipe.method].module)
-    options = checked(module.Options, recipe.options, recipe.method)
+    module, options_class = METHODS[recipe.method].load()
+    options = checked(options_class, recipe.options, recipe.method)
     card = load_card(recipe.teacher)
     loop = recipe.loop
     devices = Devices.here(loop.mixed_precision, loop.gradient_accumulation_steps, loop.fsdp, loop.report_to, out / "logs")
     console = Console(stderr=True, highlight=False, quiet=not devices.main)
     teacher = load_pair(card).teacher
     with devices.first():
-        data, words = data_of(recipe, card, teacher, out, console)
+        data, data_description = data_of(recipe, card, teacher, out, console)
     teacher.network.to(devices.device)
     devices.start_trackers({**recipe.model_dump(exclude={"options", "loop"}), **recipe.options, **loop.model_dump()})
     null = teacher.condition([""]).clone()
     unread = sorted(null.tensors.keys() - data.conditions.tensors.keys())
     if unread:
         raise TrainingError(
-            f"{words} holds {sorted(data.conditions.tensors)} of a prompt, and no {unread[0]}: the family {card.family}"
-            f" reads {sorted(null.tensors)}. Make the latents' file again with all of them, or give pictures."
+            f"{data_description} holds {sorted(data.conditions.tensors)} of a prompt, and no {unread[0]}: the family"
+            f" {card.family} reads {sorted(null.tensors)}. Make the latents' file again with all of them, or give pictures."
         )
-    work = Work(recipe, module, options, card, teacher, null, data, words, out, devices, console)
+    work = DistillRun(recipe, module, options, card, teacher, null, data, data_description, out, devices, console)
     try:
         path = trained(work)
     finally:
@@ -207,25 +210,25 @@ def distill_command(method: str | None, recipe_file: Path | None, changes: Seque
     )
 
 
-def trained(work: Work) -> Path | None:
+def trained(work: DistillRun) -> Path | None:
     """Train and publish; the card's path, or None where another process writes it or students are still due."""
     recipe, out, devices = work.recipe, work.out, work.devices
     if METHODS[recipe.method].adapter and recipe.partition is not None:
         raise SettingError(f"{recipe.method} trains one net for all prompts: leave partition out.")
     if recipe.partition is None:
-        bench = Bench(work.teacher, work.data, work.null, recipe, out / "training", devices=devices)
-        network, progress = train_one(work, bench, out / "samples", "training")
+        setup = TrainingSetup(work.teacher, work.data, work.null, recipe, out / "training", devices=devices)
+        network, progress = train_one(work, setup, out / "samples", "training")
         if not devices.main:
             return None
-        made = work.made(progress, bench)
+        made = work.made(progress, setup)
         if METHODS[recipe.method].adapter:
             return publish_adapter(made, network, work.options.map, recipe.method == "conditional", out)
         return publish(made, network, out)
-    progresses, bench = train_several(work)
+    progresses, setup = train_several(work)
     students = range(recipe.partition.students)
     due = [k for k in students if not (student_folder(out, k) / work.teacher.component).is_dir()]
     if due:
         work.console.print(f"students {due} are still due: run this again without partition.only, or with it elsewhere")
         return None
-    made, name = work.made(progresses[-1], bench), type(work.teacher.network).__name__
+    made, name = work.made(progresses[-1], setup), type(work.teacher.network).__name__
     return publish_many(made, len(students), name, out) if devices.main else None

@@ -11,14 +11,14 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from torch import Tensor
 
-from allaprima.cascade.job import Request
+from allaprima.cascade.request import GenerationRequest
 from allaprima.cli.generate import GenerateOptions, cascade_settings, policy_beside, words_for
-from allaprima.cli.running import Plan, paint
+from allaprima.conditioning.edit import DEFAULT_STRENGTH, Edit, ImageInput
 from allaprima.core.errors import PromptError, SettingError
 from allaprima.data.edits import EditRow, read_edits
 from allaprima.data.images import as_mask, as_tensor, covering, opaque
+from allaprima.experiments.runner import RunPlan, paint
 from allaprima.pipeline import AdaptivePipeline
-from allaprima.tasks.edit import DEFAULT_STRENGTH, Edit, Picture
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def read_file(path: Path, size: tuple[int, int], fit: bool, mask: bool) -> Tenso
         raise SettingError(f"{path} cannot be read as a picture: {e}. Make it again, or leave it out.") from e
 
 
-class Asked(Protocol):
+class ImageRowOptions(Protocol):
     """Options of a command that takes a picture with prompts, or a file of such rows."""
 
     @property
@@ -70,7 +70,7 @@ class Asked(Protocol):
     def prompts(self) -> list[str] | None: ...
 
 
-def check_asked(o: Asked, file: Path | None, option: str) -> None:
+def check_asked(o: ImageRowOptions, file: Path | None, option: str) -> None:
     """Raise `SettingError` or `PromptError` unless there is one of the two; `option` is the file's name on the command."""
     if (o.picture is None) == (file is None):
         raise SettingError(f"a picture with prompts, or {option} with rows of image and prompt: give one of the two.")
@@ -80,7 +80,7 @@ def check_asked(o: Asked, file: Path | None, option: str) -> None:
         raise PromptError(f"no prompt for {o.picture}: say what is to be painted, for example 'owl, fluent 3d'.")
 
 
-def rows_of(o: Asked, file: Path | None) -> list[EditRow]:
+def rows_of(o: ImageRowOptions, file: Path | None) -> list[EditRow]:
     """What is asked. Raises `PromptError` when that is nothing."""
     if file is not None:
         rows = list(read_edits(file))
@@ -91,7 +91,7 @@ def rows_of(o: Asked, file: Path | None) -> list[EditRow]:
     return [EditRow(o.picture, prompt, mask=o.mask) for prompt in o.prompts or []]
 
 
-def prepare_edits(o: EditOptions, console: Console) -> Plan:
+def prepare_edits(o: EditOptions, console: Console) -> RunPlan:
     """Load the models, look at every picture, and turn rows into requests."""
     o.check()
     rows = rows_of(o, o.edits_file)
@@ -102,14 +102,14 @@ def prepare_edits(o: EditOptions, console: Console) -> Plan:
         settings = settings.changed(strategy="regenerate")
     usual = None if pipe.calibration is None else pipe.calibration.threshold
     policy = policy_beside(pipe, settings, usual, o, console)
-    pipe.machine(settings, policy)
+    pipe.cascade(settings, policy)
     words = words_for(pipe, [row.prompt for row in rows], o.nearest, console)
     size = settings.width, settings.height
-    requests: list[Request] = []
+    requests: list[GenerationRequest] = []
     wordings = []
     for number, (row, word) in enumerate(zip(rows, words, strict=True)):
-        image = Picture.read_by(partial(read_file, row.image, size, o.fit, False))
-        mask = None if row.mask is None else Picture.read_by(partial(read_file, row.mask, size, o.fit, True))
+        image = ImageInput.read_by(partial(read_file, row.image, size, o.fit, False))
+        mask = None if row.mask is None else ImageInput.read_by(partial(read_file, row.mask, size, o.fit, True))
         strengths = o.strengths or ((DEFAULT_STRENGTH,) if mask is None else (1.0,))
         # One seed for all strengths: what differs between them is the strength.
         first = o.seed + number * o.images_per_prompt if row.seed is None else row.seed
@@ -117,9 +117,9 @@ def prepare_edits(o: EditOptions, console: Console) -> Plan:
             for strength in strengths if row.strength is None else (row.strength,):
                 edit = Edit(image, strength, mask)
                 negative = row.negative_prompt or o.negative_prompt
-                requests.append(Request(word.painted, first + k, negative, len(requests), edit=edit))
+                requests.append(GenerationRequest(word.painted, first + k, negative, len(requests), edit=edit))
                 wordings.append(word)
-    return Plan(pipe, policy, settings, requests, wordings)
+    return RunPlan(pipe, policy, settings, requests, wordings)
 
 
 def edit_command(o: EditOptions) -> None:

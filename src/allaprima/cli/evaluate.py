@@ -13,13 +13,13 @@ from typing import Any
 from rich.console import Console
 
 from allaprima._version import __version__
-from allaprima.cli.bench import Bars, Bench, Outcome, Taken
-from allaprima.cli.needs import Needs, Reference, features_sha256, metric_names, read_features
 from allaprima.core.errors import SettingError
 from allaprima.data.images import write_bytes_atomically
 from allaprima.data.pictures import RESULTS, PictureSet, Which, open_pictures
 from allaprima.evaluation.intervals import Interval
 from allaprima.evaluation.paired import paired
+from allaprima.experiments.metric_suite import Bars, MeasuredSet, MetricOutcome, MetricSuite
+from allaprima.experiments.needs import Needs, Reference, features_sha256, metric_names, read_features
 
 SCHEMA = 1
 KINDS: tuple[Which, ...] = ("final", "draft")
@@ -119,10 +119,10 @@ def evaluate_command(o: EvaluateOptions) -> None:
         if reference is not None:
             counts.append(len(reference))
         subset = o.subset_size or min(SUBSET, *counts)
-        bench = Bench(names, needs, o.features, o.batch_size, subset, o.cache_folder, bars)
-        hashes = [bench.hashed(s) for s in sets]
-        described = None if reference is None else describe_reference(reference, bench)
-        taken = [bench.measure(s, *h) for s, h in zip(sets, hashes, strict=True)]
+        setup = MetricSuite(names, needs, o.features, o.batch_size, subset, o.cache_folder, bars)
+        hashes = [setup.hashed(s) for s in sets]
+        described = None if reference is None else describe_reference(reference, setup)
+        taken = [setup.measure(s, *h) for s, h in zip(sets, hashes, strict=True)]
     report: dict[str, Any] = {
         "schema": SCHEMA,
         "version": __version__,
@@ -178,17 +178,17 @@ def paint(o: EvaluateOptions) -> Path:
     return o.out
 
 
-def describe_reference(reference: Reference, bench: Bench) -> dict[str, Any]:
+def describe_reference(reference: Reference, setup: MetricSuite) -> dict[str, Any]:
     """JSON-ready."""
     if reference.pictures is not None:
-        what: dict[str, Any] = {"pictures_sha256": bench.hashed(reference.pictures)[0]}
+        what: dict[str, Any] = {"pictures_sha256": setup.hashed(reference.pictures)[0]}
     else:
         assert reference.features is not None
         what = {"features_sha256": features_sha256(reference.features), "network": reference.network}
     return {"source": reference.source, "pictures": len(reference), **what}
 
 
-def describe(taken: Taken) -> dict[str, Any]:
+def describe(taken: MeasuredSet) -> dict[str, Any]:
     """A set with its metrics, JSON-ready."""
     prompts = taken.pictures.prompts
     return {
@@ -203,7 +203,7 @@ def describe(taken: Taken) -> dict[str, Any]:
     }
 
 
-def describe_outcome(o: Outcome) -> dict[str, Any]:
+def describe_outcome(o: MetricOutcome) -> dict[str, Any]:
     """`value`: the mean over prompts where pictures have values, the set's value else; `interval`: 95 %."""
     m = o.measured
     return {
@@ -220,7 +220,7 @@ def _ends(interval: Interval | None) -> list[float] | None:
     return None if interval is None else [interval.low, interval.high]
 
 
-def compare(a: Taken, b: Taken) -> dict[str, Any]:
+def compare(a: MeasuredSet, b: MeasuredSet) -> dict[str, Any]:
     """A minus B and A's wins over B, pair by pair; for set metrics the difference alone."""
     by_seed = a.pictures.seeded and b.pictures.seeded
     keys_a, keys_b = a.pictures.keys(by_seed), b.pictures.keys(by_seed)

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from allaprima.core.errors import SettingError
 from allaprima.data.images import covering, write_bytes_atomically
-from allaprima.distill.labels import Agreement, Pairs
+from allaprima.distill.labels import Agreement, PreferencePairs
 from allaprima.distill.oracle_finetune import FinetuneConfig, finetune
-from allaprima.models.card import Card, load_card
-from allaprima.models.pair import load_pair
+from allaprima.models.cards.card import Card, load_card
+from allaprima.models.loading.pair import load_pair
 from allaprima.oracles.dual_encoder import DualEncoder
 from allaprima.oracles.image_text import ImageTextScorer
 
@@ -116,7 +116,7 @@ def finetune_command(o: FinetuneOptions) -> None:
     card = load_card(o.card)
     prompts, a, b, preference = read_pairs(o.pairs, card.width, card.height)
     encode = load_pair(card).student.encode
-    labels = Pairs.of(a, b, preference, prompts, lambda p: encode(p).clone())
+    labels = PreferencePairs.of(a, b, preference, prompts, lambda p: encode(p).clone())
     model, saved = scorer_of(card)
     default = FinetuneConfig()
     changes = {

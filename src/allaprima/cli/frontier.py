@@ -13,15 +13,15 @@ import torch
 from rich.console import Console
 
 from allaprima.cascade.policy import Decision
-from allaprima.cli.frontier_methods import actions, baseline, singles
-from allaprima.cli.frontier_points import OVER, Frontier, Seen
-from allaprima.cli.looks import looks_for
-from allaprima.cli.reproduction import CARD_STEPS, write_study
-from allaprima.cli.store import PictureStore
 from allaprima.core.errors import PromptError, SettingError
 from allaprima.data.prompts import read_prompts
 from allaprima.evaluation.frontier import markdown, write
-from allaprima.evaluation.study import Pair
+from allaprima.evaluation.study import PairedScores
+from allaprima.experiments.frontier import OVER, FrontierRun, Seen
+from allaprima.experiments.frontier_methods import actions, baseline, singles
+from allaprima.experiments.image_store import ImageStore
+from allaprima.experiments.reproduction import CARD_STEPS, write_study
+from allaprima.experiments.scorers import scorers_for
 from allaprima.pipeline import AdaptivePipeline
 
 BUDGETS = (5.0, 8.0, 10.0, 12.0, 15.0, 20.0)
@@ -60,7 +60,7 @@ class FrontierOptions:
             raise SettingError(f"reference={str(self.reference)!r} is not a file: give a safetensors with `features`.")
 
 
-def prepared(o: FrontierOptions, note: Callable[[str], None]) -> tuple[Frontier, dict[str, Any]]:
+def prepared(o: FrontierOptions, note: Callable[[str], None]) -> tuple[FrontierRun, dict[str, Any]]:
     """Load models, prompts and measures."""
     pipe = AdaptivePipeline.from_card(o.card)
     if pipe.oracle is None or pipe.card is None:
@@ -72,22 +72,22 @@ def prepared(o: FrontierOptions, note: Callable[[str], None]) -> tuple[Frontier,
         prompts = list(dict.fromkeys(r.prompt for r in read_prompts(o.prompts_file)))[: o.prompts]
     if len(prompts) < 20:
         raise PromptError(f"{len(prompts)} different prompts: a frontier needs 20 or more. Give --prompts-file.")
-    looks = looks_for(pipe, prompts, o.reference)
-    store = PictureStore(o.out / "pictures", pipe, prompts, looks.look, looks.looked, note)
+    scorers = scorers_for(pipe, prompts, o.reference)
+    store = ImageStore(o.out / "pictures", pipe, prompts, scorers.score_images, scorers.signature, note)
     embeds = torch.cat([pipe.student.encode(prompts[i : i + 64]) for i in range(0, len(prompts), 64)])
     about = {
         "card": o.card, "prompts": len(prompts), "seeds": o.seeds, "fingerprints": pipe.fingerprints(),
-        "measures": looks.identity, "settings": pipe.settings.to_dict(), "cross_fitted": "two halves of the prompts",
+        "measures": scorers.identity, "settings": pipe.settings.to_dict(), "cross_fitted": "two halves of the prompts",
     }  # fmt: skip
-    return Frontier(store, pipe.settings, o.seeds, looks.reference, looks.measures, embeds, note), about
+    return FrontierRun(store, pipe.settings, o.seeds, scorers.reference, scorers.measures, embeds, note), about
 
 
-def paired_looks(frontier: Frontier, steps: int) -> Pair:
+def paired_looks(frontier: FrontierRun, steps: int) -> PairedScores:
     """Every draft beside the teacher's picture of the same prompt and seed, as the first measure and the oracle see them."""
     measure, action = frontier.measures[0].name, actions(frontier.base, True)[f"regenerate {steps}"]
     drafts, made = [], []
     for seed in frontier.seeds:
-        _, pictures = frontier.bank(seed, action, 1)
+        _, pictures = frontier.table(seed, action, 1)
         drafts.append(pictures[Decision.ACCEPT][0])
         made.append(pictures[action[0]][0])
 
@@ -95,7 +95,9 @@ def paired_looks(frontier: Frontier, steps: int) -> Pair:
         return torch.cat([r[name] for r in rows]).double().numpy()
 
     prompt = np.tile(np.arange(len(frontier.store.prompts)), len(frontier.seeds))
-    return Pair(prompt, column(drafts, measure), column(made, measure), column(drafts, "oracle"), column(made, "oracle"))
+    return PairedScores(
+        prompt, column(drafts, measure), column(made, measure), column(drafts, "oracle"), column(made, "oracle")
+    )
 
 
 def frontier_command(o: FrontierOptions) -> None:

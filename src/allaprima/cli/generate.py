@@ -11,17 +11,17 @@ from typing import Any
 from rich.console import Console
 
 from allaprima.calibration.artifact import Calibration
-from allaprima.cascade.job import Request
 from allaprima.cascade.policy import Policy
+from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.settings import CascadeSettings, make_sigma
-from allaprima.cli.running import Plan, paint
+from allaprima.conditioning.vocabulary import ResolvedPrompt, Vocabulary
 from allaprima.core.errors import PromptError, SettingError
 from allaprima.data.prompts import PromptRow, read_prompts
 from allaprima.diffusion.guidance import GuidanceInterval
-from allaprima.diffusion.rollback import Variance
-from allaprima.models.placement import Placement
+from allaprima.diffusion.noising import Variance
+from allaprima.experiments.runner import RunPlan, paint
+from allaprima.models.placement.device_config import DeviceConfig
 from allaprima.pipeline import AdaptivePipeline
-from allaprima.tasks.text_to_image import Vocabulary, Wording
 
 MAX_PICTURES = 1_000_000
 NONE = "no prompts: give some as arguments, --prompts-file FILE (or - for stdin), or --demo."
@@ -61,7 +61,7 @@ class GenerateOptions:
     engine: str = field(default="process", kw_only=True)
     ray_address: str | None = field(default=None, kw_only=True)
     workers: int = field(default=2, kw_only=True)
-    placement: Placement = field(default_factory=Placement, kw_only=True)
+    device_config: DeviceConfig = field(default_factory=DeviceConfig, kw_only=True)
 
     @property
     def mode(self) -> str:
@@ -129,7 +129,7 @@ def collect_prompts(o: GenerateOptions, console: Console) -> list[PromptRow]:
     return rows
 
 
-def words_for(pipe: AdaptivePipeline, prompts: Sequence[str], nearest: bool, console: Console) -> list[Wording]:
+def words_for(pipe: AdaptivePipeline, prompts: Sequence[str], nearest: bool, console: Console) -> list[ResolvedPrompt]:
     """Prompts in words that the card knows; says where they are others."""
     vocabulary = vocabulary_of(pipe, nearest)
     words = [vocabulary.word(prompt) for prompt in prompts]
@@ -147,7 +147,7 @@ def vocabulary_of(pipe: AdaptivePipeline, nearest: bool) -> Vocabulary:
     return Vocabulary(concepts, card.styles, pipe.student.encode, card.known_keywords())
 
 
-def say_word(word: Wording, console: Console) -> None:
+def say_word(word: ResolvedPrompt, console: Console) -> None:
     """That a prompt is painted in other words."""
     console.print(
         f"[yellow]note:[/] {word.asked!r} is not a concept this card knows; painting {word.painted!r}"
@@ -159,34 +159,34 @@ def loaded(o: GenerateOptions, console: Console) -> tuple[AdaptivePipeline, Casc
     """The models, and how they are to paint."""
     mode = o.mode
     with console.status("loading models"):
-        pipe = AdaptivePipeline.from_card(o.card, placement=o.placement)
+        pipe = AdaptivePipeline.from_card(o.card, device_config=o.device_config)
     if o.calibration is not None:
         pipe.use(Calibration.load(o.calibration))
     settings = cascade_settings(pipe.settings, o)
     policy = pipe.policy(settings, o.threshold, o.budget, mode, o.steer)
-    pipe.machine(settings, policy)  # Settings that these models can't meet are refused before a folder is claimed.
+    pipe.cascade(settings, policy)  # Settings that these models can't meet are refused before a folder is claimed.
     return pipe, settings, policy
 
 
-def prepare(o: GenerateOptions, console: Console) -> Plan:
+def prepare(o: GenerateOptions, console: Console) -> RunPlan:
     """Load the models and turn prompts into requests."""
     rows = collect_prompts(o, console)
     pipe, settings, policy = loaded(o, console)
     words = words_for(pipe, [row.prompt for row in rows], o.nearest, console)
-    requests: list[Request] = []
+    requests: list[GenerationRequest] = []
     for row, word in zip(rows, words, strict=True):
         requests += requests_of(row, word.painted, len(requests), o)
-    said = o.placement.to_dict()
+    said = o.device_config.to_dict()
     wordings = [w for w in words for _ in range(o.images_per_prompt)]
-    return Plan(pipe, policy, settings, requests, wordings, {"placement": said} if said else {})
+    return RunPlan(pipe, policy, settings, requests, wordings, {"placement": said} if said else {})
 
 
-def requests_of(row: PromptRow, painted: str, first: int, o: GenerateOptions) -> list[Request]:
+def requests_of(row: PromptRow, painted: str, first: int, o: GenerateOptions) -> list[GenerationRequest]:
     """A prompt's pictures, of which the first is picture `first` of the run."""
-    made: list[Request] = []
+    made: list[GenerationRequest] = []
     for k in range(o.images_per_prompt):
         seed = o.seed + first + k if row.seed is None else row.seed + k
-        made.append(Request(painted, seed, row.negative_prompt or o.negative_prompt, first + k))
+        made.append(GenerationRequest(painted, seed, row.negative_prompt or o.negative_prompt, first + k))
     return made
 
 

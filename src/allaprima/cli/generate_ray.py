@@ -18,14 +18,14 @@ from typing import IO, Any
 import torch
 from rich.console import Console
 
-from allaprima.cascade.job import Request
-from allaprima.cascade.record import Packed, Packer
-from allaprima.cli.folder import RunFolder
+from allaprima.cascade.metadata import ImageRecord, RecordWriter
+from allaprima.cascade.request import GenerationRequest
 from allaprima.cli.generate import NONE, GenerateOptions, loaded, prompt_rows, requests_of, say_word, vocabulary_of
-from allaprima.cli.running import Bar, digest, end, identity_of, keep, summary, watch_of, write_tables
-from allaprima.cli.watch import DriftWatch
 from allaprima.core.errors import PromptError, SettingError
-from allaprima.fleet.ray_batch import Hands, Item, Work, paint
+from allaprima.experiments.drift_watch import DriftWatch
+from allaprima.experiments.run_folder import RunFolder
+from allaprima.experiments.runner import Bar, digest, end, identity_of, keep, summary, watch_of, write_tables
+from allaprima.fleet.ray_batch import BatchWork, Item, WorkerConfig, paint
 from allaprima.fleet.ray_cluster import connected, load_ray
 from allaprima.pipeline import AdaptivePipeline
 
@@ -49,7 +49,7 @@ class Spool:
         if not self.pictures:
             raise PromptError(NONE)
 
-    def _laid(self, o: GenerateOptions, pipe: AdaptivePipeline, console: Console) -> Iterator[tuple[str, Request]]:
+    def _laid(self, o: GenerateOptions, pipe: AdaptivePipeline, console: Console) -> Iterator[tuple[str, GenerationRequest]]:
         vocabulary, others = vocabulary_of(pipe, o.nearest), 0
         for row in prompt_rows(o):
             word = vocabulary.word(row.prompt)
@@ -69,7 +69,7 @@ class Spool:
         self._file.seek(0)
         for index, line in enumerate(self._file):
             asked, prompt, negative, seed = json.loads(line)
-            yield Request(prompt, seed, negative, index), asked
+            yield GenerationRequest(prompt, seed, negative, index), asked
 
 
 @dataclass
@@ -95,7 +95,7 @@ class _Run:
             self.bar.passed()
             self._see(account)
 
-    def keep(self, packed: Packed) -> None:
+    def keep(self, packed: ImageRecord) -> None:
         """A picture has come."""
         keep(self.folder, packed)
         self.new, self.seconds = self.new + 1, self.seconds + packed.seconds
@@ -110,13 +110,13 @@ class _Run:
 def make_pipe(o: GenerateOptions) -> partial[AdaptivePipeline]:
     """How a worker makes the pipeline: from the same card, which must be there under the same name."""
     card = str(Path(o.card).resolve()) if Path(o.card).exists() else o.card
-    return partial(AdaptivePipeline.from_card, card, placement=o.placement)
+    return partial(AdaptivePipeline.from_card, card, device_config=o.device_config)
 
 
-def hands_of(o: GenerateOptions, batch_size: int) -> Hands:
+def hands_of(o: GenerateOptions, batch_size: int) -> WorkerConfig:
     """So many workers; each has a GPU if networks are to run on one, and as many CPUs as torch has threads here."""
-    gpu = str(o.placement.device or "").startswith("cuda")
-    return Hands(o.workers, BATCHES * batch_size, float(torch.get_num_threads()), 1.0 if gpu else 0.0)
+    gpu = str(o.device_config.device or "").startswith("cuda")
+    return WorkerConfig(o.workers, BATCHES * batch_size, float(torch.get_num_threads()), 1.0 if gpu else 0.0)
 
 
 def generate_on_ray(o: GenerateOptions) -> None:
@@ -127,15 +127,15 @@ def generate_on_ray(o: GenerateOptions) -> None:
     load_ray()
     pipe, settings, policy = loaded(o, console)
     hands = hands_of(o, settings.batch_size)
-    prints, said = pipe.fingerprints(), o.placement.to_dict()
-    pack = Packer(o.card, o.mode, prints, policy, {"placement": said} if said else {})
+    prints, said = pipe.fingerprints(), o.device_config.to_dict()
+    pack = RecordWriter(o.card, o.mode, prints, policy, {"placement": said} if said else {})
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         spool = Spool(file)
         spool.fill(o, pipe, console)
         folder = RunFolder(o.out)
         folder.claim(identity_of(pipe, policy, settings, o, spool.pictures, spool.digest), o.resume)
         watch = watch_of(pipe, policy, o, console)
-        work = Work(make_pipe(o), settings, policy, pack, prints, torch.get_num_threads())
+        work = BatchWork(make_pipe(o), settings, policy, pack, prints, torch.get_num_threads())
         failed: dict[int, dict[str, Any]] = {}
         places = o.workers * hands.cpus, o.workers * hands.gpus
         with Bar(console, spool.pictures) as bar:

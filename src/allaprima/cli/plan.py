@@ -14,7 +14,7 @@ from rich.table import Table
 
 from allaprima.core.errors import SettingError
 from allaprima.fleet.plan_file import Task, read_plan
-from allaprima.fleet.planner import Infeasible, Plan, Planner, best_of
+from allaprima.fleet.planner import FleetPlan, Infeasible, Planner, best_of
 from allaprima.fleet.workload import LAYOUTS
 
 
@@ -42,13 +42,13 @@ class PlanOptions:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PlanningResult:
     """What was found."""
 
-    chosen: Plan
-    plans: tuple[Plan, ...]
+    chosen: FleetPlan
+    plans: tuple[FleetPlan, ...]
     refused: tuple[Infeasible, ...]
-    baseline: Plan | Infeasible
+    baseline: FleetPlan | Infeasible
 
 
 def plan_command(o: PlanOptions) -> None:
@@ -62,7 +62,7 @@ def plan_command(o: PlanOptions) -> None:
     if o.plot is not None:
         from allaprima.fleet.plan_plot import draw
 
-        baseline = found.baseline if isinstance(found.baseline, Plan) else None
+        baseline = found.baseline if isinstance(found.baseline, FleetPlan) else None
         o.plot.write_bytes(draw(found.plans, found.chosen, baseline, task.demand.p95))
     if o.as_json:
         print(json.dumps(as_dict(task, found), indent=1))
@@ -73,24 +73,24 @@ def plan_command(o: PlanOptions) -> None:
         print(f"look at {o.plot}")
 
 
-def planned(task: Task, count: int, seed: int) -> Outcome:
+def planned(task: Task, count: int, seed: int) -> PlanningResult:
     """Every threshold in every layout by the formulas; the chosen one and the teacher-only fleet simulated as well."""
     planner = Planner(task.demand, task.kinds)
     made = [planner.plan(LAYOUTS[name], choice) for name in task.layouts for choice in task.choices]
-    plans = [p for p in made if isinstance(p, Plan)]
+    plans = [p for p in made if isinstance(p, FleetPlan)]
     refused = [p for p in made if isinstance(p, Infeasible)]
     best = best_of(plans, task.quality, task.cost_at_most)
     if best is None:
         raise SettingError(_nothing(task, plans, refused))
     only = LAYOUTS["teacher-only"]
     if not count:
-        return Outcome(best, tuple(plans), tuple(refused), planner.plan(only, task.teacher_only))
+        return PlanningResult(best, tuple(plans), tuple(refused), planner.plan(only, task.teacher_only))
     settled = planner.settle(best.layout, best.choice, count, seed)
-    assert isinstance(settled, Plan)
-    return Outcome(settled, tuple(plans), tuple(refused), planner.settle(only, task.teacher_only, count, seed))
+    assert isinstance(settled, FleetPlan)
+    return PlanningResult(settled, tuple(plans), tuple(refused), planner.settle(only, task.teacher_only, count, seed))
 
 
-def _nothing(task: Task, plans: Sequence[Plan], refused: Sequence[Infeasible]) -> str:
+def _nothing(task: Task, plans: Sequence[FleetPlan], refused: Sequence[Infeasible]) -> str:
     if task.cost_at_most is not None and plans:
         cheapest = min(plans, key=lambda p: p.cost)
         return (
@@ -100,10 +100,10 @@ def _nothing(task: Task, plans: Sequence[Plan], refused: Sequence[Infeasible]) -
     good = [r for r in refused if task.quality is None or r.choice.quality >= task.quality]
     # The most hopeful first: what lacks machines is nearer than what lacks time, and less of the teacher needs less.
     nearest = min(good, key=lambda r: (r.limit == "latency", r.choice.share))
-    return nearest.words
+    return nearest.reason
 
 
-def as_dict(task: Task, found: Outcome) -> dict[str, Any]:
+def as_dict(task: Task, found: PlanningResult) -> dict[str, Any]:
     """For `--json`; what isn't known is null."""
     baseline = found.baseline
     return {
@@ -114,18 +114,18 @@ def as_dict(task: Task, found: Outcome) -> dict[str, Any]:
         },
         "hardware": {k.name: {"cost": k.cost, "at_most": k.at_most, "measured": k.measured} for k in task.kinds},
         "chosen": _plan_dict(found.chosen),
-        "teacher_only": _plan_dict(baseline) if isinstance(baseline, Plan) else {"infeasible": baseline.words},
+        "teacher_only": _plan_dict(baseline) if isinstance(baseline, FleetPlan) else {"infeasible": baseline.reason},
         "saving": _saving(found),
         "thresholds": [_plan_dict(p) for p in found.plans],
         "infeasible": [
             {"layout": r.layout.name, "threshold": _known(r.choice.threshold), "share": r.choice.share, "limit": r.limit,
-             "words": r.words}
+             "words": r.reason}
             for r in found.refused
         ],
     }  # fmt: skip
 
 
-def _plan_dict(p: Plan) -> dict[str, Any]:
+def _plan_dict(p: FleetPlan) -> dict[str, Any]:
     seen = p.seen
     return {
         "layout": p.layout.name, "threshold": _known(p.choice.threshold), "share": p.choice.share,
@@ -147,12 +147,12 @@ def _known(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
 
-def _saving(found: Outcome) -> float | None:
+def _saving(found: PlanningResult) -> float | None:
     """Share of the teacher-only fleet's cost."""
-    return 1 - found.chosen.cost / found.baseline.cost if isinstance(found.baseline, Plan) else None
+    return 1 - found.chosen.cost / found.baseline.cost if isinstance(found.baseline, FleetPlan) else None
 
 
-def _print(console: Console, task: Task, found: Outcome) -> None:
+def _print(console: Console, task: Task, found: PlanningResult) -> None:
     d, chosen = task.demand, found.chosen
     console.print(
         f"{d.rate:.6g} pictures a second ({d.rate * 86400:.4g} a day), 95 % within {d.p95:g} s, burstiness {d.burstiness:g};"
@@ -168,16 +168,16 @@ def _print(console: Console, task: Task, found: Outcome) -> None:
         _row(table, p, "", p.choice == chosen.choice and p.layout == chosen.layout)
     table.add_section()
     _row(table, chosen, "chosen: ", True)
-    if isinstance(found.baseline, Plan):
+    if isinstance(found.baseline, FleetPlan):
         _row(table, found.baseline, "", False)
     console.print(table)
     for r in found.refused:
-        console.print(f"no fleet: {r.words}", soft_wrap=True)
+        console.print(f"no fleet: {r.reason}", soft_wrap=True)
     _print_pools(console, chosen)
     _print_verdict(console, task, found)
 
 
-def _row(table: Table, p: Plan, before: str, bold: bool) -> None:
+def _row(table: Table, p: FleetPlan, before: str, bold: bool) -> None:
     pools = "; ".join(f"{a.pool} {a.machines} {a.kind.name}" for a in p.assigned if a.machines)
     p95 = f"{p.p95:.2f}" + ("" if p.seen is None else f" (simulated {p.seen.p95:.2f})")
     table.add_row(
@@ -187,7 +187,7 @@ def _row(table: Table, p: Plan, before: str, bold: bool) -> None:
     )  # fmt: skip
 
 
-def _print_pools(console: Console, p: Plan) -> None:
+def _print_pools(console: Console, p: FleetPlan) -> None:
     table = Table(
         "pool", "kind", "machines", "of its pictures", "places taken", "busy", "busy, simulated", "slow pictures, s"
     )
@@ -200,7 +200,7 @@ def _print_pools(console: Console, p: Plan) -> None:
     console.print(table)
 
 
-def _print_verdict(console: Console, task: Task, found: Outcome) -> None:
+def _print_verdict(console: Console, task: Task, found: PlanningResult) -> None:
     chosen, seen = found.chosen, found.chosen.seen
     if seen is not None and seen.p95 > task.demand.p95:
         console.print(
@@ -208,7 +208,7 @@ def _print_verdict(console: Console, task: Task, found: Outcome) -> None:
             " (occupied_at_most), or ask for less.[/]"
         )
     if isinstance(found.baseline, Infeasible):
-        console.print(f"The teacher alone: {found.baseline.words}", soft_wrap=True)
+        console.print(f"The teacher alone: {found.baseline.reason}", soft_wrap=True)
         return
     only, saving = found.baseline, _saving(found) or 0.0
     day = 24 * (only.cost - chosen.cost)

@@ -15,13 +15,13 @@ from rich.console import Console
 from allaprima.calibration.artifact import Calibration
 from allaprima.calibration.threshold import threshold_for
 from allaprima.core.errors import SettingError
-from allaprima.models.placement import Placement
+from allaprima.models.placement.device_config import DeviceConfig
 from allaprima.pipeline import AdaptivePipeline
-from allaprima.serving.admission import EngineLimits
 from allaprima.serving.controller import Controller, Objective
-from allaprima.serving.crew import Crew
 from allaprima.serving.engine import Engine
 from allaprima.serving.oracle_guard import OracleFailure
+from allaprima.serving.queue import EngineLimits
+from allaprima.serving.remote_workers import RemoteWorkers
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ServeOptions:
     engine: str = "process"
     ray_address: str | None = None
     pools: str = ""
-    placement: Placement = field(default_factory=Placement, kw_only=True)
+    device_config: DeviceConfig = field(default_factory=DeviceConfig, kw_only=True)
 
     def check(self) -> None:
         """Raise `SettingError` before anything is loaded."""
@@ -85,20 +85,20 @@ def controller_of(o: ServeOptions, pipe: AdaptivePipeline) -> Controller | None:
 
 
 @contextlib.contextmanager
-def crew_of(o: ServeOptions, pipe: AdaptivePipeline) -> Generator[tuple[Crew | None, int]]:
+def workers_of(o: ServeOptions, pipe: AdaptivePipeline) -> Generator[tuple[RemoteWorkers | None, int]]:
     """Who takes jobs through their stages, None for this process; and how many may be in flight."""
     if o.engine == "process":
         yield None, 3 * o.batch_size
         return
     import torch
 
-    from allaprima.fleet.ray_serve import Crewman, deployed, pools_of
+    from allaprima.fleet.ray_serve import ReplicaConfig, deployed, pools_of
 
-    gpu = str(o.placement.device or "").startswith("cuda")
+    gpu = str(o.device_config.device or "").startswith("cuda")
     pools = pools_of(o.pools, float(torch.get_num_threads()), 1.0 if gpu else 0.0)
     card = str(Path(o.card).resolve()) if Path(o.card).exists() else o.card
-    make = partial(AdaptivePipeline.from_card, card, placement=o.placement)
-    crewman = Crewman(make, pipe.fingerprints(), torch.get_num_threads(), o.oracle_timeout)
+    make = partial(AdaptivePipeline.from_card, card, device_config=o.device_config)
+    crewman = ReplicaConfig(make, pipe.fingerprints(), torch.get_num_threads(), o.oracle_timeout)
     # Each replica's batch, and as much again on its way.
     flying = 2 * o.batch_size * sum(pool.most for pool in pools.values())
     with deployed(crewman, pools, o.ray_address, o.batch_size) as fleet:
@@ -118,7 +118,7 @@ def _serve(o: ServeOptions, stack: contextlib.ExitStack) -> None:
         from allaprima.serving.api.keys import Keys
         from allaprima.serving.api.limits import Limits
         from allaprima.serving.api.server import Running, bound, check_bind
-        from allaprima.serving.api.service import Service
+        from allaprima.serving.api.service import ImageService
         from allaprima.serving.api.traces import Traces
     except ImportError as e:
         raise SettingError(f"serving needs more than is installed ({e}): pip install 'allaprima[serve]'") from e
@@ -129,24 +129,24 @@ def _serve(o: ServeOptions, stack: contextlib.ExitStack) -> None:
     check_bind(o.host, bool(keys.named), o.allow_anyone)
     listening = bound(o.host, o.port)
     with console.status("loading models"):
-        pipe = AdaptivePipeline.from_card(o.card, o.calibration, placement=o.placement)
+        pipe = AdaptivePipeline.from_card(o.card, o.calibration, device_config=o.device_config)
     pipe.settings = pipe.settings.changed(batch_size=o.batch_size)
     limits = Limits.of(
         pipe.settings, n=o.max_pictures, pixels=o.max_pixels, steps=o.max_steps, client_pictures=o.max_per_client
     )  # fmt: skip
     controller = controller_of(o, pipe)
     with console.status("waiting for workers"):
-        crew, flying = stack.enter_context(crew_of(o, pipe))
+        workers, flying = stack.enter_context(workers_of(o, pipe))
     engine = Engine(
         pipe, EngineLimits(queue=o.max_queue, in_flight=flying), controller=controller,
-        on_oracle_failure=o.oracle_failure, oracle_timeout=o.oracle_timeout, crew=crew,
+        on_oracle_failure=o.oracle_failure, oracle_timeout=o.oracle_timeout, workers=workers,
     )  # fmt: skip
-    service = Service(engine, pipe, limits, keys, o.allow_anyone, traces, o.budget)
+    service = ImageService(engine, pipe, limits, keys, o.allow_anyone, traces, o.budget)
     app = create_app(service)
     add_demo(app, service)
     engine.start()
     # Reading every concept takes seconds that nobody needs to wait for: known words don't.
-    words = threading.Thread(target=service.book.warm, name="words", daemon=True)
+    words = threading.Thread(target=service.parser.warm, name="words", daemon=True)
     words.start()
     if not keys.named:
         who = "whoever reaches it" if o.allow_anyone else "this machine alone"

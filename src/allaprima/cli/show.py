@@ -15,21 +15,21 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from allaprima.cascade.job import Request
+from allaprima.cascade.metadata import CHUNK, RECORD_EXTRAS, chunks, record
 from allaprima.cascade.policy import policy_from_dict
-from allaprima.cascade.record import BESIDE, CHUNK, chunks, record
+from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.cli.edit import read_file
-from allaprima.cli.folder import RunFolder
+from allaprima.conditioning.edit import Edit, ImageInput
+from allaprima.conditioning.prompt_inputs import EXTRA_PROMPTS
 from allaprima.core.errors import ModelError, SettingError
-from allaprima.core.words import MORE
 from allaprima.data.images import as_mask, covering, png_bytes, read_chunks, read_exactly, to_pil, write_bytes_atomically
-from allaprima.models.placement import Placement
-from allaprima.tasks.edit import Edit, Picture
+from allaprima.experiments.run_folder import RunFolder
+from allaprima.models.placement.device_config import DeviceConfig
 
 
 @dataclass(frozen=True)
-class Kept:
+class SourceImages:
     """Where the pictures are that an account speaks of by their digests: in its run's folder, or among given files."""
 
     run: Path
@@ -37,7 +37,7 @@ class Kept:
     size: tuple[int, int] = (0, 0)
     """Width and height that files are fitted to, as a server fits uploads."""
 
-    def picture(self, digest: str, mask: bool = False) -> Picture:
+    def picture(self, digest: str, mask: bool = False) -> ImageInput:
         """A picture or mask. Raises `SettingError` where it isn't, or is another."""
         path = RunFolder(self.run).source(digest)
         if not path.is_file():
@@ -53,19 +53,19 @@ class Kept:
             image = read_exactly(path)
             return image[:1] if mask else image
 
-        found = Picture.read_by(kept)
+        found = ImageInput.read_by(kept)
         if found.digest != digest:
             raise SettingError(f"{path} was changed since it was used: put the original back.")
         return found
 
-    def _given(self, mask: bool) -> Iterator[Picture]:
+    def _given(self, mask: bool) -> Iterator[ImageInput]:
         """Every reading of every file; files that aren't there raise, those without such a reading are passed over."""
         for file in self.files:
             if not file.is_file():
                 raise SettingError(f"{file} is not there: check its name.")
             for read in (partial(read_file, file, self.size, True, mask), *([partial(clear, file, self.size)] * mask)):
                 with contextlib.suppress(SettingError, OSError, ValueError):
-                    yield Picture.read_by(read)
+                    yield ImageInput.read_by(read)
 
 
 def clear(file: Path, size: tuple[int, int]) -> Tensor:
@@ -96,7 +96,7 @@ def show_command(
     if not repeat:
         return
     size = account["settings"]["width"], account["settings"]["height"]
-    again = paint_again(account, Kept(picture.absolute().parent.parent, tuple(sources), size), card)
+    again = paint_again(account, SourceImages(picture.absolute().parent.parent, tuple(sources), size), card)
     if out is not None:
         write_bytes_atomically(out, again)
     if again == picture.read_bytes():
@@ -105,20 +105,20 @@ def show_command(
         raise ModelError("painted again: the bytes differ. Another version of a library or another CPU rounds otherwise.")
 
 
-def edit_again(row: dict[str, Any], kept: Kept) -> Edit:
+def edit_again(row: dict[str, Any], kept: SourceImages) -> Edit:
     """The edit that an account tells of. Raises `SettingError`."""
     mask = kept.picture(row["mask"], mask=True) if "mask" in row else None
     return Edit(kept.picture(row["image"]), row["strength"], mask)
 
 
-def paint_again(account: dict[str, Any], kept: Kept, card: str | None = None) -> bytes:
+def paint_again(account: dict[str, Any], kept: SourceImages, card: str | None = None) -> bytes:
     """The PNG that this account describes; `card`: its card, if the name that the account has isn't enough.
 
     Raises `ModelError` if the models are others than those that made it, `SettingError` if an edited picture isn't there.
     """
     from allaprima.pipeline import AdaptivePipeline
 
-    pipe = AdaptivePipeline.from_card(card or account["card"], placement=Placement.of(**account.get("placement", {})))
+    pipe = AdaptivePipeline.from_card(card or account["card"], device_config=DeviceConfig.of(**account.get("placement", {})))
     if "nets" in account:
         condition = account.get("condition", {"maps": None, "weight": 0.0})
         pipe = pipe.with_controlnets(account["nets"], condition["maps"], condition["weight"])
@@ -136,14 +136,14 @@ def paint_again(account: dict[str, Any], kept: Kept, card: str | None = None) ->
     edit = None if "edit" not in account else edit_again(account["edit"], kept)
     controls = tuple(kept.picture(c["image"]) for c in account.get("controls", []))
     scales = tuple(float(c["scale"]) for c in account.get("controls", []))
-    request = Request(
+    request = GenerationRequest(
         account["prompt"], account["seed"], account["negative_prompt"], account["index"], 0, edit, controls, scales,
-        **{name: account[name] for name in MORE if name in account},
+        **{name: account[name] for name in EXTRA_PROMPTS if name in account},
     )  # fmt: skip
     (result,) = pipe.stream([request], settings, policy)
     if result.image is None:
         raise ModelError(f"it could not be painted again: {result.error}")
     asked = account.get("asked", account["prompt"])
-    beside = {k: account[k] for k in BESIDE if k in account}
+    beside = {k: account[k] for k in RECORD_EXTRAS if k in account}
     made = record(result, account["card"], account["mode"], asked, prints, policy, beside)
     return png_bytes(to_pil(result.image), chunks(made))

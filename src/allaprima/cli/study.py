@@ -12,7 +12,7 @@ from rich.console import Console
 
 from allaprima.core.errors import RunFolderError, SettingError
 from allaprima.data.pictures import PictureSet, open_pictures
-from allaprima.study.create import Plan, create, missing_files, open_study
+from allaprima.study.create import StudyPlan, create, missing_files, open_study
 from allaprima.study.design import Rules
 from allaprima.study.known_pairs import Counts
 
@@ -79,7 +79,7 @@ def create_command(o: CreateOptions) -> None:
     """Make the study and print its invitations, one a line, to standard output."""
     console = _console()
     rules = Rules(o.votes, o.gold_every, o.pass_share, o.lease_minutes, o.stop_alpha)
-    plan = Plan(o.name, o.questions, o.pairs, o.seed, rules, Counts(o.training, o.qualification, o.gold))
+    plan = StudyPlan(o.name, o.questions, o.pairs, o.seed, rules, Counts(o.training, o.qualification, o.gold))
     distances = None if o.distances is None else read_distances(o.distances)
     made = create(o.out, sets_of(o.folders, o.which), plan, o.database, distances)
     said = ", ".join(f"{n} {kind}" for kind, n in made.items() if n)
@@ -106,7 +106,7 @@ def serve_command(folder: Path, host: str, port: int, database: str | None) -> N
     """Serve until a signal."""
     from allaprima.study.app.app import create_app
     from allaprima.study.app.server import serve
-    from allaprima.study.app.service import Service
+    from allaprima.study.app.service import StudyService
 
     console = _console()
     store = open_study(folder, database)
@@ -114,7 +114,7 @@ def serve_command(folder: Path, host: str, port: int, database: str | None) -> N
     if gone:
         console.print(f"[yellow]note:[/] {len(gone)} pictures are gone, their pairs aren't shown: {', '.join(gone[:3])} ...")
     try:
-        serve(create_app(Service(folder, store)), host, port, lambda where: print(f"{where}/", flush=True))
+        serve(create_app(StudyService(folder, store)), host, port, lambda where: print(f"{where}/", flush=True))
         counts = store.counts()
         console.print(f"stopped: {counts['votes']} of {counts['slots']} votes")
     finally:
@@ -152,7 +152,7 @@ def report_command(
     try:
         scores = None
         if card is not None:
-            from allaprima.cli.study_scores import scores_of
+            from allaprima.experiments.study_scores import scores_of
 
             scores = scores_of(card, store, folder)
         for line in write_report(store, folder, made_folder(out), level, drop_flagged, scores):

@@ -17,20 +17,20 @@ from allaprima.cascade.settings import CascadeSettings
 from allaprima.data.images import save_png, to_pil
 from allaprima.data.sheet import SheetRow, contact_sheet
 from allaprima.distill.devices import Devices
-from allaprima.distill.loop import Progress
+from allaprima.distill.loop import TrainingProgress
 from allaprima.distill.methods.adapters import shown
-from allaprima.distill.methods.common import Use
+from allaprima.distill.methods.common import SamplingDefaults
 from allaprima.distill.training_data import TrainingData
-from allaprima.models.card import Card
+from allaprima.models.cards.card import Card
 from allaprima.models.families.family import Family
-from allaprima.models.pair import load_pair
+from allaprima.models.loading.pair import load_pair
 from allaprima.pipeline import AdaptivePipeline, card_settings
 
 SAMPLES = 12
 
 
 @torch.inference_mode()
-def sample_grid(student: Any, use: Use, card: Card, prompts: Sequence[str], title: str) -> Any:
+def sample_grid(student: Any, use: SamplingDefaults, card: Card, prompts: Sequence[str], title: str) -> Any:
     """A contact sheet of a student's drafts, the same seeds each time: a PIL image."""
     settings = CascadeSettings(
         student_steps=use.steps, student_solver=use.solver, student_guidance=use.guidance, height=card.height,
@@ -67,16 +67,16 @@ class Watcher:
     devices: Devices
     teacher: Family
     card: Card
-    use: Use
+    use: SamplingDefaults
     prompts: Sequence[str]
     folder: Path
     """Where grids go: `samples/step-000100.png`."""
     every: float
     """Seconds between grids; 0 is none."""
-    last: Progress | None = None
+    last: TrainingProgress | None = None
     painted: float = field(default_factory=time.monotonic)
 
-    def __call__(self, emas: Mapping[str, nn.Module], p: Progress) -> None:
+    def __call__(self, emas: Mapping[str, nn.Module], p: TrainingProgress) -> None:
         """Bar, then grid."""
         self.last = p
         rate = p.samples / p.seconds if p.seconds > 0 else 0.0

@@ -42,7 +42,7 @@ class ModelError(AllaprimaError):
     """A card, a model folder or its weights cannot be used."""
 
 
-class UnsafeWeights(ModelError):
+class UnsafeWeightsError(ModelError):
     """Weights come as a pickle, which can run code; only safetensors are read."""
 
 
@@ -70,7 +70,7 @@ class ServingError(AllaprimaError):
     """A request that a server doesn't take, or doesn't finish."""
 
 
-class QueueFull(ServingError):
+class QueueFullError(ServingError):
     """There is no room for a request now; `retry_after`: seconds after which there probably is."""
 
     def __init__(self, message: str, retry_after: float) -> None:
@@ -78,21 +78,21 @@ class QueueFull(ServingError):
         self.retry_after = retry_after
 
 
-class Draining(ServingError):
+class DrainingError(ServingError):
     """The server finishes what it has accepted and takes nothing new."""
 
 
-class DeadlinePassed(ServingError):
+class DeadlinePassedError(ServingError):
     """A request's deadline passed, or can't be met any more."""
 
 
-class RequestCancelled(ServingError):
+class RequestCancelledError(ServingError):
     """Whoever asked for the picture took it back."""
 
 
-class EngineStopped(ServingError):
+class EngineStoppedError(ServingError):
     """The server was stopped before the picture was finished."""
 
 
-class PictureFailed(ServingError):
+class PictureFailedError(ServingError):
     """One picture can't be painted, for a reason of its own; its `__cause__` is what was raised, if anything was."""

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition, Samples, Times
-from allaprima.diffusion.prediction import PREDICTIONS, to_x0
-from allaprima.diffusion.schedule import Schedule
+from allaprima.diffusion.predictions import PREDICTIONS, to_x0
+from allaprima.diffusion.schedules import Schedule
 
 
 class NetworkDenoiser:

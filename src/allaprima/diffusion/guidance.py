@@ -17,10 +17,10 @@ from torch import Tensor
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition, Denoiser, Samples, Times
 from allaprima.diffusion.denoiser import NetworkDenoiser
-from allaprima.diffusion.prediction import from_x0, to_x0
-from allaprima.diffusion.schedule import Schedule, expand
+from allaprima.diffusion.predictions import from_x0, to_x0
+from allaprima.diffusion.schedules import Schedule, expand
 
-TOLD = ("guidance_scale", "guidance_rescale")
+GUIDANCE_KEYS = ("guidance_scale", "guidance_rescale")
 """What a condition tells guidance, not networks."""
 
 
@@ -75,7 +75,7 @@ class GuidedDenoiser(Protocol):
 
 def positive(cond: Condition) -> Condition:
     """What a network is told of a condition without guidance."""
-    return Condition({k: v for k, v in cond.tensors.items() if not k.startswith("negative_") and k not in TOLD})
+    return Condition({k: v for k, v in cond.tensors.items() if not k.startswith("negative_") and k not in GUIDANCE_KEYS})
 
 
 def doubled(cond: Condition) -> tuple[Times, Condition]:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from allaprima.core.types import Condition, Samples, Times
-from allaprima.diffusion.schedule import Schedule, expand
+from allaprima.diffusion.schedules import Schedule, expand
 
 
 class MixtureDenoiser:
@@ -56,9 +56,9 @@ def gaussian_flow(x_t: Samples, t: Times, s: Times, mean: float, std: float, sch
 
     With s clean this is the consistency map `f = m + (x_t - alpha m) std / sqrt(alpha^2 std^2 + sigma^2)`.
     """
-    a_t, s_t, a_s, s_s = (
+    alpha_t, sigma_t, alpha_s, sigma_s = (
         expand(v, x_t) for v in (schedule.alpha(t), schedule.sigma(t), schedule.alpha(s), schedule.sigma(s))
     )
-    spread_t = ((a_t * std) ** 2 + s_t**2).sqrt()
-    spread_s = ((a_s * std) ** 2 + s_s**2).sqrt()
-    return a_s * mean + (x_t - a_t * mean) / spread_t * spread_s
+    spread_t = ((alpha_t * std) ** 2 + sigma_t**2).sqrt()
+    spread_s = ((alpha_s * std) ** 2 + sigma_s**2).sqrt()
+    return alpha_s * mean + (x_t - alpha_t * mean) / spread_t * spread_s

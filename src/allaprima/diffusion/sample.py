@@ -8,7 +8,7 @@ import torch
 
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition, Denoiser, Samples
-from allaprima.diffusion.solvers.solver import Solver, begun
+from allaprima.diffusion.solvers.solver import Solver, scale_initial_noise
 
 
 def sample(
@@ -22,8 +22,8 @@ def sample(
     purpose: str = "teacher",
 ) -> Samples:
     """`n` network evaluations from `x: (B, ...)`; fresh noise, where a solver needs it, belongs to each sample's seed."""
-    plan = solver.plan(n, start)
-    x = x if start is not None else begun(solver, x, plan[0].t)
+    plan = solver.timesteps(n, start)
+    x = x if start is not None else scale_initial_noise(solver, x, plan[0].t)
     state = solver.init(x)
     seeds = range(len(x)) if seeds is None else seeds
     for i, p in enumerate(plan):

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from allaprima.core.errors import ModelError, SettingError
-from allaprima.distill.slices import sliced
-from allaprima.distill.taps import Taps
+from allaprima.distill.feature_hooks import FeatureHooks
+from allaprima.distill.weight_slicing import sliced
 
 KINDS = ("full", "base", "small", "tiny")
 DOWN, UP = ("DownBlock2D", "CrossAttnDownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
@@ -71,7 +71,7 @@ class SmallerStudent:
     copied: Mapping[str, str]
     """Student's tensor -> the teacher's it equals."""
     sliced: Mapping[str, str]
-    """Student's tensor -> the teacher's it is a part of, where shapes differ (see `distill.slices`)."""
+    """Student's tensor -> the teacher's it is a part of, where shapes differ (see `distill.weight_slicing`)."""
     fresh: tuple[str, ...]
     """Tensors with random weights."""
     parameters: int
@@ -209,7 +209,7 @@ def matching_blocks(cut: Cut) -> dict[str, str]:
     return {name: cut.origin(name) for name in names}
 
 
-class HiddenStates(Taps):
+class HiddenStates(FeatureHooks):
     """Taps on a UNet's blocks: the hidden states that students imitate; gradients pass.
 
     A down block gives its last layer's output `(B, C, H, W)`, before the downsampler, which the deepest stage of a student

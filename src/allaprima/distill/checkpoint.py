@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from allaprima.core.errors import TrainingError
 from allaprima.distill.devices import share_of, whole_tensor
-from allaprima.distill.twins import frozen, moving
+from allaprima.distill.shared_copy import frozen, moving
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str = "optim") -> dict[str, Tensor]:
@@ -75,7 +75,7 @@ def atomic_write(path: Path, write: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingState:
     """What a training is made of; each part is kept under its name.
 
     One network is `{"model": ...}` with optimizer `{"optim": ...}`, as checkpoints have always held it; several are named
@@ -96,7 +96,7 @@ class Parts:
         return modules
 
 
-def save_checkpoint(folder: Path, parts: Parts, meta: Mapping[str, Any], write: bool = True) -> None:
+def save_checkpoint(folder: Path, parts: TrainingState, meta: Mapping[str, Any], write: bool = True) -> None:
     """Write `checkpoint.safetensors`; its header carries `meta` so weights and counters can't part company.
 
     Of several processes all must come here, for shares of sharded tensors are gathered; one of them should `write`.
@@ -119,7 +119,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         return json.loads(f.metadata()["meta"])
 
 
-def load_checkpoint(folder: Path, parts: Parts) -> None:
+def load_checkpoint(folder: Path, parts: TrainingState) -> None:
     """Restore what `save_checkpoint` wrote. Raises `TrainingError` if it doesn't fit."""
     path = folder / "checkpoint.safetensors"
     tensors = load_file(path)

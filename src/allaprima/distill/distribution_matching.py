@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition, Denoiser, Samples, Times
-from allaprima.diffusion.rollback import rollback
-from allaprima.diffusion.schedule import Schedule
+from allaprima.diffusion.noising import add_noise
+from allaprima.diffusion.schedules import Schedule
 from allaprima.distill.generators import RenoisedChain
 from allaprima.distill.losses import adversarial
 from allaprima.distill.losses.distribution_matching import (
@@ -33,7 +33,7 @@ from allaprima.distill.two_time_scale import Networks
 
 
 @dataclass(frozen=True)
-class Pairs:
+class NoiseImagePairs:
     """Noise, the teacher's picture of it, and of what: `(B, ...)`, `(B, ...)`, B rows."""
 
     noise: Samples
@@ -45,7 +45,7 @@ class Pairs:
 class Regression:
     """Paired regression; unfiltered pairs keep the modes."""
 
-    draw: Callable[[int, torch.Generator], Pairs]
+    draw: Callable[[int, torch.Generator], NoiseImagePairs]
     weight: float = 0.25
     distance: Callable[[Samples, Samples], Tensor] = nn.functional.mse_loss
 
@@ -142,7 +142,7 @@ class DistributionMatching:
 
     def _logits(self, adversary: Adversary, networks: Networks, x: Samples, cond: Condition, g: torch.Generator) -> Tensor:
         t = draw_times(self.schedule, len(x), g, whole=self.whole_times)
-        x_t = rollback(x, self._noise(len(x), g), t, self.schedule)
+        x_t = add_noise(x, self._noise(len(x), g), t, self.schedule)
         return networks["head"](adversary.features(networks["fake_score"], x_t, t, cond))
 
     def _noise(self, n: int, g: torch.Generator) -> Samples:

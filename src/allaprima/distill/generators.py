@@ -12,8 +12,8 @@ import torch
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition, Denoiser, Samples
-from allaprima.diffusion.rollback import rollback
-from allaprima.diffusion.schedule import Schedule
+from allaprima.diffusion.noising import add_noise
+from allaprima.diffusion.schedules import Schedule
 
 
 class RenoisedChain:
@@ -53,7 +53,7 @@ class RenoisedChain:
             for t, s in zip(self.times[: n - 1], self.times[1:n], strict=True):
                 x0 = f(x_t, self._at(t, noise), cond)
                 eps = torch.randn(noise.shape, generator=generator, dtype=noise.dtype).to(noise.device)
-                x_t = rollback(x0, eps, self._at(s, noise), self.schedule)
+                x_t = add_noise(x0, eps, self._at(s, noise), self.schedule)
         return f(x_t, self._at(self.times[n - 1], noise), cond)
 
     @staticmethod

@@ -1,7 +1,7 @@
 """Labels to fine-tune an oracle on, and how often a scorer agrees with them.
 
-Two kinds: `Pairs` (two pictures of a prompt and which is preferred) and `Gains` (a draft and what the teacher would gain).
-Both split by prompt: pictures of one prompt never stand on both sides.
+Two kinds: `PreferencePairs` (two pictures of a prompt and which is preferred) and `Gains` (a draft and what the teacher
+would gain). Both split by prompt: pictures of one prompt never stand on both sides.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Labels(Protocol):
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PreferencePairs:
     """`a, b: (N, 3, H, W)` uint8 or float in [0, 1]; `preference: (N,)` in [0, 1]: 1 for a, 0 for b, .5 a tie."""
 
     a: Tensor
@@ -62,7 +62,7 @@ class Pairs:
     @classmethod
     def of(
         cls, a: Tensor, b: Tensor, preference: Tensor, prompts: Sequence[str], encode: Callable[[Sequence[str]], Tensor]
-    ) -> Pairs:
+    ) -> PreferencePairs:
         """With each distinct prompt encoded once. Raises `SettingError` for lengths that differ or labels out of range."""
         index, hidden = _texts(prompts, encode, len(a), len(b), len(preference))
         if not bool(((preference >= 0) & (preference <= 1)).all()):
@@ -127,7 +127,7 @@ class Gains:
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, images: Tensor, labels: Pairs | Gains, rows: Tensor, batch: int = 128) -> np.ndarray:
+def _logits(model: nn.Module, images: Tensor, labels: PreferencePairs | Gains, rows: Tensor, batch: int = 128) -> np.ndarray:
     parts = [model(_pixels(images[r]), labels.hidden[labels.prompt[r]]) for r in rows.split(batch) if len(r)]
     return torch.cat(parts).double().numpy() if parts else np.zeros(0)
 

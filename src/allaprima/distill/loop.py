@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from allaprima.core.errors import TrainingError
-from allaprima.distill.checkpoint import Parts, load_checkpoint, read_meta, save_checkpoint
+from allaprima.distill.checkpoint import TrainingState, load_checkpoint, read_meta, save_checkpoint
 from allaprima.distill.devices import Devices, whole_tensor
-from allaprima.distill.twins import shared, twin
+from allaprima.distill.shared_copy import shared, shared_copy
 
 Loss = Callable[[nn.Module, Mapping[str, nn.Module], torch.Generator], Tensor]
 """`(model, emas, generator of this step) -> scalar loss`."""
@@ -55,7 +55,7 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """How far a training has come."""
 
     step: int
@@ -158,7 +158,7 @@ def train(
     config: LoopConfig,
     folder: Path,
     recipe: Mapping[str, Any],
-    on_checkpoint: Callable[[Mapping[str, nn.Module], Progress], None] | None = None,
+    on_checkpoint: Callable[[Mapping[str, nn.Module], TrainingProgress], None] | None = None,
     stop_after_seconds: float | None = None,
     stop: Callable[[Mapping[str, nn.Module], int], bool] | None = None,
     devices: Devices | None = None,
@@ -171,7 +171,7 @@ def train(
     to another recipe.
     """
     devices = devices or Devices()
-    emas = {name: devices.place(twin(model).requires_grad_(False)) for name in config.emas}
+    emas = {name: devices.place(shared_copy(model).requires_grad_(False)) for name in config.emas}
     devices.place(model)
     optimizer = adamw(model, config)
 
@@ -185,19 +185,19 @@ def train(
         return {"loss": current}
 
     identity = {"recipe": dict(recipe), "loop": config.identity(devices.whole)}
-    parts = Parts({"model": model}, {"optim": optimizer}, emas)
+    parts = TrainingState({"model": model}, {"optim": optimizer}, emas)
     run(parts, update, ("loss",), config, folder, identity, on_checkpoint, stop_after_seconds, stop, devices)
     return emas
 
 
 def run(
-    parts: Parts,
+    parts: TrainingState,
     update: Callable[[int], Mapping[str, float]],
     losses: Sequence[str],
     config: LoopConfig,
     folder: Path,
     identity: Mapping[str, Any],
-    on_checkpoint: Callable[[Mapping[str, nn.Module], Progress], None] | None = None,
+    on_checkpoint: Callable[[Mapping[str, nn.Module], TrainingProgress], None] | None = None,
     stop_after_seconds: float | None = None,
     stop: Callable[[Mapping[str, nn.Module], int], bool] | None = None,
     devices: Devices | None = None,
@@ -205,7 +205,7 @@ def run(
     """What every training has in common: resume, checkpoints, the curve, when to stop.
 
     `update(step)` trains the parts by one step and returns some of `losses` by name; the first of them is the one
-    `Progress` reports, and it should come at every step. `identity`: plain data that must be the same for a resume.
+    `TrainingProgress` reports, and it should come at every step. `identity`: plain data that must be the same for a resume.
     Raises `TrainingError` when the folder belongs to another recipe.
     """
     devices = devices or Devices()
@@ -221,7 +221,7 @@ def run(
         meta = {"identity": identity, "step": step, "seconds": now, "loss": running[losses[0]], "losses": running}
         save_checkpoint(folder, parts, meta, devices.main)
         if on_checkpoint is not None and devices.main:
-            on_checkpoint(parts.emas, Progress(step, step * samples, now, running[losses[0]]))
+            on_checkpoint(parts.emas, TrainingProgress(step, step * samples, now, running[losses[0]]))
         devices.wait()
 
     with _open_curve(folder / "curve.csv", step, losses) if devices.main else io.StringIO() as rows:
@@ -250,7 +250,7 @@ def run(
 
 
 def _resume(
-    folder: Path, parts: Parts, identity: Mapping[str, Any], losses: Sequence[str]
+    folder: Path, parts: TrainingState, identity: Mapping[str, Any], losses: Sequence[str]
 ) -> tuple[int, float, dict[str, float]]:
     """Steps, seconds and running losses so far; the parts are restored if the folder holds a checkpoint."""
     running = dict.fromkeys(losses, math.nan)

@@ -17,7 +17,7 @@ from torch import Tensor
 from allaprima.core.errors import SettingError, TrainingError
 from allaprima.distill.recipe import Recipe
 from allaprima.distill.training_data import TrainingData
-from allaprima.models.partition import (
+from allaprima.models.multi_student.partition import (
     Partition,
     check_sizes,
     fit_balanced_kmeans,
@@ -26,7 +26,7 @@ from allaprima.models.partition import (
     partition_fingerprint,
     pool,
 )
-from allaprima.models.partition_file import load_partition, save_partition
+from allaprima.models.multi_student.partition_file import load_partition, save_partition
 
 FILE = "partition.safetensors"
 

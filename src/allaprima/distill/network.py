@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from allaprima.core.errors import SettingError
-from allaprima.core.folder import fingerprint
+from allaprima.core.files import fingerprint
 from allaprima.distill.architecture import count_parameters, make_student
 from allaprima.distill.recipe import Recipe
-from allaprima.distill.twins import twin
-from allaprima.models.lora import add_adapters
+from allaprima.distill.shared_copy import shared_copy
+from allaprima.models.components.lora import add_adapters
 
 Note = Callable[[str], None]
 """Told, in a sentence, what the network is."""
@@ -49,7 +49,7 @@ def adapted(network: nn.Module, recipe: Recipe, note: Note | None = None) -> nn.
     The twin's own weights are those of `network`, not copies: they are frozen in both.
     """
     assert recipe.lora is not None
-    made: Any = twin(network.requires_grad_(False))
+    made: Any = shared_copy(network.requires_grad_(False))
     add_adapters(made, recipe.lora.rank, recipe.lora.scale, recipe.lora.targets, recipe.lora.dropout, recipe.loop.seed)
     made.train().to(memory_format=torch.channels_last)
     if recipe.loop.gradient_checkpointing:

@@ -25,32 +25,32 @@ from typing import Any
 import yaml
 from torch import nn
 
-from allaprima.core.folder import PICKLES
-from allaprima.distill.loop import Progress
+from allaprima.core.files import PICKLES
+from allaprima.distill.loop import TrainingProgress
 from allaprima.distill.many import FILE, student_folder
 from allaprima.distill.methods import METHODS
-from allaprima.distill.methods.common import Use
+from allaprima.distill.methods.common import SamplingDefaults
 from allaprima.distill.network import folder_of
 from allaprima.distill.recipe import Recipe
-from allaprima.models.card import Card, is_bundled
+from allaprima.models.cards.card import Card, is_bundled
+from allaprima.models.components.lora import FILE as LORA
+from allaprima.models.components.lora import save_lora
 from allaprima.models.families.registry import FAMILIES
-from allaprima.models.lora import FILE as LORA
-from allaprima.models.lora import save_lora
 
 
 @dataclass(frozen=True)
-class Made:
+class Publication:
     """What is published."""
 
     recipe: Recipe
     card: Card
     """The teacher's card."""
-    progress: Progress
+    progress: TrainingProgress
     data: str
     """What it was trained on, in words."""
     pictures: int
     identity: Mapping[str, Any]
-    use: Use
+    use: SamplingDefaults
     """How to paint with it."""
     network: str = ""
     """What the student's network is, in words, where it isn't just the teacher's."""
@@ -63,7 +63,7 @@ def save_student(network: nn.Module, folder: Path, card: Card) -> None:
     _scheduler(card, folder)
 
 
-def publish(made: Made, network: nn.Module, out: Path) -> Path:
+def publish(made: Publication, network: nn.Module, out: Path) -> Path:
     """Write the student, its card and its page; returns the card's path. What is there is written over, file by file."""
     if made.recipe.lora is None:
         save_student(network, out / "student", made.card)
@@ -79,7 +79,7 @@ def publish(made: Made, network: nn.Module, out: Path) -> Path:
     return _described(made, source, [out / "student"], type(network).__name__, out)
 
 
-def publish_many(made: Made, students: int, network: str, out: Path) -> Path:
+def publish_many(made: Publication, students: int, network: str, out: Path) -> Path:
     """Write card and page of a multi-student training whose students `save_student` has written; returns the card's path.
 
     `network`: their class in diffusers.
@@ -89,7 +89,7 @@ def publish_many(made: Made, students: int, network: str, out: Path) -> Path:
     return _described(made, source, folders, network, out)
 
 
-def _described(made: Made, source: Mapping[str, Any], folders: Sequence[Path], name: str, out: Path) -> Path:
+def _described(made: Publication, source: Mapping[str, Any], folders: Sequence[Path], name: str, out: Path) -> Path:
     """Card, account and page; `name` is the students' class in diffusers."""
     card = out / "card.yaml"
     card.write_text(yaml.safe_dump(_card(made, source), sort_keys=False), encoding="utf-8")
@@ -100,7 +100,7 @@ def _described(made: Made, source: Mapping[str, Any], folders: Sequence[Path], n
     return card
 
 
-def account_of(made: Made, weights: Sequence[Path], out: Path) -> dict[str, Any]:
+def account_of(made: Publication, weights: Sequence[Path], out: Path) -> dict[str, Any]:
     """What was done, and hashes of what came of it."""
     return {
         "recipe": made.recipe.model_dump(),
@@ -131,7 +131,7 @@ def extended_name(card: Card) -> str:
     return card.name if is_bundled(card) else str((card.folder / "card.yaml").resolve())
 
 
-def _card(made: Made, source: Mapping[str, Any]) -> dict[str, Any]:
+def _card(made: Publication, source: Mapping[str, Any]) -> dict[str, Any]:
     """A card that takes everything but the student from the teacher's."""
     teacher = made.card
     several = "" if made.recipe.partition is None else f"-{made.recipe.partition.students}"
@@ -148,7 +148,7 @@ def _card(made: Made, source: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _in_diffusers(made: Made, network: str) -> str:
+def _in_diffusers(made: Publication, network: str) -> str:
     component, where = FAMILIES[made.card.family].component, "student" if made.recipe.partition is None else "students/0"
     scheduler = "LCMScheduler" if component == "unet" else "FlowMatchLCMScheduler"
     put = f'put `{network}.from_pretrained("{where}/{component}")` in its place'
@@ -160,7 +160,7 @@ def _in_diffusers(made: Made, network: str) -> str:
     return f"In diffusers: {both} and {put},\nwith `{scheduler}` for several steps."
 
 
-def page(made: Made, network: str) -> str:
+def page(made: Publication, network: str) -> str:
     """The model page, Markdown with the head that model hubs read; `network` is the student's class in diffusers."""
     entry = METHODS[made.recipe.method]
     student, several = "student", ""
@@ -183,7 +183,7 @@ tags: [allaprima, distillation, text-to-image]
 
 ![drafts of the student](samples.png)
 
-Made for {made.use.steps} step{"s" if made.use.steps != 1 else ""} at guidance scale {made.use.guidance:g}. {made.use.words}
+Made for {made.use.steps} step{"s" if made.use.steps != 1 else ""} at guidance scale {made.use.guidance:g}. {made.use.note}
 
 ```
 allaprima generate --card card.yaml "a prompt" --student-only
@@ -196,7 +196,7 @@ allaprima calibrate --card card.yaml --budget 15 --out calibration.json    # bef
 """
 
 
-def facts(made: Made, network: str) -> str:
+def facts(made: Publication, network: str) -> str:
     """The table of a model page, and the recipe; `network` is what the trained network is if nothing else is said."""
     recipe = yaml.safe_dump(made.recipe.model_dump(exclude_none=True), sort_keys=False).strip()
     return f"""| | |

@@ -19,13 +19,13 @@ import yaml
 from torch import nn
 
 from allaprima.distill.methods import METHODS
-from allaprima.distill.publish import Made, account_of, extended_name, facts, write_account
+from allaprima.distill.publish import Publication, account_of, extended_name, facts, write_account
 from allaprima.models.adapters.conditional_unet import ConditionalUNet
 
 FOLDER = "controlnet"
 
 
-def publish_adapter(made: Made, net: nn.Module, map_: str, few_steps: bool, out: Path) -> Path:
+def publish_adapter(made: Publication, net: nn.Module, map_: str, few_steps: bool, out: Path) -> Path:
     """Write the net, its card and its page; returns the card's path. `few_steps`: it is a student's own net (CoDi)."""
     plain: Any = net.cpu().eval().requires_grad_(False)
     plain.save_pretrained(out / FOLDER, safe_serialization=True)
@@ -36,7 +36,7 @@ def publish_adapter(made: Made, net: nn.Module, map_: str, few_steps: bool, out:
     return card
 
 
-def _card(made: Made, map_: str, few_steps: bool) -> dict[str, Any]:
+def _card(made: Publication, map_: str, few_steps: bool) -> dict[str, Any]:
     teacher = made.card
     there = teacher.controls.get(map_)
     control: dict[str, Any] = {"map": map_, "license": teacher.teacher.license}
@@ -56,7 +56,7 @@ def _card(made: Made, map_: str, few_steps: bool) -> dict[str, Any]:
     }
 
 
-def _page(made: Made, map_: str, whole: bool) -> str:
+def _page(made: Publication, map_: str, whole: bool) -> str:
     entry = METHODS[made.recipe.method]
     if whole:
         what = "a conditional UNet"
@@ -76,7 +76,7 @@ tags: [allaprima, controlnet, text-to-image]
 
 ![maps and pictures](samples.png)
 
-Made for {made.use.steps} steps at guidance scale {made.use.guidance:g}. {made.use.words}
+Made for {made.use.steps} steps at guidance scale {made.use.guidance:g}. {made.use.note}
 
 ```
 allaprima control --card card.yaml picture.png "a prompt"

@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from allaprima.core.errors import SettingError
-from allaprima.models.lora import TARGETS
+from allaprima.models.components.lora import TARGETS
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -19,10 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from allaprima.core.errors import SettingError
-from allaprima.distill.checkpoint import Parts
+from allaprima.distill.checkpoint import TrainingState
 from allaprima.distill.devices import Devices
-from allaprima.distill.loop import LoopConfig, Progress, adamw, descend, learning_rate, run, step_generator, update_emas
-from allaprima.distill.twins import twin
+from allaprima.distill.loop import (
+    LoopConfig,
+    TrainingProgress,
+    adamw,
+    descend,
+    learning_rate,
+    run,
+    step_generator,
+    update_emas,
+)
+from allaprima.distill.shared_copy import shared_copy
 
 Networks = Mapping[str, nn.Module]
 """`generator`, `fake_score` and, where there is one, `head`."""
@@ -70,7 +79,7 @@ def train_two_time_scale(
     config: TwoTimeScaleConfig,
     folder: Path,
     recipe: Mapping[str, Any],
-    on_checkpoint: Callable[[Mapping[str, nn.Module], Progress], None] | None = None,
+    on_checkpoint: Callable[[Mapping[str, nn.Module], TrainingProgress], None] | None = None,
     stop_after_seconds: float | None = None,
     stop: Callable[[Mapping[str, nn.Module], int], bool] | None = None,
     devices: Devices | None = None,
@@ -90,7 +99,7 @@ def train_two_time_scale(
     loop = config.loop
     devices = devices or Devices()
     generator = networks["generator"]
-    emas = {name: devices.place(twin(generator).requires_grad_(False)) for name in loop.emas}
+    emas = {name: devices.place(shared_copy(generator).requires_grad_(False)) for name in loop.emas}
     networks = {name: devices.place(network, again=True) for name, network in networks.items()}
     optimizers = {name: adamw(network, loop) for name, network in networks.items()}
     critic = [optimizer for name, optimizer in optimizers.items() if name != "generator"]
@@ -120,7 +129,7 @@ def train_two_time_scale(
         "loop": loop.identity(devices.whole),
         "two_time_scale": {"generator_every": config.generator_every, "rates": config.rates(), "networks": sorted(networks)},
     }
-    parts = Parts(networks, {f"optim.{name}": optimizer for name, optimizer in optimizers.items()}, emas)
+    parts = TrainingState(networks, {f"optim.{name}": optimizer for name, optimizer in optimizers.items()}, emas)
     run(
         parts,
         update,

@@ -32,8 +32,8 @@ def make_metric(name: str, **options: Any) -> Metric:
         near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise SettingError(f"metric={name!r} is not known: {', '.join(METRICS)} are.{hint}")
-    from allaprima.evaluation.metric import PerPicture, Scorer
+    from allaprima.evaluation.metric import PerImageScorer, PerPicture
 
     module, cls = METRICS[name].split(":")
     made = getattr(importlib.import_module(f"{__name__}.{module}"), cls)(**options)
-    return PerPicture(made) if isinstance(made, Scorer) else made
+    return PerPicture(made) if isinstance(made, PerImageScorer) else made

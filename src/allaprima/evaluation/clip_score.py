@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from allaprima.core.errors import ModelError
-from allaprima.core.folder import fingerprint, weight_files
+from allaprima.core.files import fingerprint, weight_files
 from allaprima.features.preprocess import Preprocess
 
 

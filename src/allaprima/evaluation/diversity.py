@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from allaprima.core.errors import SettingError
-from allaprima.evaluation.metric import Measured, check_count, check_prompts, common, features_of
+from allaprima.evaluation.metric import MetricResult, check_count, check_prompts, common, features_of
 from allaprima.features.module import Features, describe_features
 
 Distance = Literal["cosine", "squared_euclidean"]
@@ -64,7 +64,7 @@ class Diversity:
             sums.total += row
             sums.squares += float(row.square().sum())
 
-    def compute(self) -> Measured:
+    def compute(self) -> MetricResult:
         """Mean over prompts; raises `SettingError` naming a prompt with one picture."""
         check_count(len(self._prompts), 1, self.name, "prompts")
         values: dict[str, float] = {}
@@ -72,4 +72,4 @@ class Diversity:
             check_count(s.count, 2, self.name, f"pictures of prompt {prompt!r}")
             pairs = (s.count * s.squares - float(s.total.square().sum())) / (s.count * (s.count - 1))
             values[prompt] = max(pairs, 0.0) * (1 if self.distance == "cosine" else 2)
-        return Measured(self.name, sum(values.values()) / len(values), self.protocol(), per_prompt=values)
+        return MetricResult(self.name, sum(values.values()) / len(values), self.protocol(), per_prompt=values)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from allaprima.core.errors import SettingError
-from allaprima.evaluation.metric import Measured, check_count, common, features_of
+from allaprima.evaluation.metric import MetricResult, check_count, common, features_of
 from allaprima.features.module import Features, describe_features
 
 
@@ -156,10 +156,10 @@ class FrechetDistance:
         if real is not None:
             self._real.add(real)
 
-    def compute(self) -> Measured:
+    def compute(self) -> MetricResult:
         """The distance."""
         check_count(self._painted.count, 2, self.name)
         if self.reference is None:
             check_count(self._real.count, 2, self.name, "reference pictures")
         value = frechet_of_moments(self._painted.moments(), self.reference or self._real.moments())
-        return Measured(self.name, value, self.protocol())
+        return MetricResult(self.name, value, self.protocol())

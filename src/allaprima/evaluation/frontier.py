@@ -19,7 +19,7 @@ from allaprima.evaluation.intervals import Interval
 
 
 @dataclass(frozen=True)
-class Point:
+class FrontierPoint:
     """One method at one budget."""
 
     method: str
@@ -46,7 +46,7 @@ class Measure:
     higher_is_better: bool
 
 
-def at_cost(points: Sequence[Point], measure: str, steps: float) -> float:
+def at_cost(points: Sequence[FrontierPoint], measure: str, steps: float) -> float:
     """A method's value at a cost, linear between its points; nan outside them."""
     known = sorted((p.steps, p.values[measure].mean) for p in points if measure in p.values)
     if not known or not known[0][0] - 1e-9 <= steps <= known[-1][0] + 1e-9:
@@ -55,7 +55,7 @@ def at_cost(points: Sequence[Point], measure: str, steps: float) -> float:
     return float(np.interp(steps, x, y))
 
 
-def steps_to_reach(points: Sequence[Point], measure: Measure, target: float) -> float:
+def steps_to_reach(points: Sequence[FrontierPoint], measure: Measure, target: float) -> float:
     """The least cost at which a method's curve is as good as `target`; nan when it never is."""
     sign = 1 if measure.higher_is_better else -1
     known = sorted((p.steps, sign * p.values[measure.name].mean) for p in points if measure.name in p.values)
@@ -69,15 +69,15 @@ def steps_to_reach(points: Sequence[Point], measure: Measure, target: float) -> 
     return float("nan")
 
 
-def by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
+def by_method(points: Sequence[FrontierPoint]) -> dict[str, list[FrontierPoint]]:
     """Points grouped, in the order the methods first appear."""
-    groups: dict[str, list[Point]] = {}
+    groups: dict[str, list[FrontierPoint]] = {}
     for p in points:
         groups.setdefault(p.method, []).append(p)
     return groups
 
 
-def rows_of(points: Sequence[Point]) -> list[dict[str, Any]]:
+def rows_of(points: Sequence[FrontierPoint]) -> list[dict[str, Any]]:
     """Flat rows, one a point."""
     rows: list[dict[str, Any]] = []
     for p in points:
@@ -95,7 +95,7 @@ def rows_of(points: Sequence[Point]) -> list[dict[str, Any]]:
     return rows
 
 
-def markdown(points: Sequence[Point], measures: Sequence[Measure]) -> str:
+def markdown(points: Sequence[FrontierPoint], measures: Sequence[Measure]) -> str:
     """A table for people."""
     lines = ["| method | mean steps | " + " | ".join(m.title for m in measures) + " |", "|---" * (len(measures) + 2) + "|"]
     for p in points:
@@ -115,7 +115,7 @@ COST_AXES = {
 }
 
 
-def draw(points: Sequence[Point], measures: Sequence[Measure], title: str, cost: str = "steps") -> bytes:
+def draw(points: Sequence[FrontierPoint], measures: Sequence[Measure], title: str, cost: str = "steps") -> bytes:
     """One panel a measure, the cost on a logarithmic axis, bands for intervals, bounds dashed. PNG.
 
     `cost`: steps, evaluations or seconds.
@@ -155,7 +155,9 @@ def draw(points: Sequence[Point], measures: Sequence[Measure], title: str, cost:
     return buffer.getvalue()
 
 
-def page(points: Sequence[Point], measures: Sequence[Measure], title: str, png: bytes, about: Mapping[str, Any]) -> str:
+def page(
+    points: Sequence[FrontierPoint], measures: Sequence[Measure], title: str, png: bytes, about: Mapping[str, Any]
+) -> str:
     """A self-contained HTML page: picture, sortable table, protocol. It fetches nothing."""
     head = "".join(f"<th>{html.escape(h)}</th>" for h in ["method", "steps", *[m.title for m in measures]])
     body: list[str] = []
@@ -190,7 +192,7 @@ _SORT = (
 
 
 def write(
-    folder: Path, points: Sequence[Point], measures: Sequence[Measure], title: str, about: Mapping[str, Any],
+    folder: Path, points: Sequence[FrontierPoint], measures: Sequence[Measure], title: str, about: Mapping[str, Any],
     drawn: Sequence[Measure] | None = None,
 ) -> None:  # fmt: skip
     """`frontier.{json,csv,parquet,png,html,md}` in a folder; `drawn` are the measures of the picture (default: all).

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from allaprima.core.errors import SettingError
-from allaprima.evaluation.bank import FeatureBank
-from allaprima.evaluation.metric import Measured, common
+from allaprima.evaluation.feature_store import FeatureStore
+from allaprima.evaluation.metric import MetricResult, common
 from allaprima.features.module import Features, describe_features
 
 ROWS = 1024
@@ -56,7 +56,7 @@ class KernelDistance:
             raise SettingError(f"subsets={subsets}, subset_size={subset_size}: at least 1 and 2 are due.")
         self.name = "kid" if features.name.startswith("inception") else f"kernel ({features.name})"
         self.features, self.subsets, self.subset_size, self.seed = features, subsets, subset_size, seed
-        self._bank = FeatureBank(self.name, features, reference)
+        self._bank = FeatureStore(self.name, features, reference)
 
     def protocol(self) -> dict[str, Any]:
         """A value is called KID only if the network is Inception."""
@@ -77,7 +77,7 @@ class KernelDistance:
         """Painted pictures; `references`, if given, join the reference set (as many as there are)."""
         self._bank.add(images, references)
 
-    def compute(self) -> Measured:
+    def compute(self) -> MetricResult:
         """`value`: mean over subsets; `more`: `std` over subsets, `all` pictures at once (whatever their order)."""
         a, b = self._bank.both(2)
         size = self.subset_size
@@ -92,4 +92,4 @@ class KernelDistance:
             for _ in range(self.subsets)
         ]
         more = {"std": float(np.std(drawn)), "all": kernel_distance(a, b)}
-        return Measured(self.name, float(np.mean(drawn)), self.protocol(), more)
+        return MetricResult(self.name, float(np.mean(drawn)), self.protocol(), more)

@@ -20,7 +20,7 @@ from allaprima.features.module import Features
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricResult:
     """A metric's answer. `per_picture: (N,)` in the order of feeding, if pictures have values of their own."""
 
     name: str
@@ -49,13 +49,13 @@ class Metric(Protocol):
         """
         ...
 
-    def compute(self) -> Measured:
+    def compute(self) -> MetricResult:
         """The value over everything fed; raises `SettingError` if that is too little."""
         ...
 
 
 @runtime_checkable
-class Scorer(Protocol):
+class PerImageScorer(Protocol):
     """A number for every picture, on its own."""
 
     name: str
@@ -75,7 +75,7 @@ class Scorer(Protocol):
 class PerPicture:
     """A scorer as a metric: the mean of its scores, every score kept."""
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: PerImageScorer) -> None:
         self.scorer, self.name, self.higher_is_better = scorer, scorer.name, scorer.higher_is_better
         self._scores: list[np.ndarray] = []
 
@@ -108,11 +108,11 @@ class PerPicture:
             )
         self._scores.append(scores)
 
-    def compute(self) -> Measured:
+    def compute(self) -> MetricResult:
         """The mean, with the scores."""
         check_count(self.pictures, 1, self.name)
         scores = np.concatenate(self._scores)
-        return Measured(self.name, float(scores.mean()), self.protocol(), per_picture=scores)
+        return MetricResult(self.name, float(scores.mean()), self.protocol(), per_picture=scores)
 
 
 def common(metric: Any, per: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from allaprima.core.errors import SettingError
-from allaprima.evaluation.bank import FeatureBank
-from allaprima.evaluation.metric import Measured, common
+from allaprima.evaluation.feature_store import FeatureStore
+from allaprima.evaluation.metric import MetricResult, common
 from allaprima.features.module import Features, describe_features
 
 ROWS = 1024
@@ -81,7 +81,7 @@ class PrecisionRecall:
         if k < 1:
             raise SettingError(f"k={k}: 1 or more is due.")
         self.features, self.k = features, k
-        self._bank = FeatureBank("precision and recall", features, reference)
+        self._bank = FeatureStore("precision and recall", features, reference)
 
     def protocol(self) -> dict[str, Any]:
         """Comparable for one k, one network and one number of pictures."""
@@ -100,7 +100,7 @@ class PrecisionRecall:
         """Painted pictures; `references`, if given, join the reference set (as many as there are)."""
         self._bank.add(images, references)
 
-    def compute(self) -> Measured:
+    def compute(self) -> MetricResult:
         """Precision, with recall, density and coverage."""
         found = precision_recall(*self._bank.both(self.k + 1), self.k)
-        return Measured(self.name, found["precision"], self.protocol(), found)
+        return MetricResult(self.name, found["precision"], self.protocol(), found)

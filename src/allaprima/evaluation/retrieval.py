@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from allaprima.core.errors import SettingError
-from allaprima.evaluation.judge import Judge
+from allaprima.evaluation.reward_judge import RewardJudge
 from allaprima.features.module import weights_hash
 from allaprima.oracles.dual_encoder import Encode
 
 
-class DualEncoder(Protocol):
+class ImageTextEncoder(Protocol):
     """Pictures and captions in one space, unit length. `clip_score.CLIPScore` is one too."""
 
     name: str
@@ -36,7 +36,7 @@ class JudgeEncoder:
 
     name = "judge"
 
-    def __init__(self, judge: Judge, encode: Encode) -> None:
+    def __init__(self, judge: RewardJudge, encode: Encode) -> None:
         self.judge, self.encode = judge, encode
         self.fingerprint = weights_hash(judge)
 
@@ -59,7 +59,7 @@ class Retrieval:
     needs_prompts = True
     needs_references = False
 
-    def __init__(self, judge: DualEncoder, captions: Sequence[str], k: int = 1) -> None:
+    def __init__(self, judge: ImageTextEncoder, captions: Sequence[str], k: int = 1) -> None:
         self.captions = {c: i for i, c in enumerate(captions)}
         if len(self.captions) != len(captions):
             twice = next(c for i, c in enumerate(captions) if self.captions[c] != i)

@@ -16,7 +16,7 @@ import numpy as np
 
 from allaprima.core.errors import SettingError
 from allaprima.evaluation.decision import decision_accuracy, full_reference_right, no_reference_curve
-from allaprima.evaluation.frontier import Measure, Point, by_method, steps_to_reach
+from allaprima.evaluation.frontier import FrontierPoint, Measure, by_method, steps_to_reach
 from allaprima.evaluation.intervals import Interval, mean_interval
 from allaprima.evaluation.simulated_oracle import SimulatedPoint, simulated_oracle
 
@@ -25,7 +25,7 @@ SHARES = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedScores:
     """Every draft beside the teacher's picture: `(N,)` each, `prompt` says which pictures share one."""
 
     prompt: np.ndarray
@@ -64,7 +64,7 @@ class Decisions:
     """No reference, for each k in `percent`."""
 
 
-def decisions(pair: Pair) -> Decisions:
+def decisions(pair: PairedScores) -> Decisions:
     """Accuracies with 95 % intervals over prompts. Raises `SettingError` when the judge never prefers either."""
     told = pair.told
     if not told.any():
@@ -89,12 +89,12 @@ def decisions(pair: Pair) -> Decisions:
     )
 
 
-def simulated(pair: Pair, shares: Sequence[float] = SHARES) -> dict[float, list[SimulatedPoint]]:
+def simulated(pair: PairedScores, shares: Sequence[float] = SHARES) -> dict[float, list[SimulatedPoint]]:
     """Mean judge's score against the oracle's accuracy, by share escalated (figure 16)."""
     return {k: simulated_oracle(pair.student.tolist(), pair.teacher.tolist(), k) for k in shares}
 
 
-def by_oracle(pair: Pair, share: float) -> float:
+def by_oracle(pair: PairedScores, share: float) -> float:
     """What the real oracle makes of the same share: those of lowest score escalated."""
     sent = np.argsort(pair.draft_score, kind="stable")[: round(share * len(pair.prompt))]
     quality = pair.student.copy()
@@ -113,7 +113,9 @@ class Reached:
     speedup: float
 
 
-def reached(points: Sequence[Point], measures: Sequence[Measure], goals: Mapping[str, tuple[str, float]]) -> list[Reached]:
+def reached(
+    points: Sequence[FrontierPoint], measures: Sequence[Measure], goals: Mapping[str, tuple[str, float]]
+) -> list[Reached]:
     """For every goal (its name -> method and budget of a point), measure and method: the fewest steps, by interpolation."""
     rows: list[Reached] = []
     groups = by_method([p for p in points if not p.bound and p.method != "chance"])
@@ -135,7 +137,7 @@ def reached_table(rows: Sequence[Reached]) -> str:
     return "\n".join(lines)
 
 
-def over_threshold_table(points: Sequence[Point], measures: Sequence[Measure], ending: str) -> str:
+def over_threshold_table(points: Sequence[FrontierPoint], measures: Sequence[Measure], ending: str) -> str:
     """Markdown: every policy minus the paper's threshold at the same budget; bold where the interval is on the good side."""
     rows = [p for p in points if any(f"{m.name}{ending}" in p.values for m in measures)]
     lines = ["| policy | budget | " + " | ".join(m.title for m in measures) + " |", "|---" * (2 + len(measures)) + "|"]
@@ -171,7 +173,7 @@ def draw_decisions(found: Decisions) -> bytes:
     return _png(figure)
 
 
-def draw_simulated(pair: Pair, curves: Mapping[float, Sequence[SimulatedPoint]]) -> bytes:
+def draw_simulated(pair: PairedScores, curves: Mapping[float, Sequence[SimulatedPoint]]) -> bytes:
     """Figure 16: mean judge's score against the oracle's accuracy, a panel a share; the real oracle is dashed. PNG."""
     figure, axis = _panel(len(curves))
     for a, (share, points) in zip(axis, curves.items(), strict=True):
@@ -188,7 +190,7 @@ def draw_simulated(pair: Pair, curves: Mapping[float, Sequence[SimulatedPoint]])
     return _png(figure)
 
 
-def draw_preference(points: Sequence[Point], name: str, baseline: str) -> bytes:
+def draw_preference(points: Sequence[FrontierPoint], name: str, baseline: str) -> bytes:
     """Figure 7 with a judge for people: share of pictures preferred to the baseline's, against steps. PNG."""
     import matplotlib as mpl
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from allaprima.core.errors import ModelError, UnsafeWeights
+from allaprima.core.errors import ModelError, UnsafeWeightsError
 from allaprima.features.preprocess import Preprocess
 
 Kernel = int | tuple[int, int]
@@ -151,9 +151,9 @@ class InceptionFeatures:
 
     @classmethod
     def from_file(cls, path: Path) -> InceptionFeatures:
-        """Weights of the FID network; raises `ModelError` naming what is missing, `UnsafeWeights` for a pickle."""
+        """Weights of the FID network; raises `ModelError` naming what is missing, `UnsafeWeightsError` for a pickle."""
         if path.suffix != ".safetensors":
-            raise UnsafeWeights(f"{path} is no .safetensors file: convert the weights once, with `safetensors.torch`.")
+            raise UnsafeWeightsError(f"{path} is no .safetensors file: convert the weights once, with `safetensors.torch`.")
         try:
             weights = load_file(path)
         except (SafetensorError, OSError) as e:

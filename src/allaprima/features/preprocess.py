@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from allaprima.core.errors import ModelError
-from allaprima.core.folder import read_json
+from allaprima.core.files import read_json
 
 RESAMPLE = {2: "bilinear", 3: "bicubic"}
 """Pillow's number of a filter -> torch's name of it; with antialiasing both are the same filter."""

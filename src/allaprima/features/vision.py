@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from allaprima.core.errors import ModelError
-from allaprima.core.folder import fingerprint, read_json, weight_files
+from allaprima.core.files import fingerprint, read_json, weight_files
 from allaprima.features.preprocess import Preprocess
 
 
@@ -69,7 +69,7 @@ class VisionFeatures:
 
     @classmethod
     def from_folder(cls, folder: Path) -> VisionFeatures:
-        """Load, float32 and frozen. Raises `ModelError` or `UnsafeWeights` naming the file."""
+        """Load, float32 and frozen. Raises `ModelError` or `UnsafeWeightsError` naming the file."""
         config = read_json(folder / "config.json")
         preprocess = Preprocess.from_folder(folder)
         weight_files(folder)

@@ -28,7 +28,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Seconds(_Strict):
+class CallSeconds(_Strict):
     """Of one call for a whole batch, by part."""
 
     student_step: float
@@ -57,7 +57,7 @@ class Hardware(_Strict):
     at_most: int | None = None
     batch: int | None = None
     """Pictures a call; a recording knows its own."""
-    seconds: Seconds | None = None
+    seconds: CallSeconds | None = None
     recorded: str | None = None
     """JSON of `python -m benchmarks.simulator --record`, relative to the plan."""
 
@@ -77,7 +77,7 @@ class TeacherOnly(_Strict):
     quality: float | None = None
 
 
-class Frontier(_Strict):
+class FrontierReport(_Strict):
     """Thresholds from a calibration, their qualities from a report of `allaprima frontier`."""
 
     calibration: str
@@ -89,7 +89,7 @@ class Frontier(_Strict):
     """Higher must be better."""
 
 
-class Point(_Strict):
+class ThresholdPoint(_Strict):
     """One threshold, given."""
 
     threshold: float
@@ -104,7 +104,7 @@ class PlanFile(_Strict):
     student_steps: int
     teacher_steps: int
     hardware: dict[str, Hardware]
-    frontier: Frontier | list[Point]
+    frontier: FrontierReport | list[ThresholdPoint]
     pictures_a_second: float | None = None
     pictures_a_day: float | None = None
     burstiness: float = 1.0
@@ -136,13 +136,13 @@ def read_plan(path: Path, changes: Mapping[str, Any] | None = None) -> Task:
         raise SettingError(f"{path} cannot be read as YAML: {e}. docs/planning.md has an example to start from.") from e
     if not isinstance(raw, dict):
         raise SettingError(f"{path} is {type(raw).__name__}, not a mapping of names to values: see docs/planning.md.")
-    given = {k: v for k, v in (changes or {}).items() if v is not None}
+    values = {k: v for k, v in (changes or {}).items() if v is not None}
     # One of two names for one thing on the command line stands in place of both in the file.
     for one, other in (("pictures_a_second", "pictures_a_day"), ("quality", "cost_at_most")):
-        if one in given or other in given:
+        if one in values or other in values:
             raw = {k: v for k, v in raw.items() if k not in (one, other)}
     try:
-        return _checked(PlanFile.model_validate({**raw, **given}), path)
+        return _checked(PlanFile.model_validate({**raw, **values}), path)
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(x) for x in first["loc"]) or "the file"
@@ -213,31 +213,31 @@ def _kind(name: str, h: Hardware, folder: Path) -> Kind:
 
 
 def _choices(file: PlanFile, folder: Path) -> tuple[Choice, ...]:
-    given = file.frontier
-    if not isinstance(given, Frontier):
-        if not given:
+    values = file.frontier
+    if not isinstance(values, FrontierReport):
+        if not values:
             raise SettingError("frontier is empty: give points (threshold, share, quality) or a calibration.")
-        return tuple(Choice(p.threshold, p.share, math.nan if p.quality is None else p.quality) for p in given)
-    calibration = Calibration.load(folder / given.calibration)
-    if given.report is not None:
-        return _reported(given, calibration, folder / given.report, file)
+        return tuple(Choice(p.threshold, p.share, math.nan if p.quality is None else p.quality) for p in values)
+    calibration = Calibration.load(folder / values.calibration)
+    if values.report is not None:
+        return _reported(values, calibration, folder / values.report, file)
     if file.cost_at_most is None:
         return (Choice(calibration.threshold, calibration.percentile / 100),)
     return tuple(Choice(threshold_for(calibration.scores, s), s) for s in SHARES)
 
 
-def _reported(given: Frontier, calibration: Calibration, path: Path, file: PlanFile) -> tuple[Choice, ...]:
+def _reported(values: FrontierReport, calibration: Calibration, path: Path, file: PlanFile) -> tuple[Choice, ...]:
     """A report knows mean steps and quality; the share is what they say, the threshold is the calibration's for it."""
     try:
-        points = [p for p in json.loads(path.read_text(encoding="utf-8"))["points"] if p["method"] == given.method]
-        rows = [(float(p["steps"]), float(p[given.measure])) for p in points]
+        points = [p for p in json.loads(path.read_text(encoding="utf-8"))["points"] if p["method"] == values.method]
+        rows = [(float(p["steps"]), float(p[values.measure])) for p in points]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise CalibrationError(
-            f"{path} has no points of method {given.method!r} with {given.measure!r}: {e!r}. Give a frontier.json of"
+            f"{path} has no points of method {values.method!r} with {values.measure!r}: {e!r}. Give a frontier.json of"
             " `allaprima frontier`, and a method and a measure that are in it."
         ) from e
     if not rows:
-        raise CalibrationError(f"{path} has no method {given.method!r}: name one that is in it.")
+        raise CalibrationError(f"{path} has no method {values.method!r}: name one that is in it.")
     found: dict[float, Choice] = {}
     for steps, quality in rows:
         share = round((steps - file.student_steps) / file.teacher_steps, 4)

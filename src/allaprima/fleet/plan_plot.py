@@ -6,10 +6,10 @@ import io
 from collections.abc import Sequence
 
 from allaprima.core.errors import SettingError
-from allaprima.fleet.planner import Plan
+from allaprima.fleet.planner import FleetPlan
 
 
-def draw(plans: Sequence[Plan], chosen: Plan, baseline: Plan | None, p95: float) -> bytes:
+def draw(plans: Sequence[FleetPlan], chosen: FleetPlan, baseline: FleetPlan | None, p95: float) -> bytes:
     """Two panels over the share of drafts that is escalated, thresholds on a second axis. PNG."""
     if not plans:
         raise SettingError("no plans to draw: there is no fleet for any threshold.")

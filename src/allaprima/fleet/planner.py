@@ -30,8 +30,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from allaprima.core.errors import SettingError
-from allaprima.fleet.queueing import Pool, Work, pool, split
-from allaprima.fleet.simulator import EngineRule, Group, Rule, Seen, simulate
+from allaprima.fleet.queueing import QueuedPool, StageWork, pool, split
+from allaprima.fleet.simulator import EngineRule, MachineGroup, Rule, SimulationReport, simulate
 from allaprima.fleet.workload import STEPPED, Choice, Demand, Kind, Layout
 
 PROMISE = 0.95
@@ -70,7 +70,7 @@ class Assigned:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FleetPlan:
     """A fleet for one threshold."""
 
     layout: Layout
@@ -79,7 +79,7 @@ class Plan:
     p95: float
     """By the formulas, in seconds."""
     rate: float
-    seen: Seen | None = None
+    seen: SimulationReport | None = None
     """What the simulation saw of it."""
 
     @property
@@ -97,11 +97,11 @@ class Plan:
         """All of them."""
         return sum(a.machines for a in self.assigned)
 
-    def groups(self) -> dict[str, list[Group]]:
+    def groups(self) -> dict[str, list[MachineGroup]]:
         """For the simulator."""
-        found: dict[str, list[Group]] = {p: [] for p in self.layout.pools}
+        found: dict[str, list[MachineGroup]] = {p: [] for p in self.layout.pools}
         for a in self.assigned:
-            found[a.pool].append(Group(a.kind, a.machines, a.weight))
+            found[a.pool].append(MachineGroup(a.kind, a.machines, a.weight))
         return found
 
 
@@ -113,7 +113,7 @@ class Infeasible:
     choice: Choice
     limit: str
     """`latency` or `at_most`."""
-    words: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class _Column:
     machines: int
     weight: float
     seconds: float
-    made: Pool
+    made: QueuedPool
 
     @property
     def cost(self) -> float:
@@ -147,12 +147,12 @@ class Planner:
         if not kinds or len({k.name for k in kinds}) < len(kinds):
             raise SettingError(f"hardware {[k.name for k in kinds]}: one kind or more with names of their own are due.")
         self.demand, self.kinds, self.rule = demand, tuple(kinds), rule
-        self._pools: dict[tuple[str, float, str, str, float, int], Pool] = {}
+        self._pools: dict[tuple[str, float, str, str, float, int], QueuedPool] = {}
 
-    def plan(self, layout: Layout, choice: Choice, p95: float | None = None) -> Plan | Infeasible:
+    def plan(self, layout: Layout, choice: Choice, p95: float | None = None) -> FleetPlan | Infeasible:
         """The cheapest fleet for one threshold; `p95` in place of the demand's."""
         wanted = self.demand.p95 if p95 is None else p95
-        found: list[Plan] = []
+        found: list[FleetPlan] = []
         refused: list[Infeasible] = []
         for promise in promises(layout, choice.share):
             columns = self.columns(layout, choice, promise)
@@ -165,7 +165,7 @@ class Planner:
 
     def settle(
         self, layout: Layout, choice: Choice, count: int = 20_000, seed: int = 0, rounds: int = 4
-    ) -> Plan | Infeasible:
+    ) -> FleetPlan | Infeasible:
         """The cheapest of up to `rounds` plans that keep the promise in the simulation; the last one if none does.
 
         Each round plans for the objective times how far the simulation was from it in the round before.
@@ -184,14 +184,14 @@ class Planner:
             objective *= min(max(self.demand.p95 / last.seen.p95, 0.7), 1.3)
         return best or last or self.plan(layout, choice)
 
-    def simulated(self, plan: Plan, count: int = 20_000, seed: int = 0) -> Plan:
+    def simulated(self, plan: FleetPlan, count: int = 20_000, seed: int = 0) -> FleetPlan:
         """The same with what the simulation saw of `count` pictures."""
         rounds = plan.p95 * self.demand.rate
         warm_up = int(max(count / 10, min(3 * rounds, count)))
         seen = simulate(
             self.demand, plan.layout, plan.groups(), plan.choice.share, count, warm_up, seed, self.rule
         )  # fmt: skip
-        return Plan(plan.layout, plan.choice, plan.assigned, plan.p95, plan.rate, seen)
+        return FleetPlan(plan.layout, plan.choice, plan.assigned, plan.p95, plan.rate, seen)
 
     def columns(self, layout: Layout, choice: Choice, promise: _Promise) -> list[_Column]:
         """Every count of every kind in every pool that may be worth it."""
@@ -246,16 +246,18 @@ class Planner:
         most = self.demand.occupied_at_most
         return made.occupied > most or any(math.isinf(w.mean) for w in made.waits.values())
 
-    def _pool(self, layout: Layout, share: float, name: str, kind: Kind, weight: float, n: int) -> Pool:
+    def _pool(self, layout: Layout, share: float, name: str, kind: Kind, weight: float, n: int) -> QueuedPool:
         key = layout.name, share, name, kind.name, weight, n
         if key not in self._pools:
             self._pools[key] = self._make_pool(layout, share, name, kind, weight, n)
         return self._pools[key]
 
-    def _make_pool(self, layout: Layout, share: float, name: str, kind: Kind, weight: float, n: int) -> Pool:
+    def _make_pool(self, layout: Layout, share: float, name: str, kind: Kind, weight: float, n: int) -> QueuedPool:
         stages = layout.pools[name]
         works = {
-            s: Work(self.demand.rate * weight * layout.visits(s, share), self.demand.steps(s, layout.student), kind.mean(s))
+            s: StageWork(
+                self.demand.rate * weight * layout.visits(s, share), self.demand.steps(s, layout.student), kind.mean(s)
+            )
             for s in stages
         }
         # What leaves the first pool comes in clumps at least as irregular as Poisson; the teacher gets a share of it.
@@ -298,14 +300,14 @@ class Planner:
         )
         return None if found.x is None else [c for c, x in zip(columns, found.x[:n], strict=True) if x > 0.5]
 
-    def _planned(self, layout: Layout, choice: Choice, taken: Sequence[_Column]) -> Plan:
+    def _planned(self, layout: Layout, choice: Choice, taken: Sequence[_Column]) -> FleetPlan:
         slowest = {p: max(c.seconds for c in taken if c.pool == p) for p in layout.pools}
         assigned = tuple(
             Assigned(c.pool, c.kind, c.machines, c.weight, c.seconds, c.made.busy if c.machines else 0.0,
                      c.made.occupied if c.machines else 0.0)
             for c in taken
         )  # fmt: skip
-        return Plan(layout, choice, assigned, sum(slowest.values()), self.demand.rate)
+        return FleetPlan(layout, choice, assigned, sum(slowest.values()), self.demand.rate)
 
     def _why_not(self, layout: Layout, choice: Choice, columns: Sequence[_Column], p95: float) -> Infeasible:
         """Which limit is in the way: with others out of the way, what would be possible."""
@@ -323,20 +325,20 @@ class Planner:
                 " batch, faster hardware.",
             )  # fmt: skip
         cheapest = endless._solve(layout, everything, p95)
-        words = "the hardware there is (at_most) isn't enough"
+        reason = "the hardware there is (at_most) isn't enough"
         if cheapest is not None:
             need: dict[str, int] = {}
             for c in cheapest:
                 need[c.kind.name] = need.get(c.kind.name, 0) + c.machines
             limits = {k.name: k.at_most for k in self.kinds}
             said = ", ".join(f"{m} {k} (at_most={limits[k]})" for k, m in need.items())
-            words += f" at threshold {choice.threshold:.4g}, layout {layout.name}. Nearest: {said}"
+            reason += f" at threshold {choice.threshold:.4g}, layout {layout.name}. Nearest: {said}"
         slow = self._solve(layout, columns, None)
         if slow is not None:
-            words += f"; or p95 of {_above(self._planned(layout, choice, slow).p95)} s with what there is"
+            reason += f"; or p95 of {_above(self._planned(layout, choice, slow).p95)} s with what there is"
         else:
-            words += f"; what there is can't keep up with {self.demand.rate:.4g} pictures a second at any latency"
-        return Infeasible(layout, choice, "at_most", words + ".")
+            reason += f"; what there is can't keep up with {self.demand.rate:.4g} pictures a second at any latency"
+        return Infeasible(layout, choice, "at_most", reason + ".")
 
 
 def promises(layout: Layout, share: float) -> list[_Promise]:
@@ -359,13 +361,13 @@ def promises(layout: Layout, share: float) -> list[_Promise]:
     return found
 
 
-def best_of(plans: Sequence[Plan], quality: float | None, cost_at_most: float | None) -> Plan | None:
+def best_of(plans: Sequence[FleetPlan], quality: float | None, cost_at_most: float | None) -> FleetPlan | None:
     """The cheapest at least so good, or the best that costs at most so much an hour; None if there is none.
 
     Where qualities aren't known, more of the teacher counts as better.
     """
 
-    def worth(p: Plan) -> tuple[float, float]:
+    def worth(p: FleetPlan) -> tuple[float, float]:
         known = not math.isnan(p.choice.quality)
         return (p.choice.quality if known else p.choice.share), -p.cost
 

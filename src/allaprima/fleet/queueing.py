@@ -62,7 +62,7 @@ def split(cv2: float, share: float) -> float:
 
 
 @dataclass(frozen=True)
-class Work:
+class StageWork:
     """One stage on a machine."""
 
     rate: float
@@ -77,12 +77,12 @@ class Executor:
     """One machine that is given `works` and has `batch` places at each: what a step takes with the others' in between."""
 
     batch: int
-    works: Mapping[str, Work]
+    works: Mapping[str, StageWork]
     rounds: Mapping[str, float]
     """By stage: seconds from one of its steps to the next."""
 
     @classmethod
-    def of(cls, batch: int, works: Mapping[str, Work]) -> Executor:
+    def of(cls, batch: int, works: Mapping[str, StageWork]) -> Executor:
         """Solve `c_q = tau_q + sum over r != q of a_r tau_r`, the mean round of stage q.
 
         `a_r = 1 - exp(-lambda_r k_r c)` is the chance that stage r has anybody (a Poisson number of pictures is there,
@@ -117,13 +117,13 @@ class Executor:
         return min(1.0, calls)
 
 
-def _present(work: Work, own_round: float, other_round: float) -> float:
+def _present(work: StageWork, own_round: float, other_round: float) -> float:
     round_ = own_round if work.steps > 1 else other_round
     return -math.expm1(-work.rate * work.steps * round_)
 
 
 @dataclass(frozen=True)
-class Pool:
+class QueuedPool:
     """Machines of one kind that share a queue: what the mean and the slow pictures spend there. Seconds."""
 
     inside: Mapping[str, float]
@@ -150,7 +150,7 @@ class Pool:
         return sum(self.inside[s] for s in stages) + waits + self.joins * self.joining / 2
 
 
-def pool(machines: int, batch: int, works: Mapping[str, Work], arrival_cv2: float, service_cv2: float) -> Pool:
+def pool(machines: int, batch: int, works: Mapping[str, StageWork], arrival_cv2: float, service_cv2: float) -> QueuedPool:
     """A queue in front of machines that take from it whenever they have a place: G/G/c with `machines * batch` servers.
 
     `works` are all machines' together, in the order pictures go through them. The shared queue is for places at the first
@@ -158,7 +158,7 @@ def pool(machines: int, batch: int, works: Mapping[str, Work], arrival_cv2: floa
     it is, however empty other machines are, but pictures were sent to where few were: something between `batch` servers and
     `machines * batch`. `sqrt(machines) * batch` was the nearest to the simulation; it is a fit, not a theorem.
     """
-    executor = Executor.of(batch, {q: Work(w.rate / machines, w.steps, w.seconds) for q, w in works.items()})
+    executor = Executor.of(batch, {q: StageWork(w.rate / machines, w.steps, w.seconds) for q, w in works.items()})
     stepped = [q for q, w in works.items() if w.steps > 1] or [list(works)[-1]]
     waits: dict[str, Wait] = {}
     for q in stepped:
@@ -169,4 +169,4 @@ def pool(machines: int, batch: int, works: Mapping[str, Work], arrival_cv2: floa
     longest = max(w.seconds for w in works.values())
     inside = {q: executor.inside(q) for q in works}
     joining = 2 * longest / (machines + 1)
-    return Pool(inside, waits, joining, executor.busy**machines, executor.busy, executor.occupied)
+    return QueuedPool(inside, waits, joining, executor.busy**machines, executor.busy, executor.occupied)

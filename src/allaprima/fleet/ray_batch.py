@@ -20,17 +20,18 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from allaprima.cascade.job import Job, Request
+from allaprima.cascade.job import Job
 from allaprima.cascade.policy import Policy
+from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.result import Result
-from allaprima.cascade.run import result_of
+from allaprima.cascade.runner import result_of
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.fleet.ray_cluster import LOST, check_room, load_ray
 from allaprima.pipeline import AdaptivePipeline
 
 T = TypeVar("T")
-Item = tuple[Request, str]
+Item = tuple[GenerationRequest, str]
 """A request, and what whoever packs its result wants to know beside it."""
 QUEUED = 2
 """Chunks a worker: one that it paints, one that it finds when that is done."""
@@ -39,7 +40,7 @@ TRIES = 2
 
 
 @dataclass(frozen=True)
-class Work(Generic[T]):
+class BatchWork(Generic[T]):
     """What every worker does. It travels by pickle: functions of modules that workers can import, and plain data."""
 
     make: Callable[[], AdaptivePipeline]
@@ -55,7 +56,7 @@ class Work(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Hands:
+class WorkerConfig:
     """Who does it. Raises `SettingError` for values out of range."""
 
     workers: int = 2
@@ -72,10 +73,10 @@ class Hands:
             raise SettingError(f"chunk={self.chunk!r}, cpus={self.cpus!r}, gpus={self.gpus!r}: 1 or more, and 0 or more.")
 
 
-class Painter(Generic[T]):
+class BatchWorker(Generic[T]):
     """A worker."""
 
-    def __init__(self, work: Work[T]) -> None:
+    def __init__(self, work: BatchWork[T]) -> None:
         torch.set_num_threads(work.threads)
         self._work, self._pipe = work, None
 
@@ -126,9 +127,9 @@ class _Worker:
 class _Crew(Generic[T]):
     """Workers, and what each of them was asked."""
 
-    def __init__(self, ray: Any, work: Work[T], hands: Hands, chunks: Iterator[_Chunk]) -> None:
+    def __init__(self, ray: Any, work: BatchWork[T], hands: WorkerConfig, chunks: Iterator[_Chunk]) -> None:
         self._ray, self._work, self._chunks, self._dry = ray, work, chunks, False
-        self._make = ray.remote(Painter).options(num_cpus=hands.cpus, num_gpus=hands.gpus)
+        self._make = ray.remote(BatchWorker).options(num_cpus=hands.cpus, num_gpus=hands.gpus)
         # One copy for all of them in Ray's store.
         self._put = ray.put(work)
         self._loading: dict[Any, _Worker] = {}
@@ -218,7 +219,7 @@ class _Crew(Generic[T]):
             self._dismiss(worker)
 
 
-def paint(work: Work[T], items: Iterable[Item], hands: Hands) -> Iterator[T]:
+def paint(work: BatchWork[T], items: Iterable[Item], hands: WorkerConfig) -> Iterator[T]:
     """Packed results as they come, of each request once; `items` is read as workers get free. Needs a connection to Ray.
 
     Raises what a worker raises (not what it dies of), and `SettingError` for workers that the cluster has no room for.

@@ -24,14 +24,14 @@ from typing import Any
 import torch
 
 from allaprima.cascade.job import Stage
-from allaprima.core.errors import Draining, EngineStopped, PictureFailed, SettingError
+from allaprima.core.errors import DrainingError, EngineStoppedError, PictureFailedError, SettingError
 from allaprima.fleet.ray_batch import check_same
 from allaprima.fleet.ray_cluster import check_room, connected
 from allaprima.pipeline import AdaptivePipeline
-from allaprima.serving.admission import EngineLimits
-from allaprima.serving.crew import Back, StageRun, compact
 from allaprima.serving.engine import Engine
-from allaprima.serving.ticket import LAST, Event, Failed, Handed
+from allaprima.serving.handle import LAST, Event, Failed, HandedOver
+from allaprima.serving.queue import EngineLimits
+from allaprima.serving.remote_workers import Back, StageRun, compact
 
 POOLS: Mapping[Stage, str] = {
     Stage.NEW: "student", Stage.STUDENT: "student", Stage.SCORE: "oracle", Stage.RECHECK: "oracle",
@@ -49,7 +49,7 @@ PATIENCE = 2.0
 
 
 @dataclass(frozen=True)
-class Pool:
+class WorkerPool:
     """How many replicas, and what each takes of Ray's places. Raises `SettingError` for numbers out of range."""
 
     least: int = 1
@@ -70,20 +70,20 @@ class Pool:
         return {"autoscaling_config": scale}
 
 
-def pools_of(text: str, cpus: float, gpus: float) -> dict[str, Pool]:
+def pools_of(text: str, cpus: float, gpus: float) -> dict[str, WorkerPool]:
     """`student=2,oracle=1,teacher=1-4` as pools; those that aren't named have one replica. Raises `SettingError`."""
-    found = {name: Pool(cpus=cpus, gpus=gpus) for name in ("student", "oracle", "teacher")}
+    found = {name: WorkerPool(cpus=cpus, gpus=gpus) for name in ("student", "oracle", "teacher")}
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, _, numbers = part.partition("=")
         least, _, most = numbers.partition("-")
         if name not in found or not least.isdecimal() or not (most or "1").isdecimal():
             raise SettingError(f"pools: {part!r} is no pool with a number, as student=2, oracle=1 or teacher=1-4.")
-        found[name] = Pool(int(least), int(most or least), cpus, gpus)
+        found[name] = WorkerPool(int(least), int(most or least), cpus, gpus)
     return found
 
 
 @dataclass(frozen=True)
-class Crewman:
+class ReplicaConfig:
     """What a replica needs to know. It travels by pickle."""
 
     make: Callable[[], AdaptivePipeline]
@@ -98,14 +98,14 @@ class Crewman:
 class Replica:
     """The body of all three deployments: an engine that takes jobs through the stages of their runs."""
 
-    def __init__(self, crewman: Crewman) -> None:
+    def __init__(self, crewman: ReplicaConfig) -> None:
         torch.set_num_threads(crewman.threads)
         pipe = crewman.make()
         check_same(crewman.fingerprints, pipe)
         self._engine = Engine(pipe, LIMITS, oracle_timeout=crewman.oracle_timeout)
         self._engine.start()
 
-    async def __call__(self, run: StageRun) -> Handed | Exception:
+    async def __call__(self, run: StageRun) -> HandedOver | Exception:
         """The job when it has left its run's stages, or why it failed. A cancelled call stops at the next step."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Event] = loop.create_future()
@@ -116,7 +116,7 @@ class Replica:
 
         try:
             ticket = self._engine.go_on(run)
-        except Draining as e:
+        except DrainingError as e:
             return e
         ticket.add_listener(end)
         try:
@@ -124,9 +124,11 @@ class Replica:
         except asyncio.CancelledError:
             ticket.cancel()
             raise
-        if isinstance(event, Handed):
+        if isinstance(event, HandedOver):
             return dataclasses.replace(event, job=compact(event.job))
-        return event.error if isinstance(event, Failed) else EngineStopped(f"the run ended with {type(event).__name__}.")
+        return (
+            event.error if isinstance(event, Failed) else EngineStoppedError(f"the run ended with {type(event).__name__}.")
+        )
 
     def check_health(self) -> None:
         """Called by Serve, which replaces a replica that raises."""
@@ -139,7 +141,7 @@ class Replica:
             engine.stop(5)
 
 
-class Fleet:
+class RayWorkers:
     """The crew of a server's engine: hands jobs to Serve's deployments, and asks again whatever was lost with a replica."""
 
     def __init__(self, ray: Any, handles: Mapping[str, Any]) -> None:
@@ -159,7 +161,7 @@ class Fleet:
         self._thread.start()
 
     def run(self, run: StageRun, done: Callable[[Back], None]) -> Callable[[], None]:
-        """See `serving.crew.Crew`."""
+        """See `serving.remote_workers.Crew`."""
         asking = asyncio.run_coroutine_threadsafe(self._ask(run), self._loop)
         self._runs.add(asking)
 
@@ -174,10 +176,10 @@ class Fleet:
 
         return give_up
 
-    async def _ask(self, run: StageRun) -> Handed | Exception:
+    async def _ask(self, run: StageRun) -> HandedOver | Exception:
         handle, sent = self._handles[POOLS[run.job.stage]], dataclasses.replace(run, job=compact(run.job))
         until = None if run.seconds_left is None else time.monotonic() + run.seconds_left
-        found: Handed | Exception = EngineStopped("nobody was asked.")
+        found: HandedOver | Exception = EngineStoppedError("nobody was asked.")
         for attempt in range(TRIES):
             if attempt:
                 self.asked_again += 1
@@ -190,10 +192,10 @@ class Fleet:
                 response.cancel()
                 raise
             except self._lost as e:
-                found = EngineStopped(f"{type(e).__name__}: {e}")
-            if not isinstance(found, EngineStopped | Draining):
+                found = EngineStoppedError(f"{type(e).__name__}: {e}")
+            if not isinstance(found, EngineStoppedError | DrainingError):
                 return found
-        return PictureFailed(f"{TRIES} workers were lost over this picture, the last one so: {found}. Others go on.")
+        return PictureFailedError(f"{TRIES} workers were lost over this picture, the last one so: {found}. Others go on.")
 
     def close(self) -> None:
         """Give up everything, and end."""
@@ -206,8 +208,8 @@ class Fleet:
 
 @contextlib.contextmanager
 def deployed(
-    crewman: Crewman, pools: Mapping[str, Pool], address: str | None = None, in_flight: int = 16
-) -> Generator[Fleet]:
+    crewman: ReplicaConfig, pools: Mapping[str, WorkerPool], address: str | None = None, in_flight: int = 16
+) -> Generator[RayWorkers]:
     """A fleet whose replicas have loaded; they end with it, and the cluster if it was started here.
 
     `address`: of a Ray cluster; None starts one on this machine. `in_flight`: pictures at a replica beyond which a pool that
@@ -230,7 +232,7 @@ def deployed(
         ]
         try:
             handles = dict(zip(pools, serve.run_many(targets), strict=True))
-            fleet = Fleet(ray, handles)
+            fleet = RayWorkers(ray, handles)
             try:
                 yield fleet
             finally:
@@ -243,7 +245,7 @@ def deployed(
                     serve.delete(name)
 
 
-def _application(serve: Any, crewman: Crewman, name: str, pool: Pool, in_flight: int) -> Any:
+def _application(serve: Any, crewman: ReplicaConfig, name: str, pool: WorkerPool, in_flight: int) -> Any:
     """A pool, as Serve deploys it."""
     deployment = serve.deployment(Replica).options(
         name=name, max_ongoing_requests=UNLIMITED, request_router_config={"request_router_class": ROUTER},

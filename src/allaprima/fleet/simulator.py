@@ -19,15 +19,15 @@ import simpy
 
 from allaprima.core.errors import SettingError
 from allaprima.fleet.workload import IN_FLIGHT, Demand, Kind, Layout, doors
-from allaprima.serving.schedule import PATIENCE, choose, oldest_first, passed_after
-from allaprima.serving.schedule import Group as Together
+from allaprima.serving.scheduler import PATIENCE, choose, oldest_first, passed_after
+from allaprima.serving.scheduler import BatchGroup as Together
 
 Draw = Callable[[], float]
 """Seconds of the next call of one stage."""
 
 
 @dataclass
-class Picture:
+class SimulatedRequest:
     """One request on its way."""
 
     index: int
@@ -43,19 +43,23 @@ class Picture:
 class Rule(Protocol):
     """Who steps together next; a machine asks its own after every call."""
 
-    def __call__(self, ready: Mapping[str, Sequence[Picture]], batch: int, now: float) -> tuple[str, Sequence[Picture]]:
+    def __call__(
+        self, ready: Mapping[str, Sequence[SimulatedRequest]], batch: int, now: float
+    ) -> tuple[str, Sequence[SimulatedRequest]]:
         """Of the pictures at each stage (longest there first, at least one in all): a stage and at most `batch` of them."""
         ...
 
 
 class EngineRule:
-    """The engine's own (`serving.schedule`), for one machine."""
+    """The engine's own (`serving.scheduler`), for one machine."""
 
     def __init__(self, patience: int = PATIENCE) -> None:
         self._patience = patience
         self._passed: Mapping[str, int] = {}
 
-    def __call__(self, ready: Mapping[str, Sequence[Picture]], batch: int, now: float) -> tuple[str, Sequence[Picture]]:
+    def __call__(
+        self, ready: Mapping[str, Sequence[SimulatedRequest]], batch: int, now: float
+    ) -> tuple[str, Sequence[SimulatedRequest]]:
         """What `Engine` does at a step boundary, with pictures in place of jobs."""
         groups = [
             Together(stage, stage, len(there), batch, min(p.arrived for p in there), self._passed.get(stage, 0))
@@ -70,7 +74,7 @@ class EngineRule:
 
 
 @dataclass(frozen=True)
-class Group:
+class MachineGroup:
     """Machines of one kind in one pool; `machines` share a queue. `draws`: in place of the kind's times, for tests."""
 
     kind: Kind
@@ -104,7 +108,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Seen:
+class SimulationReport:
     """What a simulation saw; times in seconds."""
 
     latencies: np.ndarray
@@ -152,12 +156,12 @@ class _Queue:
     """Pictures that wait for the machines that share it, and those of them that are idle."""
 
     def __init__(self) -> None:
-        self.waiting: deque[Picture] = deque()
+        self.waiting: deque[SimulatedRequest] = deque()
         self.idle: deque[simpy.Event] = deque()
         self.there = 0
         """Pictures here or on its machines."""
 
-    def put(self, picture: Picture) -> None:
+    def put(self, picture: SimulatedRequest) -> None:
         self.there += 1
         self.waiting.append(picture)
         if self.idle:
@@ -168,7 +172,7 @@ class Simulation:
     """One run: `count` pictures measured after the first `warm_up`; arrivals go on until the last of them is done."""
 
     def __init__(
-        self, demand: Demand, layout: Layout, groups: Mapping[str, Sequence[Group]], share: float,
+        self, demand: Demand, layout: Layout, groups: Mapping[str, Sequence[MachineGroup]], share: float,
         count: int = 20_000, warm_up: int = 2_000, seed: int = 0, rule: Callable[[], Rule] = EngineRule,
         trace: Trace | None = None,
     ) -> None:  # fmt: skip
@@ -183,11 +187,11 @@ class Simulation:
         self.env, self.sums = simpy.Environment(), _Count()
         shared = layout.shared_queue
         self.queues = {p: [[_Queue() for _ in range(1 if shared else g.machines)] for g in gs] for p, gs in groups.items()}
-        self.measured: list[Picture] = []
+        self.measured: list[SimulatedRequest] = []
         self.to_finish = self.count
         self.over = self.env.event()
 
-    def run(self) -> Seen:
+    def run(self) -> SimulationReport:
         """Until the last measured picture is done. An overloaded fleet ends too, with latencies that grew all the time."""
         for pool, groups in self.groups.items():
             for queues, group in zip(self.queues[pool], groups, strict=True):
@@ -199,7 +203,7 @@ class Simulation:
         sums.change(sums.ended, 0)
         time = sums.ended - sums.begun
         machines = {p: sum(g.machines for g in gs) for p, gs in self.groups.items()}
-        return Seen(
+        return SimulationReport(
             np.array([p.finished - p.arrived for p in self.measured]),
             np.array([p.escalated for p in self.measured]),
             {p: sums.busy.get(p, 0.0) / time / n for p, n in machines.items()},
@@ -230,16 +234,16 @@ class Simulation:
                 self.measured.append(picture)
             self._send(picture)
 
-    def _arrive(self, index: int) -> Picture:
+    def _arrive(self, index: int) -> SimulatedRequest:
         if self.trace is not None:
             escalated = bool(self.trace.escalated[index])
         else:
             escalated = not self.layout.student or bool(self.rng.random() < self.share)
         draft = ("student", "score") if self.layout.student else ()
         path = ("new", *draft, *(("teacher", "decode") if escalated else ()))
-        return Picture(index, self.env.now, escalated, path)
+        return SimulatedRequest(index, self.env.now, escalated, path)
 
-    def _send(self, picture: Picture) -> None:
+    def _send(self, picture: SimulatedRequest) -> None:
         """To the queue of the pool that does its next stage."""
         pool = self.layout.pool_of(picture.path[0])
         picture.left = self.demand.steps(picture.path[0], self.layout.student)
@@ -249,11 +253,11 @@ class Simulation:
         least = queues[0] if len(queues) == 1 else min(queues, key=lambda q: q.there)
         least.put(picture)
 
-    def _machine(self, pool: str, queue: _Queue, group: Group) -> Generator[simpy.Event, Any, None]:
+    def _machine(self, pool: str, queue: _Queue, group: MachineGroup) -> Generator[simpy.Event, Any, None]:
         stages = self.layout.pools[pool]
         counted, most = (doors(stages), 1) if self.layout.shared_queue else (stages, IN_FLIGHT)
         draws = {s: group.draw(s, self.rng) for s in stages}
-        ready: dict[str, list[Picture]] = {s: [] for s in stages}
+        ready: dict[str, list[SimulatedRequest]] = {s: [] for s in stages}
         rule = self.rule()
         while True:
             places = most * group.kind.batch - sum(len(ready[s]) for s in counted)
@@ -278,7 +282,9 @@ class Simulation:
         sums.calls[stage] = sums.calls.get(stage, 0) + 1
         sums.taken[stage] = sums.taken.get(stage, 0) + taken
 
-    def _stepped(self, ready: dict[str, list[Picture]], stages: Sequence[str], batch: list[Picture]) -> int:
+    def _stepped(
+        self, ready: dict[str, list[SimulatedRequest]], stages: Sequence[str], batch: list[SimulatedRequest]
+    ) -> int:
         """Each picture of a call one step further: it stays, goes to another stage here, or leaves; how many left.
 
         Those that leave are done or go to another pool.
@@ -302,7 +308,7 @@ class Simulation:
                 self._finish(picture)
         return leaving
 
-    def _finish(self, picture: Picture) -> None:
+    def _finish(self, picture: SimulatedRequest) -> None:
         picture.finished = self.env.now
         self.sums.change(self.env.now, -1)
         if self.warm_up <= picture.index < self.warm_up + self.count:
@@ -313,9 +319,9 @@ class Simulation:
 
 
 def simulate(
-    demand: Demand, layout: Layout, groups: Mapping[str, Sequence[Group]], share: float,
+    demand: Demand, layout: Layout, groups: Mapping[str, Sequence[MachineGroup]], share: float,
     count: int = 20_000, warm_up: int = 2_000, seed: int = 0, rule: Callable[[], Rule] = EngineRule,
     trace: Trace | None = None,
-) -> Seen:  # fmt: skip
+) -> SimulationReport:  # fmt: skip
     """Run one fleet; `groups` by pool. The same seed gives the same run; a `trace` has its own count and no warm-up."""
     return Simulation(demand, layout, groups, share, count, warm_up, seed, rule, trace).run()

@@ -20,7 +20,7 @@ STAGES = ("new", "student", "score", "teacher", "decode")
 STEPPED = ("student", "teacher")
 """Stages of several calls a picture."""
 IN_FLIGHT = 3
-"""Batches of pictures that a machine which does it all has begun at once: the engine's 48 of 16 (`serving.admission`)."""
+"""Batches of pictures that a machine which does it all has begun at once: the engine's 48 of 16 (`serving.queue`)."""
 APART: Mapping[str, tuple[str, ...]] = {
     "student": ("new", "student"),
     "oracle": ("score",),

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from allaprima.core.errors import ModelError
-from allaprima.core.folder import read_json, weight_files
+from allaprima.core.files import read_json, weight_files
 from allaprima.oracles.clip import unit
-from allaprima.oracles.encoder import Step, identity, in_batches, loaded, placed, share, vision_flops
+from allaprima.oracles.encoder import Step, identity, in_batches, loaded, on_device, share, vision_flops
 from allaprima.oracles.pixels import Pixels
 from allaprima.oracles.reward_head import RewardHead
 from allaprima.oracles.settings import EncoderSettings
@@ -43,7 +43,7 @@ class AestheticOracle:
 
     @classmethod
     def from_folder(cls, folder: Path, settings: EncoderSettings | None = None, step: Step | None = None) -> AestheticOracle:
-        """Load; raises `ModelError` or `UnsafeWeights` naming the file."""
+        """Load; raises `ModelError` or `UnsafeWeightsError` naming the file."""
         from transformers import CLIPVisionModelWithProjection
 
         settings = settings or EncoderSettings()
@@ -63,7 +63,7 @@ class AestheticOracle:
                 " published head belongs to OpenAI's ViT-L/14."
             )
         return cls(
-            placed(vision, settings), head, identity("aesthetic", settings, folder, folder / "vision"), settings, step
+            on_device(vision, settings), head, identity("aesthetic", settings, folder, folder / "vision"), settings, step
         )
 
     @cached_property

@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from allaprima.core.errors import ModelError
-from allaprima.core.folder import read_json, weight_files
+from allaprima.core.files import read_json, weight_files
 from allaprima.oracles.encoder import (
     Step,
     identity,
     in_batches,
     loaded,
     loaded_tokenizer,
-    placed,
+    on_device,
     share,
     tokens_of,
     transformer_flops,
@@ -54,7 +54,7 @@ class CLIPOracle:
     def from_folder(
         cls, kind: str, folder: Path, settings: EncoderSettings | None = None, step: Step | None = None
     ) -> CLIPOracle:
-        """Load; raises `ModelError` or `UnsafeWeights` naming the file."""
+        """Load; raises `ModelError` or `UnsafeWeightsError` naming the file."""
         from transformers import CLIPModel
 
         settings = settings or EncoderSettings()
@@ -73,7 +73,7 @@ class CLIPOracle:
         if len(words) != due:
             # Without its files transformers makes a tokenizer up, of three marks.
             raise ModelError(f"{folder}: the tokenizer has {len(words)} tokens, the model {due}. Copy the published files.")
-        return cls(kind, placed(model, settings), words, pixels, identity(kind, settings, folder), settings, step)
+        return cls(kind, on_device(model, settings), words, pixels, identity(kind, settings, folder), settings, step)
 
     @cached_property
     def flops(self) -> float:

@@ -80,7 +80,7 @@ def reward_config(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
 def convert_image_reward(checkpoint: Path, tokenizer: Path, out: Path) -> None:
     """`ImageReward.pt` and bert-base-uncased's tokenizer (a folder) -> a folder for `ImageRewardOracle`.
 
-    Raises `ModelError` for another checkpoint or tokenizer, `UnsafeWeights`, `RunFolderError` if `out` exists.
+    Raises `ModelError` for another checkpoint or tokenizer, `UnsafeWeightsError`, `RunFolderError` if `out` exists.
     """
     from allaprima.oracles.image_reward import ImageRewardModel
 
@@ -189,7 +189,7 @@ def convert_open_clip(checkpoint: Path, tokenizer: Path, out: Path, activation: 
     """A CLIP of open_clip's, HPSv2's among them -> a CLIPModel folder in transformers' format, for `clip` and `hpsv2`.
 
     `tokenizer`: a folder with CLIP's. `activation`: `quick_gelu` for OpenAI's weights and what names say `-quickgelu`.
-    Raises `ModelError` for other architectures (ResNets, timm towers, layer scale), `UnsafeWeights`, `RunFolderError`.
+    Raises `ModelError` for other architectures (ResNets, timm towers, layer scale), `UnsafeWeightsError`, `RunFolderError`.
     """
     from transformers import CLIPConfig, CLIPModel
 

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from allaprima.core.errors import ModelError, PromptError, SettingError
-from allaprima.core.folder import fingerprint
+from allaprima.core.files import fingerprint
 from allaprima.oracles.settings import EncoderSettings
 
 Step = Callable[[], float]
-"""Floating-point operations of the teacher's guided step for a picture (`models.flops`); asked when a cost is asked for."""
+"""Floating-point operations of the teacher's guided step for a picture (`models.loading.flops`); asked when a cost is asked
+for."""
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def placed(module: Any, settings: EncoderSettings) -> Any:
+def on_device(module: Any, settings: EncoderSettings) -> Any:
     """A frozen network on its device, in its dtype. Raises `SettingError` for a device that isn't there."""
     try:
         return module.to(device=settings.device, dtype=DTYPES[settings.dtype]).eval().requires_grad_(False)

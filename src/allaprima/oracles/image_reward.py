@@ -22,13 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from allaprima.core.errors import ModelError, SettingError
-from allaprima.core.folder import read_json, weight_files
+from allaprima.core.files import read_json, weight_files
 from allaprima.oracles.encoder import (
     Step,
     identity,
     in_batches,
     loaded_tokenizer,
-    placed,
+    on_device,
     share,
     tokens_of,
     transformer_flops,
@@ -86,7 +86,7 @@ class ImageRewardModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> ImageRewardModel:
-        """Inverse of `save_pretrained`, float32. Raises `ModelError` or `UnsafeWeights`."""
+        """Inverse of `save_pretrained`, float32. Raises `ModelError` or `UnsafeWeightsError`."""
         config = read_json(folder / "config.json")
         if config.get("_class_name") != cls.__name__:
             raise ModelError(
@@ -129,7 +129,7 @@ class ImageRewardOracle:
         if self.settings.max_tokens > most:
             raise SettingError(f"oracle.settings.max_tokens = {self.settings.max_tokens}: this text encoder reads {most}.")
         # The head stays in float32, as the published code applies it.
-        self.model = placed(model, self.settings)
+        self.model = on_device(model, self.settings)
         self.model.head.float()
         self.tokenizer, self.fingerprint, self._step = tokenizer, fingerprint, step
         how = "pillow" if self.settings.resize == "published" else "tensor"
@@ -139,7 +139,7 @@ class ImageRewardOracle:
     def from_folder(
         cls, folder: Path, settings: ImageRewardSettings | None = None, step: Step | None = None
     ) -> ImageRewardOracle:
-        """Load what `convert.image_reward` wrote; raises `ModelError` or `UnsafeWeights` naming the file."""
+        """Load what `convert.image_reward` wrote; raises `ModelError` or `UnsafeWeightsError` naming the file."""
         settings = settings or ImageRewardSettings()
         model = ImageRewardModel.from_pretrained(folder)
         words = folder / "tokenizer"

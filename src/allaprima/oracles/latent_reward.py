@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from allaprima.core.errors import ModelError
-from allaprima.core.folder import read_json
+from allaprima.core.files import read_json
 from allaprima.data.grammars import GRAMMARS, canonical_prompt
-from allaprima.oracles.load import Ask, folder_digest
+from allaprima.oracles.load import OracleRequest, folder_digest
 
 
 class LatentRewardModel(nn.Module):
@@ -146,11 +146,11 @@ class LatentRewardOracle:
         return self.model(latents, torch.zeros(len(images)), self.token_ids(prompts))
 
 
-def load(ask: Ask) -> LatentRewardOracle:
+def load(request: OracleRequest) -> LatentRewardOracle:
     """Load the oracle of a card's folder (`oracles.load`)."""
     from transformers import AutoTokenizer
 
-    ask.no_settings()
-    model, grammar = LatentRewardModel.from_pretrained(ask.folder)
-    tokenizer = AutoTokenizer.from_pretrained(ask.folder / "tokenizer", trust_remote_code=False)
-    return LatentRewardOracle(model, tokenizer, grammar, folder_digest(ask.folder))
+    request.no_settings()
+    model, grammar = LatentRewardModel.from_pretrained(request.folder)
+    tokenizer = AutoTokenizer.from_pretrained(request.folder / "tokenizer", trust_remote_code=False)
+    return LatentRewardOracle(model, tokenizer, grammar, folder_digest(request.folder))

@@ -29,7 +29,7 @@ Encode = Callable[[Sequence[str]], Tensor]
 
 
 @dataclass(frozen=True)
-class Ask:
+class OracleRequest:
     """What a loader is given: where, what settings, and what of the pair it may use."""
 
     kind: str
@@ -66,54 +66,54 @@ def folder_digest(folder: Path) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
-def _image_text(ask: Ask) -> Oracle:
+def _image_text(request: OracleRequest) -> Oracle:
     from allaprima.oracles.image_text import ImageTextOracle, ImageTextScorer
 
-    ask.no_settings()
-    scorer = ImageTextScorer.from_pretrained(ask.folder)
-    return ImageTextOracle(scorer, ask.encoder(), "image_text", folder_digest(ask.folder))
+    request.no_settings()
+    scorer = ImageTextScorer.from_pretrained(request.folder)
+    return ImageTextOracle(scorer, request.encoder(), "image_text", folder_digest(request.folder))
 
 
-def _dual_encoder(ask: Ask) -> Oracle:
+def _dual_encoder(request: OracleRequest) -> Oracle:
     from allaprima.oracles.dual_encoder import DualEncoder, DualEncoderOracle
 
-    ask.no_settings()
-    encoder = DualEncoder.from_pretrained(ask.folder)
-    return DualEncoderOracle(encoder, ask.encoder(), "dual_encoder", folder_digest(ask.folder))
+    request.no_settings()
+    encoder = DualEncoder.from_pretrained(request.folder)
+    return DualEncoderOracle(encoder, request.encoder(), "dual_encoder", folder_digest(request.folder))
 
 
-def _clip(ask: Ask) -> Oracle:
+def _clip(request: OracleRequest) -> Oracle:
     from allaprima.oracles.clip import CLIPOracle
 
-    return CLIPOracle.from_folder(ask.kind, ask.folder, ask.encoder_settings(EncoderSettings), ask.step)
+    return CLIPOracle.from_folder(request.kind, request.folder, request.encoder_settings(EncoderSettings), request.step)
 
 
-def _aesthetic(ask: Ask) -> Oracle:
+def _aesthetic(request: OracleRequest) -> Oracle:
     from allaprima.oracles.aesthetic import AestheticOracle
 
-    return AestheticOracle.from_folder(ask.folder, ask.encoder_settings(EncoderSettings), ask.step)
+    return AestheticOracle.from_folder(request.folder, request.encoder_settings(EncoderSettings), request.step)
 
 
-def _image_reward(ask: Ask) -> Oracle:
+def _image_reward(request: OracleRequest) -> Oracle:
     from allaprima.oracles.image_reward import ImageRewardOracle
 
-    return ImageRewardOracle.from_folder(ask.folder, ask.encoder_settings(ImageRewardSettings), ask.step)
+    return ImageRewardOracle.from_folder(request.folder, request.encoder_settings(ImageRewardSettings), request.step)
 
 
-def _vqa(ask: Ask) -> Oracle:
+def _vqa(request: OracleRequest) -> Oracle:
     from allaprima.oracles.vqa import VQAOracle
 
-    return VQAOracle(parse(VQASettings, ask.kind, ask.settings))
+    return VQAOracle(parse(VQASettings, request.kind, request.settings))
 
 
-def _ensemble(ask: Ask) -> Oracle:
+def _ensemble(request: OracleRequest) -> Oracle:
     from allaprima.oracles.ensemble import EnsembleOracle, Member, Rank, Raw, Standard
 
-    said = parse(EnsembleSettings, ask.kind, ask.settings)
+    said = parse(EnsembleSettings, request.kind, request.settings)
     members: list[Member] = []
     for m in said.members:
-        folder = ask.folder / Path(m.source).expanduser()
-        oracle = load_oracle(m.kind, folder, ask.encode, m.settings, ask.step, ask.device)
+        folder = request.folder / Path(m.source).expanduser()
+        oracle = load_oracle(m.kind, folder, request.encode, m.settings, request.step, request.device)
         if isinstance(m.scale, StandardScale):
             scale = Standard(m.scale.mean, m.scale.deviation)
         else:
@@ -122,7 +122,7 @@ def _ensemble(ask: Ask) -> Oracle:
     return EnsembleOracle(members, said.name)
 
 
-ORACLES: dict[str, Callable[[Ask], Oracle] | str] = {
+ORACLES: dict[str, Callable[[OracleRequest], Oracle] | str] = {
     "image_text": _image_text, "dual_encoder": _dual_encoder, "clip": _clip, "pickscore": _clip, "hpsv2": _clip,
     "imagereward": _image_reward, "aesthetic": _aesthetic, "vqa": _vqa, "ensemble": _ensemble,
     "latent_reward": "latent_reward:load",
@@ -144,7 +144,7 @@ def load_oracle(
     """An oracle by kind.
 
     `encode`: the pair's text encoder, for the kinds that share it. `settings`: the card's, by kind (`oracles.settings`).
-    `step`: says what a teacher's guided step takes (`models.flops`), to give a cost as its share.
+    `step`: says what a teacher's guided step takes (`models.loading.flops`), to give a cost as its share.
     `device`: where networks of an oracle's own are that have no `device` among their settings.
     Raises `ModelError` for an unknown kind or a broken folder, `SettingError` for settings that break a rule.
     """
@@ -154,7 +154,7 @@ def load_oracle(
     if isinstance(loader, str):
         module, _, function = loader.partition(":")
         loader = getattr(importlib.import_module(f"allaprima.oracles.{module}"), function)
-    made: Any = loader(Ask(kind, Path(folder), settings or {}, encode, step, device))
+    made: Any = loader(OracleRequest(kind, Path(folder), settings or {}, encode, step, device))
     # So that it can be saved with the models it goes with, to the byte.
     made.folder, made.kind, made.said = Path(folder), kind, dict(settings or {})
     return made

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from allaprima.core.errors import ModelError, UnsafeWeights
+from allaprima.core.errors import ModelError, UnsafeWeightsError
 
 NESTS = ("state_dict", "model", "model_state_dict")
 """Where trainers put the weights inside of a checkpoint."""
@@ -26,7 +26,7 @@ NESTS = ("state_dict", "model", "model_state_dict")
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Weights by their published names, from a pickle (.pt, .pth, .bin, .ckpt) or safetensors.
 
-    Raises `UnsafeWeights` for a pickle that holds more than tensors, `ModelError` for a file that can't be read.
+    Raises `UnsafeWeightsError` for a pickle that holds more than tensors, `ModelError` for a file that can't be read.
     """
     if not path.is_file():
         raise ModelError(f"{path} is not a file: give the published checkpoint that you downloaded.")
@@ -39,7 +39,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         # Mapped, not read into memory twice; pickles of before torch 1.6 can't be mapped.
         raw: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_zipped(path))
     except pickle.UnpicklingError as e:
-        raise UnsafeWeights(
+        raise UnsafeWeightsError(
             f"{path} holds more than tensors, which could run code, and was not read: {_reason(e)}. Nothing of it was run."
             " Take the weights from where they were published; there is no option to trust a file."
         ) from e

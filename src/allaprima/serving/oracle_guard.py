@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from allaprima.cascade.painter import Scorer, ScoresGiven
-from allaprima.cascade.policy import AlwaysPolicy, Around, Context, Decision, Policy
+from allaprima.cascade.model import ControlScorer, ImageScorer
+from allaprima.cascade.policy import AlwaysPolicy, Context, Decision, Policy, PolicyWrapper
 from allaprima.core.errors import ModelError
 
 OracleFailure = Literal["policy", "accept", "regenerate", "refuse"]
@@ -22,7 +22,7 @@ teacher); accepted; painted anew; or the request fails."""
 
 
 @dataclass(frozen=True)
-class Unscored(Around):
+class Unscored(PolicyWrapper):
     """The inner policy, but drafts without a score go one fixed way."""
 
     decision: Decision
@@ -48,21 +48,21 @@ def when_unscored(policy: Policy, on_failure: OracleFailure) -> Policy:
     return Unscored(policy, Decision(on_failure))
 
 
-class Watched:
+class GuardedOracle:
     """An oracle whose calls are given up after `timeout` seconds, and that isn't asked again until the hung call is back.
 
     Calls come from one thread at a time. They run in a thread of their own, which can't be killed, only left behind: never
     more than one. Without a timeout they run where they are made.
     """
 
-    def __init__(self, oracle: Scorer, timeout: float | None) -> None:
+    def __init__(self, oracle: ImageScorer, timeout: float | None) -> None:
         self.oracle, self.timeout = oracle, timeout
         self.timeouts = 0
         """Calls given up."""
         self._hung: Future[Tensor] | None = None
         self._calls: queue.SimpleQueue[tuple[Future[Tensor], Callable[[], Tensor]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        if isinstance(oracle, ScoresGiven):
+        if isinstance(oracle, ControlScorer):
             given = oracle.score_given
             # On the object, not the class: the machine looks whether an oracle has it.
             self.score_given = lambda images, prompts, controls: self._ask(lambda: given(images, prompts, controls))

@@ -123,10 +123,10 @@ class Meter:
         self.decisions[str(result.decision)] += 1
         self.steps.update(steps)
 
-    def mean_steps(self, painter: str) -> float | None:
+    def mean_steps(self, model: str) -> float | None:
         """A finished picture's."""
         n = self.counts["finished"]
-        return self.steps[painter] / n if n else None
+        return self.steps[model] / n if n else None
 
     def seconds_for(self, pictures: int) -> float:
         """About how long so many pictures take, 1 to 120 s; 1 before any was finished."""

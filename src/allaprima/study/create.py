@@ -20,16 +20,16 @@ from PIL import Image
 from allaprima.core.errors import RunFolderError, SettingError
 from allaprima.data.images import write_bytes_atomically
 from allaprima.data.pictures import PictureSet
-from allaprima.study.design import Pair, Rules, alike, matched, slots_of, with_bands
+from allaprima.study.design import ImagePair, Rules, alike, matched, slots_of, with_bands
 from allaprima.study.known_pairs import Counts, known_pairs
 from allaprima.study.questions import question_set
-from allaprima.study.store.store import Store
+from allaprima.study.store.store import StudyStore
 
 MARKER, PICTURES, DATABASE = "study.json", "pictures", "study.db"
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """What `create` makes."""
 
     name: str = "study"
@@ -40,7 +40,7 @@ class Plan:
     counts: Counts = field(default_factory=Counts)
 
 
-def create(folder: Path, sets: Mapping[str, PictureSet], plan: Plan, url: str | None = None,
+def create(folder: Path, sets: Mapping[str, PictureSet], plan: StudyPlan, url: str | None = None,
            distances: Mapping[tuple[str, int], float] | None = None) -> dict[str, int]:  # fmt: skip
     """Make a study of these methods' pictures; says how many pairs of each kind it has.
 
@@ -65,7 +65,7 @@ def create(folder: Path, sets: Mapping[str, PictureSet], plan: Plan, url: str | 
         "name": plan.name, "questions": plan.questions, "seed": plan.seed, "methods": list(sets),
         "rules": plan.rules.to_dict(), "distance": "given" if distances else "root mean square difference of pixels",
     }  # fmt: skip
-    store = Store(url or f"sqlite:///{folder / DATABASE}")
+    store = StudyStore(url or f"sqlite:///{folder / DATABASE}")
     try:
         store.fill(about, list(zip(everything, files, strict=True)), slots_of(pairs, plan.rules.votes, plan.seed))
     finally:
@@ -74,7 +74,7 @@ def create(folder: Path, sets: Mapping[str, PictureSet], plan: Plan, url: str | 
     return {kind: sum(p.kind == kind for p in everything) for kind in ("study", "training", "qualification", "gold")}
 
 
-def open_study(folder: Path, url: str | None = None) -> Store:
+def open_study(folder: Path, url: str | None = None) -> StudyStore:
     """The store of a study's folder. Raises `SettingError` where there is none."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ def open_study(folder: Path, url: str | None = None) -> Store:
     kept = marker.get("database")
     if kept is None and url is None and not (folder / DATABASE).is_file():
         raise SettingError(f"{folder / DATABASE} is gone: put it back, with the files of the same name beside it.")
-    return Store(url or kept or f"sqlite:///{folder / DATABASE}")
+    return StudyStore(url or kept or f"sqlite:///{folder / DATABASE}")
 
 
 def missing_files(folder: Path, names: Sequence[str]) -> list[str]:
@@ -127,9 +127,9 @@ class _Keeper:
         return path
 
 
-def _distance(pair: Pair, given: Mapping[tuple[str, int], float] | None) -> float | None:
-    if given is not None:
-        return None if pair.seed is None else given.get((pair.prompt, pair.seed))
+def _distance(pair: ImagePair, values: Mapping[tuple[str, int], float] | None) -> float | None:
+    if values is not None:
+        return None if pair.seed is None else values.get((pair.prompt, pair.seed))
     small: list[np.ndarray] = []
     for path in pair.pictures:
         try:

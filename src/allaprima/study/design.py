@@ -25,7 +25,7 @@ Side = Literal["a", "b"]
 
 
 @dataclass(frozen=True)
-class Pair:
+class ImagePair:
     """Two pictures of a prompt. `expected`: answers that are known, by question; empty for a study's own pairs."""
 
     kind: Kind
@@ -42,7 +42,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Slot:
+class VoteSlot:
     """One vote that is wanted: the pair's place in the list, and which of its pictures stands on the left."""
 
     pair: int
@@ -80,7 +80,7 @@ class Rules:
         return dict(vars(self))
 
 
-def matched(sets: Mapping[str, PictureSet], limit: int | None, seed: int) -> list[Pair]:
+def matched(sets: Mapping[str, PictureSet], limit: int | None, seed: int) -> list[ImagePair]:
     """Every two methods' pictures of one prompt and seed, in a random order; at most `limit`, spread evenly over them.
 
     Raises `SettingError` for fewer than two sets, sets without prompts and seeds, or none in common.
@@ -89,7 +89,7 @@ def matched(sets: Mapping[str, PictureSet], limit: int | None, seed: int) -> lis
         raise SettingError(f"{len(sets)} folder: two or more are compared. Name another one.")
     found = {name: _by_key(s) for name, s in sets.items()}
     rng = np.random.default_rng([seed, 1])
-    groups: list[list[Pair]] = []
+    groups: list[list[ImagePair]] = []
     for a, b in itertools.combinations(sets, 2):
         common = [k for k in found[a] if k in found[b]]
         if not common:
@@ -102,13 +102,13 @@ def matched(sets: Mapping[str, PictureSet], limit: int | None, seed: int) -> lis
     return _mixed(groups, limit, rng)
 
 
-def alike(sets: Mapping[str, PictureSet], limit: int | None, seed: int) -> list[Pair]:
+def alike(sets: Mapping[str, PictureSet], limit: int | None, seed: int) -> list[ImagePair]:
     """For the diversity questions: two pictures of one method and prompt, of different seeds, each picture once.
 
     Raises `SettingError` where a method has no prompt with two pictures.
     """
     rng = np.random.default_rng([seed, 1])
-    groups: list[list[Pair]] = []
+    groups: list[list[ImagePair]] = []
     for name, pictures in sets.items():
         by_prompt: dict[str, list[Entry]] = {}
         for key, entry in _by_key(pictures).items():
@@ -132,11 +132,11 @@ def _by_key(pictures: PictureSet) -> dict[tuple[Any, ...], Entry]:
     return dict(zip(pictures.keys(True), pictures.entries, strict=True))
 
 
-def _pair(kind: Kind, entries: tuple[Entry, Entry], methods: tuple[str, str]) -> Pair:
-    return Pair(kind, entries[0].prompt or "", entries[0].seed, methods, (entries[0].path, entries[1].path))
+def _pair(kind: Kind, entries: tuple[Entry, Entry], methods: tuple[str, str]) -> ImagePair:
+    return ImagePair(kind, entries[0].prompt or "", entries[0].seed, methods, (entries[0].path, entries[1].path))
 
 
-def _mixed(groups: Sequence[Sequence[Pair]], limit: int | None, rng: np.random.Generator) -> list[Pair]:
+def _mixed(groups: Sequence[Sequence[ImagePair]], limit: int | None, rng: np.random.Generator) -> list[ImagePair]:
     """One of each group in turn, so that any beginning of the list has about as many of each; which comes first is drawn."""
     if limit is not None and limit < 1:
         raise SettingError(f"pairs={limit}: 1 or more is due.")
@@ -145,15 +145,15 @@ def _mixed(groups: Sequence[Sequence[Pair]], limit: int | None, rng: np.random.G
     return [p for row in turned for p in row][:limit]
 
 
-def slots_of(pairs: Sequence[Pair], votes: int, seed: int) -> list[Slot]:
+def slots_of(pairs: Sequence[ImagePair], votes: int, seed: int) -> list[VoteSlot]:
     """`votes` slots a pair, pair by pair. Sides of a pair alternate; over all pairs, lefts differ by one at most."""
     rng = np.random.default_rng([seed, 2])
     first = np.arange(len(pairs)) % 2
     rng.shuffle(first)
-    return [Slot(i, "a" if (first[i] + copy) % 2 == 0 else "b") for i in range(len(pairs)) for copy in range(votes)]
+    return [VoteSlot(i, "a" if (first[i] + copy) % 2 == 0 else "b") for i in range(len(pairs)) for copy in range(votes)]
 
 
-def with_bands(pairs: Sequence[Pair], distances: Sequence[float | None]) -> list[Pair]:
+def with_bands(pairs: Sequence[ImagePair], distances: Sequence[float | None]) -> list[ImagePair]:
     """Pairs with their distances, and the fifth of all known distances that each lies in."""
     known = np.sort([d for d in distances if d is not None])
     if not len(known):

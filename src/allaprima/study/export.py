@@ -9,13 +9,13 @@ from typing import Any
 from allaprima.core.errors import SettingError
 from allaprima.study.create import PICTURES
 from allaprima.study.outcomes import by_pair
-from allaprima.study.store.store import Store
+from allaprima.study.store.store import StudyStore
 from allaprima.study.tables import write_csv, write_parquet
 
 PAIR_COLUMNS = ("prompt", "a", "b", "preference", "votes", "seed", "method_a", "method_b", "band", "distance")
 
 
-def write_votes(store: Store, folder: Path, out: Path, question: str) -> dict[str, int]:
+def write_votes(store: StudyStore, folder: Path, out: Path, question: str) -> dict[str, int]:
     """`votes.csv` and `votes.parquet` (a vote a row, checks too) and `pairs.csv`; says how many rows each has.
 
     `pairs.csv`: paths relative to itself; `preference` is the share of votes for a, a tie one half. Raises `SettingError`.

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from allaprima.core.errors import SettingError
-from allaprima.study.design import KNOWN, Kind, Pair
+from allaprima.study.design import KNOWN, ImagePair, Kind
 from allaprima.study.questions import QuestionSet
 
 Save = Callable[[Image.Image], Path]
@@ -38,7 +38,7 @@ class Counts:
                 raise SettingError(f"{name}={n}: 0 to 100 pairs are possible.")
 
 
-def known_pairs(pairs: Sequence[Pair], asked: QuestionSet, counts: Counts, save: Save, seed: int) -> list[Pair]:
+def known_pairs(pairs: Sequence[ImagePair], asked: QuestionSet, counts: Counts, save: Save, seed: int) -> list[ImagePair]:
     """Of pictures drawn from `pairs`. Raises `SettingError` where all pairs have one prompt."""
     if not sum(vars(counts).values()):
         return []
@@ -46,7 +46,7 @@ def known_pairs(pairs: Sequence[Pair], asked: QuestionSet, counts: Counts, save:
         raise SettingError("all pairs have one prompt, so no picture is of another text: give more prompts, or no tests.")
     rng = np.random.default_rng([seed, 3])
     makers = (_other_text, _coarse, _itself) if asked.compares else (_itself, _other_text)
-    made: list[Pair] = []
+    made: list[ImagePair] = []
     for kind in KNOWN:
         for i in range(getattr(counts, kind)):
             # An attention check must be obvious: "equal" is for teaching, and once in the test.
@@ -56,16 +56,18 @@ def known_pairs(pairs: Sequence[Pair], asked: QuestionSet, counts: Counts, save:
     return made
 
 
-def _one(pairs: Sequence[Pair], rng: np.random.Generator) -> tuple[Pair, Path]:
+def _one(pairs: Sequence[ImagePair], rng: np.random.Generator) -> tuple[ImagePair, Path]:
     pair = pairs[int(rng.integers(len(pairs)))]
     return pair, pair.pictures[int(rng.integers(2))]
 
 
-def _made(kind: Kind, source: Pair, pictures: tuple[Path, Path], expected: Mapping[str, str], why: str) -> Pair:
-    return Pair(kind, source.prompt, source.seed, ("known", "known"), pictures, expected, why)
+def _made(kind: Kind, source: ImagePair, pictures: tuple[Path, Path], expected: Mapping[str, str], why: str) -> ImagePair:
+    return ImagePair(kind, source.prompt, source.seed, ("known", "known"), pictures, expected, why)
 
 
-def _other_text(kind: Kind, pairs: Sequence[Pair], asked: QuestionSet, save: Save, rng: np.random.Generator) -> Pair:
+def _other_text(
+    kind: Kind, pairs: Sequence[ImagePair], asked: QuestionSet, save: Save, rng: np.random.Generator
+) -> ImagePair:
     source, right = _one(pairs, rng)
     others = [p for p in pairs if p.prompt != source.prompt]
     wrong = others[int(rng.integers(len(others)))].pictures[0]
@@ -75,7 +77,7 @@ def _other_text(kind: Kind, pairs: Sequence[Pair], asked: QuestionSet, save: Sav
     return _made(kind, source, (right, wrong), expected, "Only one of them shows what the text says; that counts most.")
 
 
-def _coarse(kind: Kind, pairs: Sequence[Pair], asked: QuestionSet, save: Save, rng: np.random.Generator) -> Pair:
+def _coarse(kind: Kind, pairs: Sequence[ImagePair], asked: QuestionSet, save: Save, rng: np.random.Generator) -> ImagePair:
     source, right = _one(pairs, rng)
     with Image.open(right) as image:
         plain = image.convert("RGB")
@@ -85,14 +87,14 @@ def _coarse(kind: Kind, pairs: Sequence[Pair], asked: QuestionSet, save: Save, r
     return _made(kind, source, (right, spoilt), expected, "It is the same picture, but one copy is blurred beyond use.")
 
 
-def _itself(kind: Kind, pairs: Sequence[Pair], asked: QuestionSet, save: Save, rng: np.random.Generator) -> Pair:
+def _itself(kind: Kind, pairs: Sequence[ImagePair], asked: QuestionSet, save: Save, rng: np.random.Generator) -> ImagePair:
     source, right = _one(pairs, rng)
     answer, questions = ("tie", ("overall",)) if asked.compares else ("similar", asked.names)
     why = "Both are the very same picture: where you see no difference, say so."
     return _made(kind, source, (right, right), dict.fromkeys(questions, answer), why)
 
 
-def _turned(pair: Pair) -> Pair:
+def _turned(pair: ImagePair) -> ImagePair:
     other = {"a": "b", "b": "a"}
     a, b = pair.pictures
     return replace(pair, pictures=(b, a), expected={k: other.get(v, v) for k, v in pair.expected.items()})

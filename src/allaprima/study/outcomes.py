@@ -14,7 +14,7 @@ VALUE = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PairOutcome:
     """One pair and question."""
 
     pair: int
@@ -44,22 +44,22 @@ def majority(answers: Sequence[str], otherwise: str) -> str:
     return answer if 2 * count > len(answers) else otherwise
 
 
-def outcomes(votes: Iterable[Vote], question: str, least: int = 1, otherwise: str = "tie") -> list[Outcome]:
+def outcomes(votes: Iterable[Vote], question: str, least: int = 1, otherwise: str = "tie") -> list[PairOutcome]:
     """Of all pairs with at least `least` votes, in the order of the design."""
     return [
-        Outcome(pair, of[0].methods, of[0].band, majority([v.answers[question] for v in of], otherwise), len(of))
+        PairOutcome(pair, of[0].methods, of[0].band, majority([v.answers[question] for v in of], otherwise), len(of))
         for pair, of in by_pair(votes).items()
         if len(of) >= least
     ]
 
 
-def in_order(found: Sequence[Outcome], first: int = 1) -> list[Outcome]:
+def in_order(found: Sequence[PairOutcome], first: int = 1) -> list[PairOutcome]:
     """The longest beginning of the design without a gap.
 
     A pair that people hesitate over ends late; stopping by whichever pairs end first would see too few of those.
     """
     by_number = {o.pair: o for o in found}
-    made: list[Outcome] = []
+    made: list[PairOutcome] = []
     while (o := by_number.get(first + len(made))) is not None:
         made.append(o)
     return made

@@ -17,7 +17,7 @@ from allaprima.study.create import PICTURES
 from allaprima.study.curve import draw
 from allaprima.study.outcomes import by_pair
 from allaprima.study.results import Comparison, agreement, compare, differences, strengths
-from allaprima.study.store.store import Store
+from allaprima.study.store.store import StudyStore
 from allaprima.study.tables import write_csv, write_parquet
 from allaprima.study.votes import Vote
 from allaprima.study.win_probability import Calibrated, calibrate
@@ -42,7 +42,7 @@ th,td{padding:.25rem .75rem;text-align:left;border-bottom:1px solid #8886}
 
 
 def write_report(
-    store: Store, folder: Path, out: Path, level: float = 0.95, drop_flagged: bool = False,
+    store: StudyStore, folder: Path, out: Path, level: float = 0.95, drop_flagged: bool = False,
     scores: Mapping[tuple[str, str], float] | None = None,
 ) -> list[str]:  # fmt: skip
     """`report.html`, `results` and `annotators` as .csv and .parquet; says what was found, a line each.
@@ -88,7 +88,7 @@ def write_report(
     return _said(tables, people, alpha[asked.main], oracle) if asked.compares else [f"{len(votes)} votes"]
 
 
-def _summary(store: Store, votes: Sequence[Vote], flagged: set[int], dropped: bool, complete: int, least: int) -> str:
+def _summary(store: StudyStore, votes: Sequence[Vote], flagged: set[int], dropped: bool, complete: int, least: int) -> str:
     counts, about = store.counts(), store.about
     doubt = f" {len(flagged)} are flagged, their votes {'left out' if dropped else 'counted'}." if flagged else ""
     few = (

@@ -13,7 +13,7 @@ from allaprima.core.errors import SettingError
 from allaprima.evaluation.intervals import Interval
 from allaprima.evaluation.win_rate import wilson_interval
 from allaprima.study.agreement import nominal_alpha
-from allaprima.study.outcomes import Outcome, by_pair, in_order, outcomes
+from allaprima.study.outcomes import PairOutcome, by_pair, in_order, outcomes
 from allaprima.study.questions import QuestionSet
 from allaprima.study.sequential import confidence_sequence
 from allaprima.study.votes import Vote
@@ -70,7 +70,12 @@ def compare(votes: Sequence[Vote], asked: QuestionSet, level: float, least: int)
 
 
 def _comparison(
-    question: str, methods: tuple[str, str], band: int | None, of: Sequence[Outcome], ordered: Sequence[float], level: float
+    question: str,
+    methods: tuple[str, str],
+    band: int | None,
+    of: Sequence[PairOutcome],
+    ordered: Sequence[float],
+    level: float,
 ) -> Comparison:
     values = [o.value for o in of]
     wins, losses = values.count(1.0), values.count(0.0)
@@ -109,14 +114,14 @@ def differences(votes: Sequence[Vote], asked: QuestionSet, level: float, least: 
 
 
 @dataclass(frozen=True)
-class Strength:
+class MethodStrength:
     """A method's Bradley-Terry probability of winning against an even mix of all methods' mean strength, in [0, 1]."""
 
     method: str
     share: Interval
 
 
-def strengths(votes: Sequence[Vote], question: str, level: float, least: int, seed: int = 0) -> list[Strength]:
+def strengths(votes: Sequence[Vote], question: str, level: float, least: int, seed: int = 0) -> list[MethodStrength]:
     """Bradley-Terry by evalica, ties one half for each; prompts are resampled. Shares sum to 1; strongest first.
 
     Raises `SettingError` where evalica isn't installed.
@@ -130,7 +135,7 @@ def strengths(votes: Sequence[Vote], question: str, level: float, least: int, se
     methods = sorted({m for o in found for m in o.methods})
     winner = {1.0: evalica.Winner.X, 0.5: evalica.Winner.Draw, 0.0: evalica.Winner.Y}
 
-    def shares(of: Sequence[Outcome]) -> np.ndarray:
+    def shares(of: Sequence[PairOutcome]) -> np.ndarray:
         # Half a tie between every two methods: without it, one that never lost would be infinitely strong.
         prior = [(a, b) for i, a in enumerate(methods) for b in methods[i + 1 :]]
         xs, ys = [o.methods[0] for o in of] + [a for a, _ in prior], [o.methods[1] for o in of] + [b for _, b in prior]
@@ -140,7 +145,7 @@ def strengths(votes: Sequence[Vote], question: str, level: float, least: int, se
         made = scores.reindex(methods).to_numpy(dtype=np.float64)
         return made / made.sum()
 
-    groups: dict[str, list[Outcome]] = {}
+    groups: dict[str, list[PairOutcome]] = {}
     for o in found:
         groups.setdefault(prompts[o.pair], []).append(o)
     each, rng = list(groups.values()), np.random.default_rng(seed)
@@ -149,7 +154,7 @@ def strengths(votes: Sequence[Vote], question: str, level: float, least: int, se
     ])  # fmt: skip
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
     best = shares(found)
-    made = [Strength(m, Interval(float(best[i]), float(low[i]), float(high[i]))) for i, m in enumerate(methods)]
+    made = [MethodStrength(m, Interval(float(best[i]), float(low[i]), float(high[i]))) for i, m in enumerate(methods)]
     return sorted(made, key=lambda s: -s.share.mean)
 
 

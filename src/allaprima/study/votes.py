@@ -19,7 +19,7 @@ class StudyError(AllaprimaError):
 
 
 @dataclass(frozen=True)
-class Handed:
+class AssignedPair:
     """A pair that one annotator is asked about now."""
 
     slot: str
@@ -32,7 +32,7 @@ class Handed:
 
 
 @dataclass(frozen=True)
-class Progress:
+class AnnotatorProgress:
     """Where an annotator is. `state`: training, qualification, voting, waiting, done, failed or stopped."""
 
     state: str
@@ -45,7 +45,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredVote:
     """A vote that is on the disk. `first` is false when it was there already and nothing was changed."""
 
     first: bool

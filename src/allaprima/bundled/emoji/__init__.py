@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from allaprima.evaluation.judge import Judge
+    from allaprima.evaluation.reward_judge import RewardJudge
 
 
 def weights(part: str) -> Path:
@@ -15,8 +15,8 @@ def weights(part: str) -> Path:
     return Path(str(resources.files("allaprima.bundled.emoji"))) / "weights" / part
 
 
-def load_judge() -> Judge:
+def load_judge() -> RewardJudge:
     """The bundled judge, which evaluates what the pair paints and never decides (recipe: `judge.py`)."""
-    from allaprima.evaluation.judge import Judge
+    from allaprima.evaluation.reward_judge import RewardJudge
 
-    return Judge.from_pretrained(weights("judge"))
+    return RewardJudge.from_pretrained(weights("judge"))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from allaprima.bundled.emoji.dataset import known_concepts, load_tar
 from allaprima.bundled.emoji.start import load_start_autoencoder
 from allaprima.bundled.emoji.teacher import latents_of
-from allaprima.distill.loop import LoopConfig, Loss, Progress, train
+from allaprima.distill.loop import LoopConfig, Loss, TrainingProgress, train
 from allaprima.models.autoencoder import PixelShuffleAutoencoder
 
 BLOCKS = 5
@@ -114,7 +114,7 @@ def main() -> None:
         "warm_start_psnr": psnr(start, held_out),
     }
 
-    def on_checkpoint(emas: Mapping[str, nn.Module], progress: Progress) -> None:
+    def on_checkpoint(emas: Mapping[str, nn.Module], progress: TrainingProgress) -> None:
         use = emas["use"]
         assert isinstance(use, PixelShuffleAutoencoder)
         use.save_pretrained(args.out / "vae")

@@ -44,7 +44,7 @@ TEST_PERCENT = 4
 
 
 @dataclass(frozen=True)
-class Source:
+class StylePackage:
     """One style: its package, its licence, and how its names say a skin tone."""
 
     style: str
@@ -55,10 +55,10 @@ class Source:
 
 
 SOURCES = (
-    Source("noto", Package("@iconify-json/noto", "1.2.9"), "Apache-2.0", toned=False),
-    Source("twemoji", Package("@iconify-json/twemoji", "1.2.5"), "CC-BY-4.0", toned=False),
-    Source("fluent flat", Package("@iconify-json/fluent-emoji-flat", "1.2.6"), "MIT", toned=True),
-    Source("fluent 3d", Package("@iconify-json/fluent-emoji", "1.2.7"), "MIT", toned=True),
+    StylePackage("noto", Package("@iconify-json/noto", "1.2.9"), "Apache-2.0", toned=False),
+    StylePackage("twemoji", Package("@iconify-json/twemoji", "1.2.5"), "CC-BY-4.0", toned=False),
+    StylePackage("fluent flat", Package("@iconify-json/fluent-emoji-flat", "1.2.6"), "MIT", toned=True),
+    StylePackage("fluent 3d", Package("@iconify-json/fluent-emoji", "1.2.7"), "MIT", toned=True),
 )
 _TONE = re.compile(r"-(medium-dark|medium-light|dark|light|medium)$")
 
@@ -112,9 +112,9 @@ def svg_of(icon: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
     )
 
 
-def read_icons(folder: Path, say: Callable[[str], None], sources: Sequence[Source] = SOURCES) -> list[Icon]:
+def read_icons(folder: Path, say: Callable[[str], None], sources: Sequence[StylePackage] = SOURCES) -> list[Icon]:
     """Every picture of the set, in order, from a folder of packages. Another version or licence is said or refused."""
-    found: list[tuple[Source, str, str, str, str]] = []
+    found: list[tuple[StylePackage, str, str, str, str]] = []
     for source in sources:
         place = find(source.package, folder)
         version = read_json(place, "package.json").get("version")
@@ -210,7 +210,7 @@ def build(folder: Path, out: Path, jobs: int, console: Console) -> None:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class DatasetComparison:
     """How one data set differs from another; rows are matched by concept, style and skin."""
 
     only_here: list[str]
@@ -249,7 +249,7 @@ class Comparison:
         )
 
 
-def compare(here: EmojiData, there: EmojiData) -> Comparison:
+def compare(here: EmojiData, there: EmojiData) -> DatasetComparison:
     """Rows, metadata and pictures of two data sets."""
 
     def keyed(data: EmojiData) -> dict[str, int]:
@@ -257,7 +257,7 @@ def compare(here: EmojiData, there: EmojiData) -> Comparison:
 
     a, b = keyed(here), keyed(there)
     both = [key for key in a if key in b]
-    return Comparison(
+    return DatasetComparison(
         only_here=[key for key in a if key not in b],
         only_there=[key for key in b if key not in a],
         other_metadata=[key for key in both if here.rows[a[key]] != there.rows[b[key]]],

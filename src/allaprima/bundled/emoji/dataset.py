@@ -25,7 +25,7 @@ STYLES = ("noto", "twemoji", "fluent flat", "fluent 3d")
 
 
 @dataclass(frozen=True)
-class Row:
+class EmojiRow:
     """What is known of one picture."""
 
     concept: str
@@ -45,7 +45,7 @@ class EmojiData:
     """Pictures `(N, 3, 64, 64)` uint8 and their rows."""
 
     images: Tensor
-    rows: Sequence[Row]
+    rows: Sequence[EmojiRow]
     sha256: str
 
     def pick(self, concepts: Collection[str] | None = None, split: str | None = None, skin: bool = False) -> EmojiData:
@@ -69,7 +69,7 @@ def load_tar(path: Path) -> EmojiData:
     if not path.exists():
         raise ModelError(f"{path} does not exist: build it with `python -m allaprima.bundled.emoji.build --out {path}`.")
     pictures: dict[str, np.ndarray] = {}
-    rows: dict[str, Row] = {}
+    rows: dict[str, EmojiRow] = {}
     with tarfile.open(path) as tar:
         for member in tar:
             stream = tar.extractfile(member)
@@ -80,7 +80,7 @@ def load_tar(path: Path) -> EmojiData:
                 pictures[stem] = np.asarray(Image.open(io.BytesIO(stream.read())).convert("RGB"))
             elif kind == "json":
                 raw = json.loads(stream.read())
-                rows[stem] = Row(raw["concept"], raw["style"], raw.get("skin") or "", raw["license"], raw["split"])
+                rows[stem] = EmojiRow(raw["concept"], raw["style"], raw.get("skin") or "", raw["license"], raw["split"])
     names = sorted(pictures)
     if not names or set(names) != set(rows):
         raise ModelError(f"{path} is not an emoji data set: every NNNNN.png needs its NNNNN.json. Build it again.")

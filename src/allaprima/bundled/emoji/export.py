@@ -22,7 +22,7 @@ import torch
 from allaprima.bundled.emoji.dataset import STYLES, known_concepts
 from allaprima.bundled.emoji.teacher import SCHEDULER_CONFIG
 from allaprima.bundled.emoji.text import load_text_encoder
-from allaprima.evaluation.judge import Judge
+from allaprima.evaluation.reward_judge import RewardJudge
 from allaprima.models.autoencoder import PixelShuffleAutoencoder
 from allaprima.oracles.dual_encoder import DualEncoder
 
@@ -141,7 +141,7 @@ def main() -> None:
     if args.oracle:
         export_scorer(args.oracle, args.out / "oracle", DualEncoder)
     if args.judge:
-        export_scorer(args.judge, args.out / "judge", Judge)
+        export_scorer(args.judge, args.out / "judge", RewardJudge)
 
 
 if __name__ == "__main__":

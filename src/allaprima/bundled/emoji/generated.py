@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from allaprima.bundled.emoji.dataset import STYLES, known_concepts
-from allaprima.cascade.job import Request
-from allaprima.cascade.machine import Machine
+from allaprima.cascade.latent_cascade import LatentCascade
 from allaprima.cascade.policy import AlwaysPolicy, Decision
-from allaprima.cascade.run import run
+from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.runner import run
 from allaprima.cascade.settings import CascadeSettings
-from allaprima.models.card import load_card
-from allaprima.models.pair import load_pair
+from allaprima.models.cards.card import load_card
+from allaprima.models.loading.pair import load_pair
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def main() -> None:
     kinds: list[str] = []
     for k, kind in enumerate(args.kinds):
         decision, settings = PLANS[kind]
-        machine = Machine(pair.student, pair.teacher, None, AlwaysPolicy(decision), settings)
-        requests = (Request(c, args.seed + k * len(captions) + i) for i, c in enumerate(captions))
-        for result in run(machine, requests):
+        cascade = LatentCascade(pair.student, pair.teacher, None, AlwaysPolicy(decision), settings)
+        requests = (GenerationRequest(c, args.seed + k * len(captions) + i) for i, c in enumerate(captions))
+        for result in run(cascade, requests):
             assert result.image is not None
             images.append((result.image * 255).round().byte())
             texts.append(result.request.prompt)

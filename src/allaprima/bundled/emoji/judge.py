@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from allaprima.bundled.emoji.dataset import known_concepts, load_tar
 from allaprima.bundled.emoji.start import load_autoencoder
 from allaprima.bundled.emoji.text import embed, load_text_encoder
-from allaprima.distill.loop import LoopConfig, Loss, Progress, train
-from allaprima.evaluation.judge import Judge
+from allaprima.distill.loop import LoopConfig, Loss, TrainingProgress, train
+from allaprima.evaluation.reward_judge import RewardJudge
 from allaprima.oracles.dual_encoder import DualEncoder, pool_text
 
 LOOP = LoopConfig(
@@ -52,7 +52,7 @@ class Office:
 
 
 OFFICES = {
-    "judge": Office(Judge, LOOP, {}),
+    "judge": Office(RewardJudge, LOOP, {}),
     "oracle": Office(
         DualEncoder,
         replace(LOOP, max_train_steps=1400, train_batch_size=64, seed=4242),
@@ -161,7 +161,7 @@ def main() -> None:
     }
     torch.manual_seed(config.seed)
 
-    def on_checkpoint(emas: Mapping[str, nn.Module], progress: Progress) -> None:
+    def on_checkpoint(emas: Mapping[str, nn.Module], progress: TrainingProgress) -> None:
         use = emas["use"]
         assert isinstance(use, DualEncoder)
         found = held_out(use, test.images, targets, pool, torch.Generator().manual_seed(1))

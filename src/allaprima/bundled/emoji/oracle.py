@@ -31,7 +31,7 @@ from allaprima.bundled.emoji.dataset import EmojiData, known_concepts, load_tar
 from allaprima.bundled.emoji.generated import load_generated
 from allaprima.bundled.emoji.start import load_autoencoder
 from allaprima.bundled.emoji.text import embed, load_text_encoder
-from allaprima.distill.loop import LoopConfig, Loss, Progress, train
+from allaprima.distill.loop import LoopConfig, Loss, TrainingProgress, train
 from allaprima.oracles.image_text import ImageTextScorer
 
 LOOP = LoopConfig(
@@ -169,7 +169,7 @@ def main() -> None:
     recipe = {"name": "emoji-oracle", "data_sha256": whole.sha256, "painted": kinds, "goes_on": args.model is not None}
     torch.manual_seed(0)
 
-    def on_checkpoint(emas: Mapping[str, nn.Module], progress: Progress) -> None:
+    def on_checkpoint(emas: Mapping[str, nn.Module], progress: TrainingProgress) -> None:
         found = held_out(emas["use"], parts["test"])
         emas["use"].save_pretrained(args.out / "model")  # pyright: ignore[reportCallIssue]
         (args.out / "progress.json").write_text(json.dumps({"recipe": recipe, **progress.__dict__, **found}, indent=1))

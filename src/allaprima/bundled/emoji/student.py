@@ -36,8 +36,8 @@ from allaprima.bundled.emoji.teacher import SCHEDULER_CONFIG, latents_of
 from allaprima.bundled.emoji.text import embed, load_text_encoder
 from allaprima.bundled.emoji.trajectories import GUIDANCE as TRAJECTORY_GUIDANCE
 from allaprima.core.errors import TrainingError
-from allaprima.diffusion.schedule import DiscreteVP, expand
-from allaprima.distill.loop import LoopConfig, Loss, Progress, train
+from allaprima.diffusion.schedules import DiscreteVP, expand
+from allaprima.distill.loop import LoopConfig, Loss, TrainingProgress, train
 from allaprima.distill.losses.consistency import GuidedPrediction, consistency_loss, endpoint_loss
 
 GUIDANCE = (1.0, 5.0)
@@ -67,7 +67,7 @@ def guided(unet: nn.Module, cond: Tensor, null: Tensor, schedule: DiscreteVP) ->
 
 def student_loss(teacher: nn.Module, latents: Tensor, texts: Tensor, null: Tensor, schedule: DiscreteVP, batch: int) -> Loss:
     """A `Loss` for the loop. `latents: (N,C,H,W)`, `texts: (N,L,D)`, `null: (1,L,D)`."""
-    grid = schedule.grid(50)
+    grid = schedule.timesteps(50)
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
         pick = torch.randint(len(latents), (batch,), generator=g)
@@ -140,7 +140,7 @@ def main() -> None:
         "goes_on": args.unet is not None,
     }
 
-    def on_checkpoint(emas: Mapping[str, nn.Module], progress: Progress) -> None:
+    def on_checkpoint(emas: Mapping[str, nn.Module], progress: TrainingProgress) -> None:
         emas["use"].save_pretrained(args.out / "unet")  # pyright: ignore[reportCallIssue]
         (args.out / "progress.json").write_text(json.dumps({"recipe": recipe, **progress.__dict__}, indent=1))
         print(

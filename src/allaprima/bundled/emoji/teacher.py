@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from allaprima.bundled.emoji.dataset import EmojiData, known_concepts, load_tar
 from allaprima.bundled.emoji.start import load_start_autoencoder
 from allaprima.bundled.emoji.text import embed, load_text_encoder
-from allaprima.diffusion.schedule import DiscreteVP, expand
-from allaprima.distill.loop import LoopConfig, Progress, train
+from allaprima.diffusion.schedules import DiscreteVP, expand
+from allaprima.distill.loop import LoopConfig, TrainingProgress, train
 
 SCHEDULER_CONFIG: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
@@ -104,7 +104,7 @@ def main() -> None:
         "warm_start": source.parent.name,
     }
 
-    def on_checkpoint(emas: Mapping[str, nn.Module], progress: Progress) -> None:
+    def on_checkpoint(emas: Mapping[str, nn.Module], progress: TrainingProgress) -> None:
         emas["use"].save_pretrained(args.out / "unet")  # pyright: ignore[reportCallIssue]
         (args.out / "progress.json").write_text(json.dumps({"recipe": recipe, **progress.__dict__}, indent=1))
         print(

@@ -20,14 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from allaprima.bundled.emoji.dataset import known_concepts, load_tar
-from allaprima.cascade.painter import Painter
+from allaprima.cascade.model import DiffusionModel
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.diffusion.solvers import make_solver
-from allaprima.models.card import load_card
+from allaprima.models.cards.card import load_card
 from allaprima.models.families.family import Family
-from allaprima.models.pair import load_pair
+from allaprima.models.loading.pair import load_pair
 
 STEPS = 16
 DRAFT_STEPS = 10
@@ -44,7 +44,7 @@ def solve(teacher: Family, x: Tensor, cond: Condition, steps: int, start: float 
     """Points `(B, steps, C, H, W)`, their times `(B, steps)` and ends `(B, C, H, W)` from `x` at time `start`."""
     solver = make_solver("dpm_solver", teacher.schedule, last_time=LAST_TIME)
     state, points, times = solver.init(x), [], []
-    for p in solver.plan(steps, start):
+    for p in solver.timesteps(steps, start):
         t, s = (torch.full((len(x),), v, dtype=torch.float64) for v in (p.t, p.s))
         points.append(x)
         times.append(t)
@@ -55,11 +55,13 @@ def solve(teacher: Family, x: Tensor, cond: Condition, steps: int, start: float 
 
 
 @torch.inference_mode()
-def renoised_draft(student: Painter, noise: Tensor, cond: Condition, seeds: list[int], after: int) -> tuple[Tensor, float]:
+def renoised_draft(
+    student: DiffusionModel, noise: Tensor, cond: Condition, seeds: list[int], after: int
+) -> tuple[Tensor, float]:
     """`x_t` after `after` of five student steps, fresh noise included, and its time t."""
     solver = make_solver("consistency", student.schedule)
     x, state, t_next = noise, solver.init(noise), student.schedule.t_max
-    for i, p in enumerate(solver.plan(5)[:after]):
+    for i, p in enumerate(solver.timesteps(5)[:after]):
         t, s = (torch.full((len(x),), v, dtype=torch.float64) for v in (p.t, p.s))
         fresh = noise_batch(seeds, "student", [i] * len(seeds), tuple(x.shape[1:]))
         x, state = solver.step(x, student.denoiser(x, t, cond), t, s, state, fresh)

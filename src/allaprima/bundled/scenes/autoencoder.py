@@ -31,7 +31,7 @@ from allaprima.bundled.scenes.networks import LATENT_CHANNELS, new_autoencoder
 from allaprima.bundled.scenes.renderer import crowded_picture, training_pair
 from allaprima.distill.devices import Devices
 from allaprima.distill.local_sgd import run_locally
-from allaprima.distill.loop import LoopConfig, Loss, Progress, train
+from allaprima.distill.loop import LoopConfig, Loss, TrainingProgress, train
 
 NOISE = 0.3
 """Largest standard deviation of the noise on the diffusion model's latents; each picture draws its own up to it."""
@@ -208,7 +208,7 @@ def train_autoencoder(out: Path, config: LoopConfig, pictures: int, devices: Dev
         save_autoencoder(vae, out / "vae")
     test = to_batch([training_pair(DATA_SEED + 1, i)[1] for i in range(100)])
 
-    def on_checkpoint(emas: Mapping[str, nn.Module], progress: Progress) -> None:
+    def on_checkpoint(emas: Mapping[str, nn.Module], progress: TrainingProgress) -> None:
         kept = vae.decoder
         vae.decoder = emas["use"]
         save_autoencoder(vae, out / "vae")

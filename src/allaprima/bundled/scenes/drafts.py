@@ -24,7 +24,7 @@ from allaprima.bundled.scenes.judge import judge
 from allaprima.bundled.scenes.networks import new_tokenizer
 from allaprima.bundled.scenes.teacher import token_ids
 from allaprima.core.errors import SettingError
-from allaprima.models.card import OracleSource, load_card
+from allaprima.models.cards.card import OracleSource, load_card
 from allaprima.pipeline import AdaptivePipeline
 
 CHUNK = 400

@@ -33,7 +33,7 @@ from allaprima.bundled.scenes.renderer import DrawnObject, draw_layout, render
 from allaprima.bundled.scenes.teacher import TextToLatents, load_vae, token_ids
 from allaprima.distill.devices import Devices
 from allaprima.distill.local_sgd import run_locally
-from allaprima.distill.loop import LoopConfig, Loss, Progress, train
+from allaprima.distill.loop import LoopConfig, Loss, TrainingProgress, train
 from allaprima.oracles.latent_reward import LatentRewardModel
 
 DRAFTS = 0.6
@@ -142,7 +142,7 @@ def train_oracle(
         "name": "scenes-oracle", "goes_on": start is not None, "drafts": 0 if drafts is None else len(drafts["labels"]),
     }  # fmt: skip
 
-    def on_checkpoint(emas: Mapping[str, nn.Module], progress: Progress) -> None:
+    def on_checkpoint(emas: Mapping[str, nn.Module], progress: TrainingProgress) -> None:
         use = emas["use"]
         assert isinstance(use, LatentRewardModel)
         use.save_pretrained(out / "model", tokenizer, vae.config, "scenes")

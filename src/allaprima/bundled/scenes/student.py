@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from allaprima.bundled.scenes.autoencoder import linear_encoder
 from allaprima.bundled.scenes.networks import SCHEDULER_CONFIG, new_tokenizer
 from allaprima.bundled.scenes.teacher import TextToLatents, load_vae, token_ids, training_batch
-from allaprima.diffusion.schedule import DiscreteVP, expand
+from allaprima.diffusion.schedules import DiscreteVP, expand
 from allaprima.distill.devices import Devices
 from allaprima.distill.local_sgd import run_locally
-from allaprima.distill.loop import LoopConfig, Loss, Progress, train
+from allaprima.distill.loop import LoopConfig, Loss, TrainingProgress, train
 from allaprima.distill.losses.consistency import GuidedPrediction, consistency_loss
 
 DATA_SEED = 20
@@ -115,7 +115,7 @@ def train_student(
         "w": list(SCALES_OUTSIDE) if outside else scale, "goes_on": start is not None,
     }  # fmt: skip
 
-    def on_checkpoint(emas: Mapping[str, nn.Module], progress: Progress) -> None:
+    def on_checkpoint(emas: Mapping[str, nn.Module], progress: TrainingProgress) -> None:
         TextToLatents(emas["use"], teacher.text_encoder).save_pretrained(out)
         (out / "progress.json").write_text(json.dumps({"recipe": recipe, **progress.__dict__}, indent=1))
         print(

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from allaprima.bundled.scenes.autoencoder import draw_indices, encode_scenes, linear_encoder
 from allaprima.bundled.scenes.networks import SCHEDULER_CONFIG, TOKENS, new_text_encoder, new_tokenizer, new_unet
 from allaprima.bundled.scenes.renderer import training_pair
-from allaprima.diffusion.schedule import DiscreteVP, expand
+from allaprima.diffusion.schedules import DiscreteVP, expand
 from allaprima.distill.devices import Devices
 from allaprima.distill.local_sgd import run_locally
-from allaprima.distill.loop import LoopConfig, Loss, Progress, train
+from allaprima.distill.loop import LoopConfig, Loss, TrainingProgress, train
 
 DATA_SEED = 10
 DROP = 0.1
@@ -124,7 +124,7 @@ def train_teacher(vae_folder: Path, out: Path, start: Path | None, config: LoopC
     vae, tokenizer = load_vae(vae_folder), new_tokenizer()
     recipe = {"name": "scenes-teacher", "data_seed": DATA_SEED, "goes_on": start is not None}
 
-    def on_checkpoint(emas: Mapping[str, nn.Module], progress: Progress) -> None:
+    def on_checkpoint(emas: Mapping[str, nn.Module], progress: TrainingProgress) -> None:
         use = emas["use"]
         assert isinstance(use, TextToLatents)
         use.save_pretrained(out)

@@ -11,7 +11,7 @@ import importlib
 from typing import Any
 
 from allaprima.core.errors import SettingError
-from allaprima.diffusion.schedule import DiscreteVP, Schedule, Spacing
+from allaprima.diffusion.schedules import DiscreteVP, Schedule, Spacing
 from allaprima.diffusion.solvers.solver import Solver
 
 SOLVERS = {
@@ -54,7 +54,7 @@ def make_solver(spec: str, schedule: Schedule, **options: Any) -> Solver:
             raise SettingError(
                 f"solver={spec!r}: a {type(schedule).__name__} schedule has one spacing, its shift. Leave {at}{spacing} out."
             )
-        schedule = schedule.spaced(_spacing(spacing))
+        schedule = schedule.with_timestep_spacing(_spacing(spacing))
     return getattr(importlib.import_module(f"{__name__}.{module}"), cls)(schedule, **options)
 
 
@@ -63,7 +63,7 @@ def check_solver(spec: str) -> None:
     _check_name(solver_name(spec))
     make_solver(spec.partition("@")[0], _ANY)
     if "@" in spec:
-        _ANY.spaced(_spacing(spec.partition("@")[2]))
+        _ANY.with_timestep_spacing(_spacing(spec.partition("@")[2]))
 
 
 def _check_name(name: str) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.schedule import DiscreteVP, Schedule, TrigFlow, expand
-from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_on_grid
+from allaprima.diffusion.schedules import DiscreteVP, Schedule, TrigFlow, expand
+from allaprima.diffusion.solvers.solver import Phases, State, Step, steps_on_schedule
 
 
 class Consistency:
@@ -22,32 +22,32 @@ class Consistency:
 
     needs_noise = True
 
-    def __init__(self, schedule: Schedule, grid: Callable[[Schedule, int], list[float]] | None = None) -> None:
+    def __init__(self, schedule: Schedule, make_times: Callable[[Schedule, int], list[float]] | None = None) -> None:
         self.schedule = schedule
-        self._grid = grid
+        self._make_times = make_times
         self._any_time = isinstance(schedule, TrigFlow)
 
-    def plan(self, n: int, start: float | None = None) -> list[Step]:
+    def timesteps(self, n: int, start: float | None = None) -> list[Step]:
         """Five steps on Stable Diffusion's schedule are 981, 781, 581, 381, 181: every tenth of a 50-point DDIM grid."""
         if start is not None or self._any_time or not 1 <= n <= 50 or _given(self.schedule):
-            return plan_on_grid(self.schedule, n, start)
+            return steps_on_schedule(self.schedule, n, start)
         return self._spread(self._fine(), n)
 
-    def plan_below(self, n: int, start: float) -> list[Step]:
+    def timesteps_below(self, n: int, start: float) -> list[Step]:
         """`n` evaluations at times of that grid, the first the noisiest that isn't above `start`: times of the training.
 
         Where the grid has fewer, they are spread evenly from `start` on, as `plan` has them.
         """
         if self._any_time:
-            return self.plan(n, start)
+            return self.timesteps(n, start)
         fine = [t for t in self._fine() if t <= start]
-        return self._spread(fine, n) if 1 <= n <= len(fine) else self.plan(n, start)
+        return self._spread(fine, n) if 1 <= n <= len(fine) else self.timesteps(n, start)
 
     def _fine(self) -> list[float]:
         given = _given(self.schedule)
         if given:
             return list(given)
-        return self.schedule.grid(50) if self._grid is None else self._grid(self.schedule, 50)
+        return self.schedule.timesteps(50) if self._make_times is None else self._make_times(self.schedule, 50)
 
     def _spread(self, fine: Sequence[float], n: int) -> list[Step]:
         times = [*(fine[i * len(fine) // n] for i in range(n)), self.schedule.t_clean]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.schedule import Schedule, expand
-from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_on_grid, plan_to
+from allaprima.diffusion.schedules import Schedule, expand
+from allaprima.diffusion.solvers.solver import Phases, State, Step, steps_on_schedule, steps_until
 
 
 class DDIM:
@@ -15,11 +15,11 @@ class DDIM:
     def __init__(self, schedule: Schedule, last_time: float | None = None) -> None:
         self.schedule, self.last_time = schedule, last_time
 
-    def plan(self, n: int, start: float | None = None) -> list[Step]:
+    def timesteps(self, n: int, start: float | None = None) -> list[Step]:
         """One evaluation a step."""
         if self.last_time is not None:
-            return plan_to(self.schedule, n, start, self.last_time)
-        return plan_on_grid(self.schedule, n, start)
+            return steps_until(self.schedule, n, start, self.last_time)
+        return steps_on_schedule(self.schedule, n, start)
 
     def init(self, x: Samples) -> State:
         """No memory."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.schedule import NEARLY_ZERO, Schedule, expand
-from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_linspace, plan_to
+from allaprima.diffusion.schedules import NEARLY_ZERO, Schedule, expand
+from allaprima.diffusion.solvers.solver import Phases, State, Step, steps_linspace, steps_until
 
 
 class DPMSolverPP2M:
@@ -21,11 +21,11 @@ class DPMSolverPP2M:
     def __init__(self, schedule: Schedule, last_time: float | None = None) -> None:
         self.schedule, self.last_time = schedule, last_time
 
-    def plan(self, n: int, start: float | None = None) -> list[Step]:
+    def timesteps(self, n: int, start: float | None = None) -> list[Step]:
         """One evaluation a step."""
         if self.last_time is not None:
-            return plan_to(self.schedule, n, start, self.last_time)
-        return plan_linspace(self.schedule, n, start)
+            return steps_until(self.schedule, n, start, self.last_time)
+        return steps_linspace(self.schedule, n, start)
 
     def init(self, x: Samples) -> State:
         """The previous x0, its log-SNR, and how many steps have been taken."""

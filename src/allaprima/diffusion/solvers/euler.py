@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.prediction import eps_of
-from allaprima.diffusion.schedule import Schedule, expand
-from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_on_grid, plan_to, scales_noise
+from allaprima.diffusion.predictions import eps_of
+from allaprima.diffusion.schedules import Schedule, expand
+from allaprima.diffusion.solvers.solver import Phases, State, Step, scales_noise, steps_on_schedule, steps_until
 
 
 def variance_exploding(x_t: Samples, x0: Samples, t: Times, schedule: Schedule) -> tuple[Samples, Samples, Times]:
@@ -23,11 +23,11 @@ class Euler:
         self.schedule, self.last_time = schedule, last_time
         self.scales_noise = scales_noise(schedule)
 
-    def plan(self, n: int, start: float | None = None) -> list[Step]:
+    def timesteps(self, n: int, start: float | None = None) -> list[Step]:
         """One evaluation a step."""
         if self.last_time is not None:
-            return plan_to(self.schedule, n, start, self.last_time)
-        return plan_on_grid(self.schedule, n, start)
+            return steps_until(self.schedule, n, start, self.last_time)
+        return steps_on_schedule(self.schedule, n, start)
 
     def init(self, x: Samples) -> State:
         """No memory."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.prediction import eps_of
-from allaprima.diffusion.schedule import Schedule, expand
-from allaprima.diffusion.solvers.solver import Phases, State, Step, plan_on_grid, scales_noise
+from allaprima.diffusion.predictions import eps_of
+from allaprima.diffusion.schedules import Schedule, expand
+from allaprima.diffusion.solvers.solver import Phases, State, Step, scales_noise, steps_on_schedule
 
 
 class EulerAncestral:
@@ -24,9 +24,9 @@ class EulerAncestral:
         self.schedule = schedule
         self.scales_noise = scales_noise(schedule)
 
-    def plan(self, n: int, start: float | None = None) -> list[Step]:
+    def timesteps(self, n: int, start: float | None = None) -> list[Step]:
         """One evaluation a step."""
-        return plan_on_grid(self.schedule, n, start)
+        return steps_on_schedule(self.schedule, n, start)
 
     def init(self, x: Samples) -> State:
         """No memory."""
@@ -40,9 +40,9 @@ class EulerAncestral:
         if noise is None:
             raise SettingError("the ancestral step needs fresh noise; none was given.")
         k = self.schedule
-        a_t, s_t, a_s, s_s = k.alpha(t), k.sigma(t), k.alpha(s), k.sigma(s)
+        alpha_t, sigma_t, alpha_s, sigma_s = k.alpha(t), k.sigma(t), k.alpha(s), k.sigma(s)
         # rho_s / rho_t, without a division by the alpha_t that may be 0.
-        ratio = s_s * a_t / (a_s * s_t)
-        eps = eps_of(x0, x_t, a_t, s_t)
-        up = s_s * (1 - ratio.square()).clamp(min=0).sqrt()
-        return expand(a_s, x0) * x0 + expand(s_s * ratio, x0) * eps + expand(up, x0) * noise, state
+        ratio = sigma_s * alpha_t / (alpha_s * sigma_t)
+        eps = eps_of(x0, x_t, alpha_t, sigma_t)
+        up = sigma_s * (1 - ratio.square()).clamp(min=0).sqrt()
+        return expand(alpha_s, x0) * x0 + expand(sigma_s * ratio, x0) * eps + expand(up, x0) * noise, state

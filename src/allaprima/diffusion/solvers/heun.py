@@ -10,8 +10,8 @@ import torch
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.prediction import eps_of
-from allaprima.diffusion.schedule import Flow, Schedule, expand
+from allaprima.diffusion.predictions import eps_of
+from allaprima.diffusion.schedules import Flow, Schedule, expand
 from allaprima.diffusion.solvers.euler import variance_exploding
 from allaprima.diffusion.solvers.solver import Phases, State, Step, scales_noise
 
@@ -30,11 +30,11 @@ class Heun:
         self._straight = isinstance(schedule, Flow)
         self.scales_noise = scales_noise(schedule)
 
-    def plan(self, n: int, start: float | None = None) -> list[Step]:
+    def timesteps(self, n: int, start: float | None = None) -> list[Step]:
         """`n` evaluations."""
         if n < 1:
             raise SettingError(f"steps={n} is out of range: at least 1 evaluation is due.")
-        times = self.schedule.grid(n // 2 + 1, start)
+        times = self.schedule.timesteps(n // 2 + 1, start)
         steps: list[Step] = []
         for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
             steps.append(Step(t, s, phase=0))

@@ -6,7 +6,7 @@ import torch
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.schedule import Schedule, expand
+from allaprima.diffusion.schedules import Schedule, expand
 from allaprima.diffusion.solvers.ddim import DDIM
 from allaprima.diffusion.solvers.solver import Phases, State, Step
 
@@ -29,13 +29,13 @@ class Restart:
         self.t_min, self.t_max = (schedule.time_of_variance(r * r / (1 + r * r)) for r in (rho_min, rho_max))
         self._base = DDIM(schedule)
 
-    def plan(self, n: int, start: float | None = None) -> list[Step]:
+    def timesteps(self, n: int, start: float | None = None) -> list[Step]:
         """`n` evaluations, restarts included; too few for a restart, or a start below it, is DDIM."""
         points = self.points or max(2, n // 4)
         main = n - self.repeats * points
         top = self.schedule.t_max if start is None else start
         if main < 2 or (start is not None and start <= self.t_min):
-            return self._base.plan(n, start)
+            return self._base.timesteps(n, start)
         # The main descent passes through t_min exactly: its evaluations are shared between above and below.
         above = max(1, min(main - 1, round(main * (top - self.t_min) / max(top, 1e-9))))
         down = [top + (self.t_min - top) * i / above for i in range(above)]
@@ -65,7 +65,7 @@ class Restart:
             raise SettingError("a restart needs fresh noise; none was given.")
         k = self.schedule
         up = torch.where(torch.isnan(noise_to), s, noise_to)
-        a_s, a_u = k.alpha(s), k.alpha(up)
-        rho_s, rho_u = k.sigma(s) / a_s, k.sigma(up) / a_u
+        alpha_s, a_u = k.alpha(s), k.alpha(up)
+        rho_s, rho_u = k.sigma(s) / alpha_s, k.sigma(up) / a_u
         spread = (rho_u.square() - rho_s.square()).clamp(min=0).sqrt()
-        return expand(a_u / a_s, x_s) * x_s + expand(a_u * spread, x_s) * noise, state
+        return expand(a_u / alpha_s, x_s) * x_s + expand(a_u * spread, x_s) * noise, state

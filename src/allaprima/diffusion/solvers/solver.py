@@ -12,7 +12,7 @@ from torch import Tensor
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.schedule import DiscreteVP, Schedule
+from allaprima.diffusion.schedules import DiscreteVP, Schedule
 
 State = dict[str, Shaped[Tensor, " b ..."]]
 """A solver's memory; every tensor's first dimension is the batch, so rows can be regrouped between steps."""
@@ -40,7 +40,7 @@ class Solver(Protocol):
     schedule: Schedule
     needs_noise: bool
 
-    def plan(self, n: int, start: float | None = None) -> list[Step]:
+    def timesteps(self, n: int, start: float | None = None) -> list[Step]:
         """`n` network evaluations from the noisiest time, or from `start`, to the clean end."""
         ...
 
@@ -63,7 +63,7 @@ class Solver(Protocol):
         ...
 
 
-def plan_to(schedule: Schedule, n: int, start: float | None, last: float) -> list[Step]:
+def steps_until(schedule: Schedule, n: int, start: float | None, last: float) -> list[Step]:
     """`n` evaluations at even times from `start` (default: the noisiest) to `last`, both included.
 
     Where the last evaluation falls decides how much detail the final, first-order step can lose: a tuned `last` makes 12
@@ -84,9 +84,9 @@ def plan_to(schedule: Schedule, n: int, start: float | None, last: float) -> lis
     return [Step(t, s) for t, s in zip(times, times[1:], strict=False)]
 
 
-def plan_on_grid(schedule: Schedule, n: int, start: float | None) -> list[Step]:
+def steps_on_schedule(schedule: Schedule, n: int, start: float | None) -> list[Step]:
     """One evaluation at each time of the schedule's grid."""
-    times: Sequence[float] = [*schedule.grid(n, start), schedule.t_clean]
+    times: Sequence[float] = [*schedule.timesteps(n, start), schedule.t_clean]
     return [Step(t, s) for t, s in zip(times, times[1:], strict=False)]
 
 
@@ -95,23 +95,23 @@ def scales_noise(schedule: Schedule) -> bool:
     return isinstance(schedule, DiscreteVP) and schedule.spacing not in (None, "leading")
 
 
-def begun(solver: Solver, noise: Samples, t: float) -> Samples:
+def scale_initial_noise(solver: Solver, noise: Samples, t: float) -> Samples:
     """What painting from pure noise begins with at time `t`: the noise `(B, ...)`, or what a solver makes of it."""
     if not getattr(solver, "scales_noise", False):
         return noise
     return noise * float(solver.schedule.sigma(torch.tensor([t], dtype=torch.float64)))
 
 
-def plan_linspace(schedule: Schedule, n: int, start: float | None) -> list[Step]:
-    """Like `plan_on_grid`, but from pure noise times are spread over the whole schedule (diffusers' "linspace").
+def steps_linspace(schedule: Schedule, n: int, start: float | None) -> list[Step]:
+    """Like `steps_on_schedule`, but from pure noise times are spread over the whole schedule (diffusers' "linspace").
 
     Of these, and of "leading" times, n + 1 are made and the cleanest is left out, as diffusers' multistep schedulers do.
     """
     if start is not None or not isinstance(schedule, DiscreteVP) or schedule.spacing not in (None, "linspace", "leading"):
-        return plan_on_grid(schedule, n, start)
-    plan_on_grid(schedule, n, None)  # Refuses an impossible n.
+        return steps_on_schedule(schedule, n, start)
+    steps_on_schedule(schedule, n, None)  # Refuses an impossible n.
     if schedule.spacing == "leading":
-        times = schedule.grid(n + 1)
+        times = schedule.timesteps(n + 1)
     else:
         times = torch.linspace(0, schedule.t_max, n + 1, dtype=torch.float64).round().flip(0).tolist()
     return [Step(t, s) for t, s in zip(times, [*times[1:-1], schedule.t_clean], strict=False)]

@@ -8,8 +8,8 @@ import torch
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.prediction import eps_of
-from allaprima.diffusion.schedule import DiscreteVP, Schedule, expand
+from allaprima.diffusion.predictions import eps_of
+from allaprima.diffusion.schedules import DiscreteVP, Schedule, expand
 from allaprima.diffusion.solvers.consistency import Consistency, lcm_grid
 from allaprima.diffusion.solvers.solver import Phases, State, Step
 
@@ -33,9 +33,9 @@ class TCD:
         self._whole = isinstance(schedule, DiscreteVP)
         self._times = Consistency(schedule, lcm_grid if self._whole else None)
 
-    def plan(self, n: int, start: float | None = None) -> list[Step]:
+    def timesteps(self, n: int, start: float | None = None) -> list[Step]:
         """One evaluation a step; `s` of the last is 0."""
-        steps = self._times.plan(n, start)
+        steps = self._times.timesteps(n, start)
         return [*steps[:-1], Step(steps[-1].t, 0.0)]
 
     def init(self, x: Samples) -> State:
@@ -52,9 +52,9 @@ class TCD:
         k = self.schedule
         m = (1 - self.eta) * s
         m = torch.floor(m) if self._whole else m
-        a_m, a_s = k.alpha(m), k.alpha(s)
-        x_m = expand(a_m, x0) * x0 + expand(k.sigma(m), x0) * eps_of(x0, x_t, k.alpha(t), k.sigma(t))
-        keep = torch.where(s > 0, a_s / a_m, torch.ones_like(s))
+        alpha_m, alpha_s = k.alpha(m), k.alpha(s)
+        x_m = expand(alpha_m, x0) * x0 + expand(k.sigma(m), x0) * eps_of(x0, x_t, k.alpha(t), k.sigma(t))
+        keep = torch.where(s > 0, alpha_s / alpha_m, torch.ones_like(s))
         fresh = (1 - keep.square()).clamp(min=0).sqrt()
         return expand(keep, x0) * x_m + expand(fresh, x0) * noise, state
 

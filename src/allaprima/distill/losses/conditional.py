@@ -23,8 +23,8 @@ from torch import Tensor
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.prediction import eps_of
-from allaprima.diffusion.schedule import Schedule, expand
+from allaprima.diffusion.predictions import eps_of
+from allaprima.diffusion.schedules import Schedule, expand
 
 Predict = Callable[[Samples, Times], Samples]
 """`(x_t: (B,C,H,W), t: (B,)) -> x0_hat`, with its condition inside."""
@@ -36,14 +36,14 @@ def next_point(
     teacher: Predict | None = None,
 ) -> Samples:  # fmt: skip
     """`x_s` by one of the three predictors. Raises `SettingError` for `teacher_ddim` without a teacher."""
-    a_s, s_s = expand(schedule.alpha(s), x_t), expand(schedule.sigma(s), x_t)
+    alpha_s, sigma_s = expand(schedule.alpha(s), x_t), expand(schedule.sigma(s), x_t)
     if kind == "prev":
-        return a_s * x0_hat + s_s * eps
+        return alpha_s * x0_hat + sigma_s * eps
     if kind == "teacher_ddim":
         if teacher is None:
             raise SettingError("predictor='teacher_ddim' needs the teacher: give it, or choose prev or own_ddim.")
         x0_hat = teacher(x_t, t)
-    return a_s * x0_hat + s_s * eps_of(x0_hat, x_t, schedule.alpha(t), schedule.sigma(t))
+    return alpha_s * x0_hat + sigma_s * eps_of(x0_hat, x_t, schedule.alpha(t), schedule.sigma(t))
 
 
 def conditional_loss(

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.schedule import Schedule, expand
+from allaprima.diffusion.schedules import Schedule, expand
 
 GuidedPrediction = Callable[[Samples, Times, Times], Samples]
 """`(x_t: (B,C,H,W), t: (B,), w: (B,)) -> x0_hat`, guided with scale w."""
@@ -40,9 +40,9 @@ def with_lcm_boundary(predict: GuidedPrediction) -> GuidedPrediction:
 
 def ddim_step(x_t: Samples, x0: Samples, t: Times, s: Times, schedule: Schedule) -> Samples:
     """`x_s = alpha_s x0 + sigma_s (x_t - alpha_t x0) / sigma_t` (arXiv 2010.02502, eta 0). `t, s: (B,)`."""
-    a_t, s_t = expand(schedule.alpha(t), x_t), expand(schedule.sigma(t), x_t)
-    a_s, s_s = expand(schedule.alpha(s), x_t), expand(schedule.sigma(s), x_t)
-    return a_s * x0 + s_s * (x_t - a_t * x0) / s_t
+    alpha_t, sigma_t = expand(schedule.alpha(t), x_t), expand(schedule.sigma(t), x_t)
+    alpha_s, sigma_s = expand(schedule.alpha(s), x_t), expand(schedule.sigma(s), x_t)
+    return alpha_s * x0 + sigma_s * (x_t - alpha_t * x0) / sigma_t
 
 
 def consistency_loss(

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.rollback import rollback
-from allaprima.diffusion.schedule import Schedule
+from allaprima.diffusion.noising import add_noise
+from allaprima.diffusion.schedules import Schedule
 from allaprima.distill.losses.score_matching import Prediction, draw_times
 
 LOW, HIGH = 0.02, 0.98
@@ -55,7 +55,7 @@ def matching_gradient(
     The normaliser is each sample's own: over the batch, one far sample would slow all the others, and a sample's gradient
     would depend on its batch mates.
     """
-    x_t = rollback(x, eps, t, schedule)
+    x_t = add_noise(x, eps, t, schedule)
     mu_real = real(x_t, t)
     scale = (x - mu_real).abs().flatten(1).mean(1).clamp(min=floor).reshape(-1, *[1] * (x.ndim - 1))
     return (fake(x_t, t) - mu_real) / scale

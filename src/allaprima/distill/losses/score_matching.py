@@ -14,8 +14,8 @@ from torch import Tensor
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
-from allaprima.diffusion.rollback import rollback
-from allaprima.diffusion.schedule import Schedule, expand
+from allaprima.diffusion.noising import add_noise
+from allaprima.diffusion.schedules import Schedule, expand
 
 Prediction = Callable[[Samples, Times], Samples]
 """`(x_t: (B, ...), t: (B,)) -> x0_hat: (B, ...)`: a denoiser whose condition (and guidance) is already bound."""
@@ -79,7 +79,7 @@ def teacher_score_matching_loss(
     student says what the teacher says; unlike in `denoising_loss` the spread of x0 given x_t costs nothing, so the teacher
     itself is at 0. Conditions and guidance belong to the callables: the paper teaches an unguided score.
     """
-    x_t = rollback(x0, eps, t, schedule)
+    x_t = add_noise(x0, eps, t, schedule)
     with torch.no_grad():
         goal = teacher(x_t, t)
     return _weighted(student(x_t, t) - goal, weight(t))
@@ -93,7 +93,7 @@ def denoising_loss(
     On a generator's samples this teaches the fake score (arXiv 2311.18828, equation 6). No gradient reaches x0.
     """
     x0 = x0.detach()
-    return _weighted(network(rollback(x0, eps, t, schedule), t) - x0, weight(t))
+    return _weighted(network(add_noise(x0, eps, t, schedule), t) - x0, weight(t))
 
 
 def _weighted(difference: Samples, weight: Times) -> Float[Tensor, ""]:

@@ -13,12 +13,12 @@ from allaprima.core.types import Condition, Samples, Times
 from allaprima.data.control_maps import GIVEN, HOLE, MAPS, channels_of, training_map
 from allaprima.diffusion.denoiser import NetworkDenoiser
 from allaprima.diffusion.guidance import ClassifierFreeGuidance
-from allaprima.distill.methods.common import Bench, trainable
+from allaprima.distill.methods.common import TrainingSetup, trainable
 from allaprima.distill.network import folder_of
 from allaprima.distill.training_data import TrainingData
 from allaprima.models.adapters.conditional_unet import ConditionalUNet
 from allaprima.models.adapters.controlnet import ControlNet, controlled
-from allaprima.models.latents import downsampling
+from allaprima.models.components.latents import downsampling
 
 EMBEDDING = (16, 32, 96, 256)
 """Channels of a ControlNet's way from pixels to latents, as diffusers has them: one more than there are halvings."""
@@ -28,33 +28,33 @@ FIT_RATE = 5e-3
 """Learning rate of `fit_embedding`, at its highest."""
 
 
-def fresh_net(bench: Bench, name: str, full: bool = False, fit_steps: int = 0) -> nn.Module:
+def fresh_net(setup: TrainingSetup, name: str, full: bool = False, fit_steps: int = 0) -> nn.Module:
     """A ControlNet from the teacher's UNet, trainable, whose zero convolutions change nothing yet; or the recipe's `start`.
 
     `full`: a `ConditionalUNet` instead, whose mu changes nothing yet. `fit_steps`: of `fit_embedding`.
     Raises `SettingError` for an unknown map, a family without ControlNets, or a start of another kind or that reads another
     map's channels.
     """
-    channels = channels_read(bench.data, name)
-    teacher: Any = bench.teacher
+    channels = channels_read(setup.data, name)
+    teacher: Any = setup.teacher
     if teacher.component != "unet":
         raise SettingError(f"{type(teacher).__name__} takes no ControlNets: teachers of the families sd and sdxl do.")
-    if bench.recipe.lora is not None or bench.recipe.smaller:
+    if setup.recipe.lora is not None or setup.recipe.smaller:
         raise SettingError("lora, network and width are about a student's own weights: leave them out for a ControlNet.")
-    if bench.recipe.start is not None:
-        net = ControlNet.load(folder_of(bench.recipe.start, "controlnet"))
+    if setup.recipe.start is not None:
+        net = ControlNet.load(folder_of(setup.recipe.start, "controlnet"))
         if net.channels != channels or net.whole != full:
             raise SettingError(
                 f"start is {'a conditional UNet' if net.whole else 'an adapter'} that reads pictures of {net.channels}"
                 f" channels; {'a conditional UNet' if full else 'an adapter'} for the map {name!r} ({channels}"
                 " channels) is due: start from a net of the same kind and map, or from none."
             )
-        return trainable(net.network, bench.recipe.loop)
+        return trainable(net.network, setup.recipe.loop)
     from diffusers.models.controlnets.controlnet import ControlNetModel
 
-    halvings = round(float(torch.tensor(float(_factor(bench))).log2()))
+    halvings = round(float(torch.tensor(float(_factor(setup))).log2()))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(bench.recipe.loop.seed)
+        torch.manual_seed(setup.recipe.loop.seed)
         if full:
             made: Any = ConditionalUNet.from_unet(teacher.network, channels, EMBEDDING[: halvings + 1])
         else:
@@ -63,12 +63,12 @@ def fresh_net(bench: Bench, name: str, full: bool = False, fit_steps: int = 0) -
                 conditioning_channels=channels,
             )  # fmt: skip
     # A training that goes on has its weights in the checkpoint.
-    if fit_steps and not (bench.folder / "checkpoint.safetensors").exists():
-        fit_embedding(bench, (made.encoder if full else made).controlnet_cond_embedding, name, fit_steps)
-    return trainable(made, bench.recipe.loop)
+    if fit_steps and not (setup.folder / "checkpoint.safetensors").exists():
+        fit_embedding(setup, (made.encoder if full else made).controlnet_cond_embedding, name, fit_steps)
+    return trainable(made, setup.recipe.loop)
 
 
-def fit_embedding(bench: Bench, embedding: Any, name: str, steps: int) -> float:
+def fit_embedding(setup: TrainingSetup, embedding: Any, name: str, steps: int) -> float:
     """Teach the way from pixels to say what the UNet's first convolution says of the picture's latents; in place.
 
     The copied encoder then knows what it is shown from the first step on, as if it read latents (CoDi's does,
@@ -76,17 +76,17 @@ def fit_embedding(bench: Bench, embedding: Any, name: str, steps: int) -> float:
     What is added to the base stays zero. Masks and further channels are left to the training. Returns the last steps'
     squared error, as a share of the target's power.
     """
-    teacher: Any = bench.teacher
+    teacher: Any = setup.teacher
     vae = next(teacher.vae.parameters())
     embedding.to(vae.device).requires_grad_(True)
     nn.init.kaiming_normal_(embedding.conv_out.weight, nonlinearity="linear")
     optimizer = torch.optim.AdamW(embedding.parameters(), lr=FIT_RATE)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, FIT_RATE, total_steps=steps)
-    g, last = torch.Generator().manual_seed(bench.recipe.loop.seed), list[float]()
+    g, last = torch.Generator().manual_seed(setup.recipe.loop.seed), list[float]()
     first = teacher.network.conv_in
     for _ in range(steps):
-        index = torch.randint(len(bench.data), (bench.recipe.loop.train_batch_size,), generator=g)
-        maps = torch.stack([shown(bench.data, name, i, g) for i in index.tolist()]).to(vae)
+        index = torch.randint(len(setup.data), (setup.recipe.loop.train_batch_size,), generator=g)
+        maps = torch.stack([shown(setup.data, name, i, g) for i in index.tolist()]).to(vae)
         seen = maps[:, :3] if maps.shape[1] >= 3 else maps[:, :1].expand(-1, 3, -1, -1)
         with torch.no_grad():
             latents = teacher.encode_images(seen).clone().to(first.weight)
@@ -135,35 +135,35 @@ def shown(data: TrainingData, name: str, i: int, g: torch.Generator) -> Tensor:
     return training_map(name, data.pictures[i].float() / 255, g)
 
 
-def _factor(bench: Bench) -> int:
+def _factor(setup: TrainingSetup) -> int:
     """Pixels a latent, along one side."""
-    pictures = bench.data.controls if bench.data.pictures is None else bench.data.pictures
+    pictures = setup.data.controls if setup.data.pictures is None else setup.data.pictures
     if pictures is None:
-        return downsampling(bench.teacher.vae.config)
-    return int(pictures.shape[-1] // bench.data.latents.shape[-1])
+        return downsampling(setup.teacher.vae.config)
+    return int(pictures.shape[-1] // setup.data.latents.shape[-1])
 
 
-def draw_with_map(bench: Bench, name: str, drop: float, g: torch.Generator) -> tuple[Samples, Condition]:
+def draw_with_map(setup: TrainingSetup, name: str, drop: float, g: torch.Generator) -> tuple[Samples, Condition]:
     """Latents and conditions with `control_0` and `control_scale`; a share `drop` of the prompts is the empty one.
 
     Raises `TrainingError` for data without pictures.
     """
-    data, batch = bench.data, bench.recipe.loop.train_batch_size
+    data, batch = setup.data, setup.recipe.loop.train_batch_size
     index = torch.randint(len(data), (batch,), generator=g)
     latents, cond = data.rows(index)
-    cond = cond.replaced(torch.rand(batch, generator=g) < drop, bench.null)
+    cond = cond.replaced(torch.rand(batch, generator=g) < drop, setup.null)
     maps = torch.stack([shown(data, name, i, g) for i in index.tolist()])
     told = {"control_0": maps, "control_scale": torch.ones(batch, 1)}
-    device = bench.devices.device
+    device = setup.devices.device
     return latents.to(device), Condition({**cond.tensors, **told}).to(device)
 
 
 class Adapted:
     """The frozen base with a net on it, or a conditional UNet, as denoisers of clean predictions."""
 
-    def __init__(self, bench: Bench, net: nn.Module) -> None:
-        self.bench = bench
-        self.model: Any = controlled(bench.teacher, [ControlNet(net, "in training")])
+    def __init__(self, setup: TrainingSetup, net: nn.Module) -> None:
+        self.setup = setup
+        self.model: Any = controlled(setup.teacher, [ControlNet(net, "in training")])
 
     def _output(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return self.model.output(self.model.network, x_t, t, cond)
@@ -171,13 +171,13 @@ class Adapted:
     @property
     def denoiser(self) -> NetworkDenoiser:
         """Without guidance."""
-        return NetworkDenoiser(self._output, self.bench.schedule, self.bench.teacher.prediction)
+        return NetworkDenoiser(self._output, self.setup.schedule, self.setup.teacher.prediction)
 
     def predict(self, x_t: Samples, t: Times, cond: Condition, scale: float = 1.0) -> Samples:
         """x0_hat; guided if `scale` isn't 1, the map being told to both halves."""
         if scale == 1:
             return self.denoiser(x_t, t, cond)
-        told = self.bench.with_guidance(Condition({k: v for k, v in cond.tensors.items() if k in self.bench.null.tensors}),
+        told = self.setup.with_guidance(Condition({k: v for k, v in cond.tensors.items() if k in self.setup.null.tensors}),
                                         torch.full((len(x_t),), scale))  # fmt: skip
         maps = {k: v for k, v in cond.tensors.items() if k.startswith("control_")}
         return ClassifierFreeGuidance(self.denoiser)(x_t, t, Condition({**told.tensors, **maps}))

@@ -18,18 +18,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from allaprima.core.errors import SettingError
-from allaprima.diffusion.prediction import from_x0
-from allaprima.diffusion.rollback import rollback
+from allaprima.diffusion.noising import add_noise
+from allaprima.diffusion.predictions import from_x0
 from allaprima.distill.architecture import HiddenStates
 from allaprima.distill.loop import train
 from allaprima.distill.losses.architecture import ArchitectureLoss, architecture_loss
 from allaprima.distill.losses.score_matching import draw_times
-from allaprima.distill.methods.common import Bench, Use, loop_config
+from allaprima.distill.methods.common import SamplingDefaults, TrainingSetup, loop_config
 from allaprima.distill.recipe import Strict
-from allaprima.models.card import Card
+from allaprima.models.cards.card import Card
 
 
-class Options(Strict):
+class ArchitectureOptions(Strict):
     """Of the method; weights are the paper's."""
 
     output_weight: float = Field(default=1.0, ge=0)
@@ -48,7 +48,8 @@ class Projected(nn.Module):
         self.projections = nn.ModuleDict()
         for name, (mine, theirs) in widths.items():
             projection = nn.Conv2d(mine, theirs, 1, bias=False)
-            # A narrow student begins as the teacher's first channels (`distill.slices`): its states are compared to those.
+            # A narrow student begins as the teacher's first channels (`distill.weight_slicing`): its states are compared to
+            # those.
             nn.init.eye_(projection.weight.data.view(theirs, mine))
             self.projections[name.replace(".", "-")] = projection
 
@@ -62,46 +63,46 @@ class Projected(nn.Module):
         return self.projections[name](state) if name in self.projections else state
 
 
-def run(bench: Bench, options: Options) -> nn.Module:
+def run(setup: TrainingSetup, options: ArchitectureOptions) -> nn.Module:
     """Train; returns the student's exported copy."""
-    network = bench.student()
-    widths = projections(network, bench.teacher.network) if options.feature_weight else {}
+    network = setup.student()
+    widths = projections(network, setup.teacher.network) if options.feature_weight else {}
     model: Any = Projected(network, widths).train() if widths else network
     model.to(memory_format=torch.channels_last)
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
-        return terms(bench, options, model, g).total
+        return terms(setup, options, model, g).total
 
-    config = loop_config(bench.recipe.loop)
-    emas = train(model, loss, config, bench.folder, bench.identity(), bench.watch, devices=bench.devices)
+    config = loop_config(setup.recipe.loop)
+    emas = train(model, loss, config, setup.folder, setup.identity(), setup.watch, devices=setup.devices)
     made: Any = emas["use"]
     return made.network if widths else made
 
 
-def use(options: Options, card: Card) -> Use:
+def use(options: ArchitectureOptions, card: Card) -> SamplingDefaults:
     """As the teacher: it is a many-step model."""
-    words = "It paints in as many steps as the teacher; distil it further with start=student."
-    return Use(card.teacher.steps, card.teacher.guidance_scale, card.teacher.solver, words)
+    note = "It paints in as many steps as the teacher; distil it further with start=student."
+    return SamplingDefaults(card.teacher.steps, card.teacher.guidance_scale, card.teacher.solver, note)
 
 
-def terms(bench: Bench, options: Options, model: nn.Module, g: torch.Generator) -> ArchitectureLoss:
+def terms(setup: TrainingSetup, options: ArchitectureOptions, model: nn.Module, g: torch.Generator) -> ArchitectureLoss:
     """The loss of one step and its terms. `model`: the student's network, or that with projections."""
-    batch = bench.recipe.loop.train_batch_size
-    x0, cond = bench.draw(batch, g)
-    cond = cond.replaced(torch.rand(batch, generator=g) < options.drop, bench.null)
+    batch = setup.recipe.loop.train_batch_size
+    x0, cond = setup.draw(batch, g)
+    cond = cond.replaced(torch.rand(batch, generator=g) < options.drop, setup.null)
     # From 1, the cleanest time networks are trained on: at 0 the noise they are asked for isn't there.
-    t = draw_times(bench.schedule, batch, g, low=1e-3, whole=bench.whole_times)
-    eps = bench.normal(x0, g)
-    x_t = rollback(x0, eps, t, bench.schedule)
-    target = from_x0(bench.teacher.prediction, x0, x_t, bench.schedule.alpha(t), bench.schedule.sigma(t))
-    network, teacher = model.network if isinstance(model, Projected) else model, bench.teacher.network
+    t = draw_times(setup.schedule, batch, g, low=1e-3, whole=setup.whole_times)
+    eps = setup.normal(x0, g)
+    x_t = add_noise(x0, eps, t, setup.schedule)
+    target = from_x0(setup.teacher.prediction, x0, x_t, setup.schedule.alpha(t), setup.schedule.sigma(t))
+    network, teacher = model.network if isinstance(model, Projected) else model, setup.teacher.network
     blocks = matching_blocks(network, teacher) if options.feature_weight else {}
     with ExitStack() as taps:
         mine = taps.enter_context(HiddenStates(network, list(blocks)))
         theirs = taps.enter_context(HiddenStates(teacher, list(blocks.values())))
-        student = bench.teacher.output(model, x_t, t, cond)
+        student = setup.teacher.output(model, x_t, t, cond)
         with torch.no_grad():
-            goal = bench.teacher.output(teacher, x_t, t, cond)
+            goal = setup.teacher.output(teacher, x_t, t, cond)
     states = {n: model.projected(n, h) if isinstance(model, Projected) else h for n, h in mine.states.items()}
     goals = {n: theirs.states[origin] for n, origin in blocks.items()}
     return architecture_loss(student, goal, target, states, goals, options.output_weight, options.feature_weight)

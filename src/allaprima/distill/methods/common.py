@@ -15,32 +15,32 @@ from torch import nn
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition, Samples, Times
 from allaprima.diffusion.denoiser import NetworkDenoiser
-from allaprima.diffusion.schedule import DiscreteVP, Schedule
+from allaprima.diffusion.schedules import DiscreteVP, Schedule
 from allaprima.distill.devices import Devices
-from allaprima.distill.loop import LoopConfig, Progress
+from allaprima.distill.loop import LoopConfig, TrainingProgress
 from allaprima.distill.losses.consistency import GuidedPrediction
 from allaprima.distill.network import Note, adapted, cut, folder_of, identity
 from allaprima.distill.recipe import LoopSettings, Recipe
 from allaprima.distill.training_data import TrainingData
 from allaprima.models.families.family import Family, guidance_of
 
-Watch = Callable[[Mapping[str, nn.Module], Progress], None]
+Watch = Callable[[Mapping[str, nn.Module], TrainingProgress], None]
 """Told at every checkpoint: EMA copies by name (`use` is what is exported), and how far the training has come."""
 
 
 @dataclass(frozen=True)
-class Use:
+class SamplingDefaults:
     """How what a method makes is painted with."""
 
     steps: int
     guidance: float
     solver: str
-    words: str = ""
+    note: str = ""
     """A sentence for the model page."""
 
 
 @dataclass(frozen=True)
-class Whole:
+class SharedPartition:
     """What the students of a multi-student training share."""
 
     data: TrainingData
@@ -50,7 +50,7 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Bench:
+class TrainingSetup:
     """One training, ready to start."""
 
     teacher: Family
@@ -62,7 +62,7 @@ class Bench:
     """Where checkpoints go; resumed from when it holds one."""
     watch: Watch | None = None
     devices: Devices = field(default_factory=Devices)
-    whole: Whole | None = None
+    whole: SharedPartition | None = None
     """Of a multi-student training; `data` is this student's part."""
     note: Note | None = None
     """Told what the student's network is, where it isn't just what it starts from."""
@@ -137,7 +137,7 @@ class Bench:
 
 def load_start(start: str, teacher: Family) -> nn.Module:
     """A network's folder, or a model's folder that holds `unet/` or `transformer/`."""
-    from allaprima.models.load import load_component
+    from allaprima.models.components.loading import load_component
 
     return load_component(folder_of(start, teacher.component))
 

@@ -21,12 +21,12 @@ from allaprima.core.types import Samples, Times
 from allaprima.distill.loop import train
 from allaprima.distill.losses.conditional import Predictor, conditional_loss
 from allaprima.distill.methods.adapters import Adapted, draw_with_map, fresh_net
-from allaprima.distill.methods.common import Bench, Use, loop_config
+from allaprima.distill.methods.common import SamplingDefaults, TrainingSetup, loop_config
 from allaprima.distill.recipe import Strict
-from allaprima.models.card import Card
+from allaprima.models.cards.card import Card
 
 
-class Options(Strict):
+class ConditionalOptions(Strict):
     """Of the method; defaults are the paper's."""
 
     map: str = "low-resolution"
@@ -54,35 +54,35 @@ class Options(Strict):
     """Share of prompts replaced by the empty one; at a guidance scale other than 1 none is."""
 
 
-def run(bench: Bench, options: Options) -> nn.Module:
+def run(setup: TrainingSetup, options: ConditionalOptions) -> nn.Module:
     """Train; returns the net's exported copy."""
-    batch, scale = bench.recipe.loop.train_batch_size, options.guidance_scale
-    grid = torch.tensor(bench.schedule.grid(options.grid_points), dtype=torch.float64)
+    batch, scale = setup.recipe.loop.train_batch_size, options.guidance_scale
+    grid = torch.tensor(setup.schedule.timesteps(options.grid_points), dtype=torch.float64)
     drop = options.drop if scale == 1 else 0.0
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
-        x0, cond = draw_with_map(bench, options.map, drop, g)
+        x0, cond = draw_with_map(setup, options.map, drop, g)
         count = 1 if options.shared_t else batch
         # The last time has no neighbour but the clean end, where there is no noise to compare.
         index = torch.randint(len(grid) - 1, (count,), generator=g).expand(batch)
-        mine, slow, base = Adapted(bench, model), Adapted(bench, emas["target"]), bench.denoiser(bench.teacher.network)
+        mine, slow, base = Adapted(setup, model), Adapted(setup, emas["target"]), setup.denoiser(setup.teacher.network)
 
         def teacher(x_t: Samples, t: Times) -> Samples:
             return base(x_t, t, cond)
 
         return conditional_loss(
-            lambda x, t: mine.predict(x, t, cond, scale), lambda x, t: slow.predict(x, t, cond, scale), bench.schedule, x0,
-            bench.normal(x0, g), grid[index], grid[index + 1], options.predictor, teacher, options.x_weight,
+            lambda x, t: mine.predict(x, t, cond, scale), lambda x, t: slow.predict(x, t, cond, scale), setup.schedule, x0,
+            setup.normal(x0, g), grid[index], grid[index + 1], options.predictor, teacher, options.x_weight,
         )  # fmt: skip
 
-    config = loop_config(bench.recipe.loop, target=options.target_ema)
-    model = fresh_net(bench, options.map, options.kind == "full", options.fit_steps)
-    return train(model, loss, config, bench.folder, bench.identity(), bench.watch, devices=bench.devices)["use"]
+    config = loop_config(setup.recipe.loop, target=options.target_ema)
+    model = fresh_net(setup, options.map, options.kind == "full", options.fit_steps)
+    return train(model, loss, config, setup.folder, setup.identity(), setup.watch, devices=setup.devices)["use"]
 
 
-def use(options: Options, card: Card) -> Use:
+def use(options: ConditionalOptions, card: Card) -> SamplingDefaults:
     """In few deterministic steps."""
     whose = "the teacher's own network" if options.kind == "adapter" else "a network of its own"
-    words = f"It reads the map {options.map!r} and paints in {options.steps} steps on {whose}."
+    note = f"It reads the map {options.map!r} and paints in {options.steps} steps on {whose}."
     scale = options.guidance_scale if options.guidance_scale != 1 else card.teacher.guidance_scale
-    return Use(options.steps, scale, "ddim", words)
+    return SamplingDefaults(options.steps, scale, "ddim", note)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition, Samples, Times
-from allaprima.diffusion.schedule import expand
+from allaprima.diffusion.schedules import expand
 from allaprima.diffusion.solvers.consistency import lcm_grid
 from allaprima.distill.embedded_guidance import with_embedded_guidance
 from allaprima.distill.loop import Loss, train
@@ -31,13 +31,13 @@ from allaprima.distill.losses.consistency import (
     endpoint_loss,
     with_lcm_boundary,
 )
-from allaprima.distill.methods.common import Bench, Use, loop_config
+from allaprima.distill.methods.common import SamplingDefaults, TrainingSetup, loop_config
 from allaprima.distill.recipe import Strict
-from allaprima.models.card import Card
+from allaprima.models.cards.card import Card
 from allaprima.models.families.family import guidance_dim
 
 
-class Options(Strict):
+class ConsistencyOptions(Strict):
     """Of the method; defaults are the paper's."""
 
     w: tuple[float, float] = (1.0, 8.0)
@@ -70,65 +70,70 @@ class Draw:
     eps: Samples
 
 
-def run(bench: Bench, options: Options) -> nn.Module:
+def run(setup: TrainingSetup, options: ConsistencyOptions) -> nn.Module:
     """Train; returns the student's exported copy."""
-    loss = objective(bench, options)
+    loss = objective(setup, options)
     emas = {"target": options.target_ema} if options.target == "next" else {}
-    config = loop_config(bench.recipe.loop, **emas)
-    model = bench.student(partial(_prepared, options))
-    return train(model, loss, config, bench.folder, bench.identity(), bench.watch, devices=bench.devices)["use"]
+    config = loop_config(setup.recipe.loop, **emas)
+    model = setup.student(partial(_prepared, options))
+    return train(model, loss, config, setup.folder, setup.identity(), setup.watch, devices=setup.devices)["use"]
 
 
-def objective(bench: Bench, options: Options) -> Loss:
+def objective(setup: TrainingSetup, options: ConsistencyOptions) -> Loss:
     """What is descended. Raises `SettingError` for options that contradict themselves or the teacher's schedule."""
     if options.w[0] > options.w[1] or options.w[0] < 0:
         raise SettingError(f"w={options.w!r} is no range of guidance scales: 0 <= low <= high are due, such as [1, 8].")
     if options.huber_over == "element" and (options.huber is None or options.target == "end"):
         raise SettingError("huber_over='element' belongs to huber and target='next': give huber=0.001, or leave it out.")
-    grid = grid_of(bench, options)
+    grid = grid_of(setup, options)
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
-        return loss_of(bench, options, grid, draw(bench, options, len(grid), g), model, emas)
+        return loss_of(setup, options, grid, draw(setup, options, len(grid), g), model, emas)
 
     return loss
 
 
-def grid_of(bench: Bench, options: Options) -> list[float]:
+def grid_of(setup: TrainingSetup, options: ConsistencyOptions) -> list[float]:
     """The times that t is drawn from, decreasing."""
     n = options.grid_points
-    return lcm_grid(bench.schedule, n) if options.boundary == "lcm" else bench.schedule.grid(n)
+    return lcm_grid(setup.schedule, n) if options.boundary == "lcm" else setup.schedule.timesteps(n)
 
 
-def draw(bench: Bench, options: Options, points: int, g: torch.Generator) -> Draw:
+def draw(setup: TrainingSetup, options: ConsistencyOptions, points: int, g: torch.Generator) -> Draw:
     """A step's randomness, on a grid of so many points."""
-    batch = bench.recipe.loop.train_batch_size
-    x0, cond = bench.draw(batch, g)
+    batch = setup.recipe.loop.train_batch_size
+    x0, cond = setup.draw(batch, g)
     index = torch.randint(points, (batch,), generator=g)
     w = options.w[0] + (options.w[1] - options.w[0]) * torch.rand(batch, generator=g)
-    return Draw(x0, cond, index, w, bench.normal(x0, g))
+    return Draw(x0, cond, index, w, setup.normal(x0, g))
 
 
 def loss_of(
-    bench: Bench, options: Options, grid: Sequence[float], d: Draw, model: nn.Module, emas: Mapping[str, nn.Module]
+    setup: TrainingSetup,
+    options: ConsistencyOptions,
+    grid: Sequence[float],
+    d: Draw,
+    model: nn.Module,
+    emas: Mapping[str, nn.Module],
 ) -> Tensor:
     """The loss of what was drawn."""
     bounded, end = (with_lcm_boundary, 0.0) if options.boundary == "lcm" else (_as_it_is, None)
-    student, teacher = bounded(bench.guided(model, d.cond)), bench.guided(bench.teacher.network, d.cond)
+    student, teacher = bounded(setup.guided(model, d.cond)), setup.guided(setup.teacher.network, d.cond)
     if options.target == "next":
-        target, element = bounded(bench.guided(emas["target"], d.cond)), options.huber_over == "element"
+        target, element = bounded(setup.guided(emas["target"], d.cond)), options.huber_over == "element"
         return consistency_loss(
-            student, target, teacher, bench.schedule, grid, d.x0, d.eps, d.index, d.w, options.huber, end, element
+            student, target, teacher, setup.schedule, grid, d.x0, d.eps, d.index, d.w, options.huber, end, element
         )
     t = torch.tensor(grid, dtype=torch.float64)[d.index]
-    x_t = expand(bench.schedule.alpha(t), d.x0) * d.x0 + expand(bench.schedule.sigma(t), d.x0) * d.eps
-    return endpoint_loss(student, x_t, t, d.w, trajectory_end(bench, teacher, x_t, t, d.w, options.end_steps))
+    x_t = expand(setup.schedule.alpha(t), d.x0) * d.x0 + expand(setup.schedule.sigma(t), d.x0) * d.eps
+    return endpoint_loss(student, x_t, t, d.w, trajectory_end(setup, teacher, x_t, t, d.w, options.end_steps))
 
 
 def _as_it_is(predict: GuidedPrediction) -> GuidedPrediction:
     return predict
 
 
-def _prepared(options: Options, unet: Any) -> Any:
+def _prepared(options: ConsistencyOptions, unet: Any) -> Any:
     if options.embedded_guidance:
         return with_embedded_guidance(unet)
     if guidance_dim(unet) is not None:
@@ -139,20 +144,20 @@ def _prepared(options: Options, unet: Any) -> Any:
     return unet
 
 
-def use(options: Options, card: Card) -> Use:
+def use(options: ConsistencyOptions, card: Card) -> SamplingDefaults:
     """Five steps, as the paper's, at the teacher's guidance if that was trained for."""
     guidance = min(max(card.teacher.guidance_scale, options.w[0]), options.w[1])
-    words = f"It was trained for guidance scales {options.w[0]:g} to {options.w[1]:g}."
+    note = f"It was trained for guidance scales {options.w[0]:g} to {options.w[1]:g}."
     if options.embedded_guidance:
-        words += " It is told the scale: a step is one network evaluation, and a negative prompt means nothing to it."
-    return Use(5, guidance, "lcm" if options.boundary == "lcm" else "consistency", words)
+        note += " It is told the scale: a step is one network evaluation, and a negative prompt means nothing to it."
+    return SamplingDefaults(5, guidance, "lcm" if options.boundary == "lcm" else "consistency", note)
 
 
 @torch.no_grad()
-def trajectory_end(bench: Bench, teacher: GuidedPrediction, x_t: Samples, t: Times, w: Times, steps: int) -> Samples:
+def trajectory_end(setup: TrainingSetup, teacher: GuidedPrediction, x_t: Samples, t: Times, w: Times, steps: int) -> Samples:
     """Where the teacher's guided trajectory from `x_t: (B, C, H, W)` at times `t: (B,)` ends: DDIM, even times a sample."""
-    clean = bench.schedule.t_clean
+    clean = setup.schedule.t_clean
     for i in range(steps):
         now, then = (clean + (t - clean) * (steps - k) / steps for k in (i, i + 1))
-        x_t = ddim_step(x_t, teacher(x_t, now, w), now, then, bench.schedule).to(x_t.dtype)
+        x_t = ddim_step(x_t, teacher(x_t, now, w), now, then, setup.schedule).to(x_t.dtype)
     return x_t

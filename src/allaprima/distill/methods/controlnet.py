@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from allaprima.distill.loop import train
 from allaprima.distill.losses.score_matching import denoising_loss, draw_times, limited_weight
 from allaprima.distill.methods.adapters import Adapted, draw_with_map, fresh_net
-from allaprima.distill.methods.common import Bench, Use, loop_config
+from allaprima.distill.methods.common import SamplingDefaults, TrainingSetup, loop_config
 from allaprima.distill.recipe import Strict
-from allaprima.models.card import Card
+from allaprima.models.cards.card import Card
 
 
-class Options(Strict):
+class ControlNetOptions(Strict):
     """Of the method."""
 
     map: str = "canny"
@@ -37,22 +37,22 @@ class Options(Strict):
     """Share of prompts replaced by the empty one, so that guidance works."""
 
 
-def run(bench: Bench, options: Options) -> nn.Module:
+def run(setup: TrainingSetup, options: ControlNetOptions) -> nn.Module:
     """Train; returns the net's exported copy."""
-    batch = bench.recipe.loop.train_batch_size
-    weight = limited_weight(bench.schedule, options.snr_limit, options.snr_floor)
+    batch = setup.recipe.loop.train_batch_size
+    weight = limited_weight(setup.schedule, options.snr_limit, options.snr_floor)
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
-        x0, cond = draw_with_map(bench, options.map, options.drop, g)
-        t = draw_times(bench.schedule, batch, g, low=1e-3, whole=bench.whole_times)
-        eps, adapted = bench.normal(x0, g), Adapted(bench, model)
-        return denoising_loss(lambda x_t, t: adapted.predict(x_t, t, cond), bench.schedule, x0, eps, t, weight)
+        x0, cond = draw_with_map(setup, options.map, options.drop, g)
+        t = draw_times(setup.schedule, batch, g, low=1e-3, whole=setup.whole_times)
+        eps, adapted = setup.normal(x0, g), Adapted(setup, model)
+        return denoising_loss(lambda x_t, t: adapted.predict(x_t, t, cond), setup.schedule, x0, eps, t, weight)
 
-    config, model = loop_config(bench.recipe.loop), fresh_net(bench, options.map, fit_steps=options.fit_steps)
-    return train(model, loss, config, bench.folder, bench.identity(), bench.watch, devices=bench.devices)["use"]
+    config, model = loop_config(setup.recipe.loop), fresh_net(setup, options.map, fit_steps=options.fit_steps)
+    return train(model, loss, config, setup.folder, setup.identity(), setup.watch, devices=setup.devices)["use"]
 
 
-def use(options: Options, card: Card) -> Use:
+def use(options: ControlNetOptions, card: Card) -> SamplingDefaults:
     """As the teacher."""
-    words = f"It reads the map {options.map!r}, on the teacher and, unchanged, on its students."
-    return Use(card.teacher.steps, card.teacher.guidance_scale, card.teacher.solver, words)
+    note = f"It reads the map {options.map!r}, on the teacher and, unchanged, on its students."
+    return SamplingDefaults(card.teacher.steps, card.teacher.guidance_scale, card.teacher.solver, note)

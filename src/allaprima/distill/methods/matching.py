@@ -17,20 +17,20 @@ from torch import Tensor, nn
 from allaprima.core.types import Condition, Denoiser, Samples, Times
 from allaprima.diffusion.guidance import ClassifierFreeGuidance, GuidanceInterval, scales_at
 from allaprima.diffusion.solvers import make_solver
-from allaprima.distill.distribution_matching import Adversary, DistributionMatching, Pairs, Regression
+from allaprima.distill.distribution_matching import Adversary, DistributionMatching, NoiseImagePairs, Regression
+from allaprima.distill.feature_hooks import FeatureHooks
 from allaprima.distill.generators import RenoisedChain
 from allaprima.distill.losses.adversarial import DiscriminatorHead
 from allaprima.distill.losses.distribution_matching import HIGH, LOW
 from allaprima.distill.losses.score_matching import limited_weight
-from allaprima.distill.methods.common import Bench, Use, loop_config, trainable
+from allaprima.distill.methods.common import SamplingDefaults, TrainingSetup, loop_config, trainable
 from allaprima.distill.methods.pairs import painted_pairs
 from allaprima.distill.recipe import Strict
-from allaprima.distill.taps import Taps
 from allaprima.distill.two_time_scale import TwoTimeScaleConfig, train_two_time_scale
-from allaprima.models.card import Card
+from allaprima.models.cards.card import Card
 
 
-class Options(Strict):
+class MatchingOptions(Strict):
     """Of both methods."""
 
     steps: int = Field(default=1, ge=1, le=16)
@@ -66,49 +66,49 @@ class Options(Strict):
         return GuidanceInterval(*self.guidance_interval, self.guidance_outside)
 
 
-def run(bench: Bench, options: Options) -> nn.Module:
+def run(setup: TrainingSetup, options: MatchingOptions) -> nn.Module:
     """Train; returns the student's exported copy."""
-    loop = bench.recipe.loop
-    network: Any = bench.teacher.network
-    networks = {"generator": bench.student(), "fake_score": trainable(copy.deepcopy(network), loop)}
+    loop = setup.recipe.loop
+    network: Any = setup.teacher.network
+    networks = {"generator": setup.student(), "fake_score": trainable(copy.deepcopy(network), loop)}
     adversary = None
-    if bench.recipe.method == "adversarial":
+    if setup.recipe.method == "adversarial":
         generator = torch.Generator().manual_seed(loop.seed)
-        networks["head"] = _head(bench.teacher.bottleneck(network).channels, options.head_channels, generator)
+        networks["head"] = _head(setup.teacher.bottleneck(network).channels, options.head_channels, generator)
         adversary = Adversary(
-            partial(_real, bench), partial(_features, bench), options.adversarial_weight, options.critic_weight
+            partial(_real, setup), partial(_features, setup), options.adversarial_weight, options.critic_weight
         )
-    plan = make_solver("consistency", bench.schedule).plan(options.steps)
-    chain = RenoisedChain(bench.schedule, [p.t for p in plan])
+    plan = make_solver("consistency", setup.schedule).timesteps(options.steps)
+    chain = RenoisedChain(setup.schedule, [p.t for p in plan])
     matching = DistributionMatching(
-        schedule=bench.schedule,
-        denoiser=bench.denoiser,
-        teacher=_guided(bench, options.guidance_scale, options.interval()),
-        conditions=partial(_conditions, bench),
-        shape=tuple(bench.data.latents.shape[1:]),
+        schedule=setup.schedule,
+        denoiser=setup.denoiser,
+        teacher=_guided(setup, options.guidance_scale, options.interval()),
+        conditions=partial(_conditions, setup),
+        shape=tuple(setup.data.latents.shape[1:]),
         batch=loop.train_batch_size,
         chain=chain,
-        weight=limited_weight(bench.schedule, options.snr_limit),
-        regression=_regression(bench, options) if options.pairs else None,
+        weight=limited_weight(setup.schedule, options.snr_limit),
+        regression=_regression(setup, options) if options.pairs else None,
         adversary=adversary,
         matching_times=options.matching_times,
-        whole_times=bench.whole_times,
-        device=bench.devices.device,
+        whole_times=setup.whole_times,
+        device=setup.devices.device,
     )
     config = TwoTimeScaleConfig(
         loop_config(loop), options.generator_every, options.fake_learning_rate, options.head_learning_rate
     )
     emas = train_two_time_scale(
-        networks, matching.generator_loss, matching.critic_loss, config, bench.folder, bench.identity(), bench.watch,
-        devices=bench.devices,
+        networks, matching.generator_loss, matching.critic_loss, config, setup.folder, setup.identity(), setup.watch,
+        devices=setup.devices,
     )  # fmt: skip
     return emas["use"]
 
 
-def use(options: Options, card: Card) -> Use:
+def use(options: MatchingOptions, card: Card) -> SamplingDefaults:
     """In the steps it was trained for, without guidance: the teacher's is in what was matched."""
-    words = f"Guidance scale {options.guidance_scale:g} is distilled into it: paint at scale 1, one evaluation a step."
-    return Use(options.steps, 1.0, "consistency", words)
+    note = f"Guidance scale {options.guidance_scale:g} is distilled into it: paint at scale 1, one evaluation a step."
+    return SamplingDefaults(options.steps, 1.0, "consistency", note)
 
 
 def _head(channels: int, hidden: int, generator: torch.Generator) -> nn.Module:
@@ -123,48 +123,48 @@ def _head(channels: int, hidden: int, generator: torch.Generator) -> nn.Module:
     return head.train()
 
 
-def _conditions(bench: Bench, n: int, g: torch.Generator) -> Condition:
+def _conditions(setup: TrainingSetup, n: int, g: torch.Generator) -> Condition:
     """Prompts as often as the data has them."""
-    index = torch.randint(len(bench.data), (n,), generator=g)
-    return bench.data.conditions.rows(bench.data.caption_of[index]).float().to(bench.devices.device)
+    index = torch.randint(len(setup.data), (n,), generator=g)
+    return setup.data.conditions.rows(setup.data.caption_of[index]).float().to(setup.devices.device)
 
 
-def _real(bench: Bench, n: int, g: torch.Generator) -> tuple[Samples, Condition]:
-    return bench.draw(n, g)
+def _real(setup: TrainingSetup, n: int, g: torch.Generator) -> tuple[Samples, Condition]:
+    return setup.draw(n, g)
 
 
-def _features(bench: Bench, network: nn.Module, x_t: Samples, t: Times, cond: Condition) -> Tensor:
+def _features(setup: TrainingSetup, network: nn.Module, x_t: Samples, t: Times, cond: Condition) -> Tensor:
     """The whole network runs for its middle: the taps need no knowledge of what comes before it."""
-    middle = bench.teacher.bottleneck(network)
-    with Taps(network, [middle.name], middle.entry) as taps:
-        bench.denoiser(network)(x_t, t, cond)
+    middle = setup.teacher.bottleneck(network)
+    with FeatureHooks(network, [middle.name], middle.entry) as taps:
+        setup.denoiser(network)(x_t, t, cond)
     return middle.maps(taps[middle.name], x_t)
 
 
-def _guided(bench: Bench, scale: float, interval: GuidanceInterval | None) -> Denoiser:
+def _guided(setup: TrainingSetup, scale: float, interval: GuidanceInterval | None) -> Denoiser:
     """The teacher with guidance, for conditions that hold prompts alone."""
-    denoise = ClassifierFreeGuidance(bench.denoiser(bench.teacher.network))
+    denoise = ClassifierFreeGuidance(setup.denoiser(setup.teacher.network))
 
     class Guided:
         evaluations_per_call = 2
 
         def __call__(self, x_t: Samples, t: Times, cond: Condition) -> Samples:
-            return denoise(x_t, t, bench.with_guidance(cond, scales_at(t, scale, interval)))
+            return denoise(x_t, t, setup.with_guidance(cond, scales_at(t, scale, interval)))
 
     return Guided()
 
 
-def _regression(bench: Bench, options: Options) -> Regression:
-    folder = bench.folder if bench.whole is None else bench.whole.folder
+def _regression(setup: TrainingSetup, options: MatchingOptions) -> Regression:
+    folder = setup.folder if setup.whole is None else setup.whole.folder
     path = folder / "pairs.safetensors" if options.pairs_file is None else Path(options.pairs_file).expanduser()
     noise, ends, captions = painted_pairs(
-        bench, options.pairs, options.pairs_steps, options.guidance_scale, path, options.interval()
+        setup, options.pairs, options.pairs_steps, options.guidance_scale, path, options.interval()
     )
-    conditions = (bench.data if bench.whole is None else bench.whole.data).conditions
+    conditions = (setup.data if setup.whole is None else setup.whole.data).conditions
 
-    def draw(n: int, g: torch.Generator) -> Pairs:
+    def draw(n: int, g: torch.Generator) -> NoiseImagePairs:
         index = torch.randint(len(noise), (n,), generator=g)
-        cond = conditions.rows(captions[index]).float().to(bench.devices.device)
-        return Pairs(noise[index].to(bench.devices.device), ends[index].to(bench.devices.device), cond)
+        cond = conditions.rows(captions[index]).float().to(setup.devices.device)
+        return NoiseImagePairs(noise[index].to(setup.devices.device), ends[index].to(setup.devices.device), cond)
 
     return Regression(draw, options.regression_weight)

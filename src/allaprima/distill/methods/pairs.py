@@ -15,7 +15,7 @@ from allaprima.core.errors import TrainingError
 from allaprima.core.types import Condition, Samples
 from allaprima.diffusion.guidance import ClassifierFreeGuidance, GuidanceInterval, scales_at
 from allaprima.diffusion.solvers import make_solver
-from allaprima.distill.methods.common import Bench
+from allaprima.distill.methods.common import TrainingSetup
 
 BATCH = 16
 SOLVER = "dpm_solver"
@@ -23,22 +23,22 @@ SOLVER = "dpm_solver"
 
 @torch.inference_mode()
 def solve(
-    bench: Bench, noise: Samples, cond: Condition, steps: int, scale: float, interval: GuidanceInterval | None = None
+    setup: TrainingSetup, noise: Samples, cond: Condition, steps: int, scale: float, interval: GuidanceInterval | None = None
 ) -> Samples:
     """The teacher's ends `(B, C, H, W)` of noise for prompts `cond`: DPM-Solver++(2M), guided."""
-    denoise = ClassifierFreeGuidance(bench.denoiser(bench.teacher.network))
-    solver = make_solver(SOLVER, bench.schedule)
-    noise = noise.to(bench.devices.device)
+    denoise = ClassifierFreeGuidance(setup.denoiser(setup.teacher.network))
+    solver = make_solver(SOLVER, setup.schedule)
+    noise = noise.to(setup.devices.device)
     x, state = noise, solver.init(noise)
-    for p in solver.plan(steps):
+    for p in solver.timesteps(steps):
         t, s = (torch.full((len(x),), v, dtype=torch.float64) for v in (p.t, p.s))
-        guided = bench.with_guidance(cond, scales_at(t, scale, interval))
+        guided = setup.with_guidance(cond, scales_at(t, scale, interval))
         x, state = solver.step(x, denoise(x, t, guided), t, s, state)
     return x.cpu()
 
 
 def painted_pairs(
-    bench: Bench, count: int, steps: int, scale: float, path: Path, interval: GuidanceInterval | None = None
+    setup: TrainingSetup, count: int, steps: int, scale: float, path: Path, interval: GuidanceInterval | None = None
 ) -> tuple[Samples, Samples, Tensor]:
     """`count` noises, their ends and the captions' places `(count,)`; kept in `path`, gone on with after a kill.
 
@@ -46,14 +46,14 @@ def painted_pairs(
     (arXiv 2410.23274, section 4). Raises `TrainingError` when `path` holds pairs of another teacher, of other data, or
     painted otherwise.
     """
-    data = bench.data if bench.whole is None else bench.whole.data
+    data = setup.data if setup.whole is None else setup.whole.data
     conditions = data.conditions
     captions = torch.arange(count) % len(conditions)
-    g = torch.Generator().manual_seed(bench.recipe.loop.seed)
-    noise = torch.randn((count, *bench.data.latents.shape[1:]), generator=g)
+    g = torch.Generator().manual_seed(setup.recipe.loop.seed)
+    noise = torch.randn((count, *setup.data.latents.shape[1:]), generator=g)
     of = json.dumps({
-        "teacher": bench.teacher.fingerprint, "data": data.identity, "steps": steps, "scale": scale,
-        "interval": None if interval is None else dataclasses.asdict(interval), "seed": bench.recipe.loop.seed,
+        "teacher": setup.teacher.fingerprint, "data": data.identity, "steps": steps, "scale": scale,
+        "interval": None if interval is None else dataclasses.asdict(interval), "seed": setup.recipe.loop.seed,
     }, sort_keys=True)  # fmt: skip
     ends: list[Tensor] = []
     if path.exists():
@@ -68,7 +68,7 @@ def painted_pairs(
     path.parent.mkdir(parents=True, exist_ok=True)
     for i in range(done, count, BATCH):
         here = slice(i, min(i + BATCH, count))
-        ends.append(solve(bench, noise[here], conditions.rows(captions[here]).float(), steps, scale, interval).clone())
+        ends.append(solve(setup, noise[here], conditions.rows(captions[here]).float(), steps, scale, interval).clone())
         if (i // BATCH) % 20 == 19 or here.stop == count:
             beside = path.with_name(path.name + ".part")
             save_file({"ends": torch.cat(ends).contiguous()}, beside, {"of": of})

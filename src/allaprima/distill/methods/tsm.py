@@ -20,12 +20,12 @@ from allaprima.distill.losses.score_matching import (
     limited_weight,
     teacher_score_matching_loss,
 )
-from allaprima.distill.methods.common import Bench, Use, loop_config
+from allaprima.distill.methods.common import SamplingDefaults, TrainingSetup, loop_config
 from allaprima.distill.recipe import Strict
-from allaprima.models.card import Card
+from allaprima.models.cards.card import Card
 
 
-class Options(Strict):
+class ScoreMatchingOptions(Strict):
     """Of the method."""
 
     snr_limit: float | None = Field(default=5.0, gt=0)
@@ -34,32 +34,32 @@ class Options(Strict):
     """Share of prompts replaced by the empty one, so that guidance still works on what is made."""
 
 
-def run(bench: Bench, options: Options) -> nn.Module:
+def run(setup: TrainingSetup, options: ScoreMatchingOptions) -> nn.Module:
     """Train; returns the student's exported copy."""
-    batch = bench.recipe.loop.train_batch_size
-    weight = limited_weight(bench.schedule, options.snr_limit)
+    batch = setup.recipe.loop.train_batch_size
+    weight = limited_weight(setup.schedule, options.snr_limit)
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
-        x0, cond = bench.draw(batch, g)
-        cond = cond.replaced(torch.rand(batch, generator=g) < options.drop, bench.null)
-        t = draw_times(bench.schedule, batch, g, low=1e-3, whole=bench.whole_times)
-        eps = bench.normal(x0, g)
-        student, teacher = prediction(bench, model, cond), prediction(bench, bench.teacher.network, cond)
-        return teacher_score_matching_loss(student, teacher, bench.schedule, x0, eps, t, weight)
+        x0, cond = setup.draw(batch, g)
+        cond = cond.replaced(torch.rand(batch, generator=g) < options.drop, setup.null)
+        t = draw_times(setup.schedule, batch, g, low=1e-3, whole=setup.whole_times)
+        eps = setup.normal(x0, g)
+        student, teacher = prediction(setup, model, cond), prediction(setup, setup.teacher.network, cond)
+        return teacher_score_matching_loss(student, teacher, setup.schedule, x0, eps, t, weight)
 
-    config = loop_config(bench.recipe.loop)
-    return train(bench.student(), loss, config, bench.folder, bench.identity(), bench.watch, devices=bench.devices)["use"]
+    config = loop_config(setup.recipe.loop)
+    return train(setup.student(), loss, config, setup.folder, setup.identity(), setup.watch, devices=setup.devices)["use"]
 
 
-def use(options: Options, card: Card) -> Use:
+def use(options: ScoreMatchingOptions, card: Card) -> SamplingDefaults:
     """As the teacher: it is a many-step model."""
-    words = "It paints in as many steps as the teacher; distil it further with start=student."
-    return Use(card.teacher.steps, card.teacher.guidance_scale, card.teacher.solver, words)
+    note = "It paints in as many steps as the teacher; distil it further with start=student."
+    return SamplingDefaults(card.teacher.steps, card.teacher.guidance_scale, card.teacher.solver, note)
 
 
-def prediction(bench: Bench, network: nn.Module, cond: Condition) -> Prediction:
+def prediction(setup: TrainingSetup, network: nn.Module, cond: Condition) -> Prediction:
     """The unguided clean prediction for prompts `cond`."""
-    denoise = bench.denoiser(network)
+    denoise = setup.denoiser(network)
 
     def predict(x_t: Samples, t: Times) -> Samples:
         return denoise(x_t, t, cond)

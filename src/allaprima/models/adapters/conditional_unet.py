@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from allaprima.core.errors import ModelError
-from allaprima.diffusion.schedule import expand
-from allaprima.models.load import fingerprint, load_component, read_json
+from allaprima.diffusion.schedules import expand
+from allaprima.models.components.loading import fingerprint, load_component, read_json
 
 CLASS = "ConditionalUNet"
 MU_RATE = 10.0

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
-from allaprima.diffusion.schedule import expand
+from allaprima.diffusion.schedules import expand
 from allaprima.models.adapters.conditional_unet import ConditionalUNet, fingerprint_of, is_conditional_unet
+from allaprima.models.components.loading import fingerprint, load_component
 from allaprima.models.families.family import Family
 from allaprima.models.families.sd import SDModel, run_unet
 from allaprima.models.families.sdxl import SDXLModel
-from allaprima.models.load import fingerprint, load_component
-from allaprima.models.multi_student import MultiStudent
+from allaprima.models.multi_student.model import MultiStudent
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ControlNet:
         return cls(network.to(memory_format=torch.channels_last), fingerprint(folder))
 
 
-class Listening:
+class ControlNetMixin:
     """What both families with ControlNets answer alike."""
 
     nets: tuple[ControlNet, ...]
@@ -68,7 +68,7 @@ class Listening:
 
 
 @dataclass(frozen=True)
-class ControlledSD(Listening, SDModel):
+class ControlledSD(ControlNetMixin, SDModel):
     """An `sd` model with ControlNets; its condition holds `control_0 (B, 3, H, W)`, ... and `control_scale (B, K)`."""
 
     nets: tuple[ControlNet, ...] = ()
@@ -80,7 +80,7 @@ class ControlledSD(Listening, SDModel):
 
 
 @dataclass(frozen=True)
-class ControlledSDXL(Listening, SDXLModel):
+class ControlledSDXL(ControlNetMixin, SDXLModel):
     """The same for an `sdxl` model."""
 
     nets: tuple[ControlNet, ...] = ()
@@ -93,7 +93,7 @@ class ControlledSDXL(Listening, SDXLModel):
 
 
 @dataclass(frozen=True)
-class ConditionalSD(Listening, SDModel):
+class ConditionalSD(ControlNetMixin, SDModel):
     """An `sd` model whose network is a `ConditionalUNet`."""
 
     nets: tuple[ControlNet, ...] = ()
@@ -105,7 +105,7 @@ class ConditionalSD(Listening, SDModel):
 
 
 @dataclass(frozen=True)
-class ConditionalSDXL(Listening, SDXLModel):
+class ConditionalSDXL(ControlNetMixin, SDXLModel):
     """The same of an `sdxl` model."""
 
     nets: tuple[ControlNet, ...] = ()

@@ -20,7 +20,7 @@ Plan = Any
 `{"c": value}` is a constant."""
 
 
-def planned(value: Any, tensors: list[Tensor], drop: bool = False) -> Plan:
+def flattened(value: Any, tensors: list[Tensor], drop: bool = False) -> Plan:
     """The plan of a value; its tensors are appended to `tensors`. Raises `ModelError` for what no plan can hold.
 
     `drop`: such things become None instead (a language model's cache, which nobody here reads).
@@ -29,12 +29,12 @@ def planned(value: Any, tensors: list[Tensor], drop: bool = False) -> Plan:
         tensors.append(value)
         return {"t": len(tensors) - 1}
     if isinstance(value, Mapping):
-        return {"d": {str(k): planned(v, tensors, drop) for k, v in value.items()}}
+        return {"d": {str(k): flattened(v, tensors, drop) for k, v in value.items()}}
     if isinstance(value, list | tuple):
         # Some networks ask which of the two they were given.
-        return {"l" if isinstance(value, list) else "u": [planned(v, tensors, drop) for v in value]}
+        return {"l" if isinstance(value, list) else "u": [flattened(v, tensors, drop) for v in value]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {"d": {f.name: planned(getattr(value, f.name), tensors, drop) for f in dataclasses.fields(value)}}
+        return {"d": {f.name: flattened(getattr(value, f.name), tensors, drop) for f in dataclasses.fields(value)}}
     if value is None or isinstance(value, bool | int | float | str):
         return {"c": value}
     if drop:
@@ -57,41 +57,41 @@ class Output:
         return self._named[key] if isinstance(key, str) else [v for v in self._named.values() if v is not None][key]
 
 
-def rebuilt(plan: Plan, tensors: Sequence[Tensor], mapping: Callable[[Mapping[str, Any]], Any] = Output) -> Any:
+def rebuilt(structure: Plan, tensors: Sequence[Tensor], mapping: Callable[[Mapping[str, Any]], Any] = Output) -> Any:
     """Inverse of `planned`: mappings and dataclasses become what `mapping` makes of them."""
-    if "t" in plan:
-        return tensors[plan["t"]]
-    if "l" in plan:
-        return [rebuilt(p, tensors, mapping) for p in plan["l"]]
-    if "u" in plan:
-        return tuple(rebuilt(p, tensors, mapping) for p in plan["u"])
-    if "d" in plan:
-        return mapping({k: rebuilt(p, tensors, mapping) for k, p in plan["d"].items()})
-    return plan["c"]
+    if "t" in structure:
+        return tensors[structure["t"]]
+    if "l" in structure:
+        return [rebuilt(p, tensors, mapping) for p in structure["l"]]
+    if "u" in structure:
+        return tuple(rebuilt(p, tensors, mapping) for p in structure["u"])
+    if "d" in structure:
+        return mapping({k: rebuilt(p, tensors, mapping) for k, p in structure["d"].items()})
+    return structure["c"]
 
 
 @dataclass(frozen=True)
 class Call:
     """The arguments of one call."""
 
-    plan: Plan
+    structure: Plan
     tensors: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """Raises `ModelError` for arguments that can't be compiled."""
         tensors: list[Tensor] = []
-        plan = {"args": planned(tuple(args), tensors), "kwargs": planned(dict(kwargs), tensors)}
-        return cls(plan, tuple(tensors))
+        structure = {"args": flattened(tuple(args), tensors), "kwargs": flattened(dict(kwargs), tensors)}
+        return cls(structure, tuple(tensors))
 
     @property
     def shape(self) -> list[Any]:
         """All that a compiled graph is made for, JSON-ready."""
-        return [self.plan, [[list(x.shape), str(x.dtype)] for x in self.tensors]]
+        return [self.structure, [[list(x.shape), str(x.dtype)] for x in self.tensors]]
 
     def made(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> Any:
         """The same call with other tensors."""
-        return function(*rebuilt(self.plan["args"], tensors, dict), **rebuilt(self.plan["kwargs"], tensors, dict))
+        return function(*rebuilt(self.structure["args"], tensors, dict), **rebuilt(self.structure["kwargs"], tensors, dict))
 
 
 class Flat(nn.Module):
@@ -106,7 +106,7 @@ class Flat(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What the network says, as tensors in the order of `planned`."""
         found: list[Tensor] = []
-        planned(self._call.made(self._function, tensors), found)
+        flattened(self._call.made(self._function, tensors), found)
         return tuple(found)
 
 

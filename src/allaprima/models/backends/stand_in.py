@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from allaprima.models.backends.flat import Call, rebuilt
-from allaprima.models.backends.store import Graph, Store
+from allaprima.models.backends.store import Graph, GraphStore
 
 MOST_ROWS = 16
 """Rows a call of a text encoder, which is asked for any number of prompts."""
@@ -43,7 +43,7 @@ class Compiled(StandIn):
     """
 
     def __init__(
-        self, name: str, fingerprint: str, network: Callable[[], Any], store: Store, config: Any = None,
+        self, name: str, fingerprint: str, network: Callable[[], Any], store: GraphStore, config: Any = None,
         method: str | None = None, whole_rows: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(config)
@@ -65,14 +65,14 @@ class Compiled(StandIn):
         rows = len(call.tensors[0])
         size = min(MOST_ROWS, 1 << (rows - 1).bit_length())
         parts: list[tuple[Tensor, ...]] = []
-        plan: Any = None
+        structure: Any = None
         for begin in range(0, rows, size):
             n = min(size, rows - begin)
             part = tuple(_filled(x[begin : begin + n], size) for x in call.tensors)
-            graph = self._graph(Call(call.plan, part))
+            graph = self._graph(Call(call.structure, part))
             parts.append(tuple(x[:n] for x in graph.run(part)))
-            plan = graph.outputs
-        return rebuilt(plan, [torch.cat(x) for x in zip(*parts, strict=True)])
+            structure = graph.outputs
+        return rebuilt(structure, [torch.cat(x) for x in zip(*parts, strict=True)])
 
     def _said(self, call: Call) -> Any:
         graph = self._graph(call)
@@ -98,7 +98,7 @@ def _filled(x: Tensor, size: int) -> Tensor:
 class CompiledAutoencoder:
     """An autoencoder whose decoder is compiled; pictures are read by torch, which happens once an edit."""
 
-    def __init__(self, vae: Any, name: str, fingerprint: str, store: Store) -> None:
+    def __init__(self, vae: Any, name: str, fingerprint: str, store: GraphStore) -> None:
         self.config, self._vae = vae.config, vae
         self.decoder = Compiled(name, fingerprint, lambda: vae, store, vae.config, "decode")
 

@@ -19,7 +19,7 @@ import torch
 from allaprima._version import __version__
 from allaprima.core.errors import SettingError
 from allaprima.models.backends.backend import Backend, Run
-from allaprima.models.backends.flat import Call, Flat, Plan, check_faithful, planned
+from allaprima.models.backends.flat import Call, Flat, Plan, check_faithful, flattened
 
 PLAN = "plan.json"
 
@@ -40,7 +40,7 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class Store:
+class GraphStore:
     """A folder of graphs; `folder` may be deleted at any time."""
 
     backend: Backend
@@ -74,7 +74,7 @@ class Store:
         except OSError as e:
             raise SettingError(f"compiled models can't be kept in {self.folder}: {e}. Name another folder (cache=).") from e
         try:
-            plan = _outputs(function, call)
+            structure = _outputs(function, call)
             self.backend.convert(flat, call.tensors, beside)
             with contextlib.suppress(OSError):
                 # Another process may have been first: its graph is the same.
@@ -89,11 +89,11 @@ class Store:
             raise
         # Last, and renamed: a graph without its plan was never checked, and is made again.
         written = place / f"{PLAN}.{os.getpid()}"
-        written.write_text(json.dumps(plan))
+        written.write_text(json.dumps(structure))
         written.replace(place / PLAN)
-        return Graph(run, plan)
+        return Graph(run, structure)
 
 
 @torch.no_grad()
 def _outputs(function: Callable[..., Any], call: Call) -> Plan:
-    return planned(call.made(function, [x.clone() for x in call.tensors]), [])
+    return flattened(call.made(function, [x.clone() for x in call.tensors]), [])

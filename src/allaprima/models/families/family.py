@@ -1,6 +1,6 @@
 """What a family of models is: how its parts are read, told and asked. One file a family; this page says what each offers.
 
-`cascade.painter.Painter` is the part of it that the cascade needs; distillation needs the rest. What a prompt is to a
+`cascade.model.Painter` is the part of it that the cascade needs; distillation needs the rest. What a prompt is to a
 network is one `Condition`, made by `condition` and read by `output`, and its tensors' names are nobody else's business, but
 for `prompt_embeds (B, L, D)`, which every family has: prompts are routed by it.
 """
@@ -18,15 +18,15 @@ from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor
 
+from allaprima.conditioning.prompt_inputs import PromptInputs
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition, Denoiser
-from allaprima.core.words import Words
 from allaprima.diffusion.denoiser import NetworkDenoiser
 from allaprima.diffusion.guidance import ClassifierFreeGuidance, EmbeddedGuidance, GuidedDenoiser
-from allaprima.diffusion.schedule import Schedule
-from allaprima.models.card import TextSettings
+from allaprima.diffusion.schedules import Schedule
+from allaprima.models.cards.card import TextSettings
+from allaprima.models.components.latents import decoded, downsampling, encoded
 from allaprima.models.families.prompts import refuse_unreadable, text_side
-from allaprima.models.latents import decoded, downsampling, encoded
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Family(Protocol):
 
     @property
     def prediction(self) -> str:
-        """What the network says (`diffusion.prediction.PREDICTIONS`)."""
+        """What the network says (`diffusion.predictions.PREDICTIONS`)."""
         ...
 
     @property
@@ -112,11 +112,11 @@ class Family(Protocol):
         ...
 
     @property
-    def rough_drafts(self) -> bool:
-        """Whether `decode_draft` is another autoencoder's (`models.draft_vae`)."""
+    def preview_decoder(self) -> bool:
+        """Whether `decode_preview` is another autoencoder's (`models.adapters.tiny_vae`)."""
         ...
 
-    def decode_draft(self, latents: Tensor) -> Tensor:
+    def decode_preview(self, latents: Tensor) -> Tensor:
         """Latents -> pictures to be scored, by the draft's autoencoder if there is one."""
         ...
 
@@ -138,7 +138,7 @@ class Family(Protocol):
 
     @property
     def prompts_read(self) -> int:
-        """How many prompts a row has (`core.words`)."""
+        """How many prompts a row has (`conditioning.prompt_inputs`)."""
         ...
 
     @property
@@ -151,11 +151,11 @@ class Family(Protocol):
         """Whether a guided prediction's spread can be given back (`guidance_rescale`)."""
         ...
 
-    def check_words(self, words: Words, negative: bool = False) -> None:
+    def check_prompts(self, inputs: PromptInputs, negative: bool = False) -> None:
         """Raise `PromptError` for words that an encoder reads in part only, or, but for a negative, an empty prompt."""
         ...
 
-    def worded(self, words: Sequence[Words], clip_skip: int = 0) -> Condition:
+    def encode_prompts(self, inputs: Sequence[PromptInputs], clip_skip: int = 0) -> Condition:
         """As `condition`, of rows that say something else to each encoder (`prompts_read`, `most_clip_skip`)."""
         ...
 
@@ -208,7 +208,7 @@ def guided(model: Family) -> GuidedDenoiser:
 def guidance_of(model: Family, network: Callable[[Tensor, Tensor, Condition], Tensor], told: Any = None) -> GuidedDenoiser:
     """What guides a network, given as its raw output: the family's own `guidance` if it has one, else `guidance_for`.
 
-    `told`: the network itself, where it isn't the model's.
+    `per_encoder`: the network itself, where it isn't the model's.
     """
     own = getattr(model, "guidance", None)
     if own is not None:
@@ -277,7 +277,7 @@ class FamilyBase:
 
     @property
     def prompts_read(self) -> int:
-        """How many prompts a row has (`core.words`)."""
+        """How many prompts a row has (`conditioning.prompt_inputs`)."""
         return 1
 
     @property
@@ -290,17 +290,17 @@ class FamilyBase:
         """Whether a guided prediction's spread can be given back (`guidance_rescale`)."""
         return False
 
-    def check_words(self, words: Words, negative: bool = False) -> None:
+    def check_prompts(self, inputs: PromptInputs, negative: bool = False) -> None:
         """Raise `PromptError` for words that an encoder reads in part only, or, but for a negative, an empty prompt."""
         if not negative:
-            refuse_unreadable(words.prompt, [])
-        for place, text in enumerate(words.told[: self.prompts_read]):
+            refuse_unreadable(inputs.prompt, [])
+        for place, text in enumerate(inputs.per_encoder[: self.prompts_read]):
             if text:
                 refuse_unreadable(text, [self._tokens(text)[place]])
 
-    def worded(self, words: Sequence[Words], clip_skip: int = 0) -> Condition:
+    def encode_prompts(self, inputs: Sequence[PromptInputs], clip_skip: int = 0) -> Condition:
         """As `condition`, of rows that say something else to each encoder (`prompts_read`, `most_clip_skip`)."""
-        return self.condition([w.prompt for w in words])
+        return self.condition([w.prompt for w in inputs])
 
     @cached_property
     def _pipeline(self) -> Any:
@@ -324,13 +324,13 @@ class FamilyBase:
         return decoded(self.vae, latents)
 
     @property
-    def rough_drafts(self) -> bool:
-        """Whether `decode_draft` is another autoencoder's (`models.draft_vae`)."""
+    def preview_decoder(self) -> bool:
+        """Whether `decode_preview` is another autoencoder's (`models.adapters.tiny_vae`)."""
         return hasattr(self.vae, "draft")
 
-    def decode_draft(self, latents: Tensor) -> Tensor:
+    def decode_preview(self, latents: Tensor) -> Tensor:
         """Latents -> pictures to be scored, by the draft's autoencoder if there is one."""
-        return decoded(self.vae.draft, latents) if self.rough_drafts else self.decode(latents)
+        return decoded(self.vae.draft, latents) if self.preview_decoder else self.decode(latents)
 
     def with_network(self, network: Any, fingerprints: Mapping[str, str]) -> Self:
         """The same with another network."""

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from allaprima.conditioning.prompt_inputs import PromptInputs
 from allaprima.core.types import Condition
-from allaprima.core.words import Words
-from allaprima.models.card import TextSettings
+from allaprima.models.cards.card import TextSettings
 from allaprima.models.families.family import Family
 from allaprima.models.families.loading import load_fields
 from allaprima.models.families.prompts import read_length, refuse_text_settings, refuse_unreadable, told_to
@@ -80,22 +80,22 @@ class FluxModel(ShiftedFamily):
         """CLIP's and T5's."""
         return 2
 
-    def check_words(self, words: Words, negative: bool = False) -> None:
+    def check_prompts(self, inputs: PromptInputs, negative: bool = False) -> None:
         """As of every family; but what CLIP cuts off is T5's to read only where both are told the same."""
-        if words.prompt_2:
-            super().check_words(words, negative)
+        if inputs.prompt_2:
+            super().check_prompts(inputs, negative)
         else:
-            self.check_prompt(words.prompt)
+            self.check_prompt(inputs.prompt)
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Prompts -> `prompt_embeds` and `pooled`, a row each."""
-        return self.worded([Words(prompt) for prompt in prompts])
+        return self.encode_prompts([PromptInputs(prompt) for prompt in prompts])
 
     @torch.inference_mode()
-    def worded(self, words: Sequence[Words], clip_skip: int = 0) -> Condition:
+    def encode_prompts(self, inputs: Sequence[PromptInputs], clip_skip: int = 0) -> Condition:
         """As `condition`; CLIP reads `prompt`, T5 `prompt_2`."""
         embeds, pooled, _ = self._pipeline.encode_prompt(
-            *told_to(words, 2), device=next(self.text_encoder.parameters()).device,
+            *told_to(inputs, 2), device=next(self.text_encoder.parameters()).device,
             max_sequence_length=read_length(self.text, T5_LENGTH),
         )  # fmt: skip
         return Condition({"prompt_embeds": embeds, "pooled": pooled})

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from allaprima.core.errors import ModelError
+from allaprima.models.components.loading import fingerprint, load_component, load_tokenizer, read_json
 from allaprima.models.families.family import Family
-from allaprima.models.load import fingerprint, load_component, load_tokenizer, read_json
 
 ABSENT = "absent"
 """Fingerprint of a component that a folder does without."""

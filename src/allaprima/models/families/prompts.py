@@ -7,9 +7,9 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from allaprima.conditioning.prompt_inputs import PromptInputs
 from allaprima.core.errors import ModelError, PromptError
-from allaprima.core.words import Words
-from allaprima.models.card import TextSettings
+from allaprima.models.cards.card import TextSettings
 
 
 def text_side(place: tuple[str, str], model: Any, **more: Any) -> Any:
@@ -20,8 +20,8 @@ def text_side(place: tuple[str, str], model: Any, **more: Any) -> Any:
     module, name = place
     kind = getattr(importlib.import_module(f"diffusers.pipelines.{module}"), name)
     due = [p.name for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
-    words = {n: getattr(model, n, None) for n in due if n.startswith(("tokenizer", "text_encoder"))}
-    return kind(**{**dict.fromkeys(due), **words, **more})
+    inputs = {n: getattr(model, n, None) for n in due if n.startswith(("tokenizer", "text_encoder"))}
+    return kind(**{**dict.fromkeys(due), **inputs, **more})
 
 
 def refuse_unreadable(prompt: str, tokens: Sequence[tuple[int, int]]) -> None:
@@ -39,9 +39,9 @@ def clip_layers(*encoders: Any) -> int:
     return min(int(encoder.config.num_hidden_layers) for encoder in encoders) if known else 0
 
 
-def told_to(words: Sequence[Words], count: int) -> list[list[str]]:
+def told_to(inputs: Sequence[PromptInputs], count: int) -> list[list[str]]:
     """Columns: what each of `count` encoders reads, for diffusers' `encode_prompt`."""
-    return [[w.told[place] for w in words] for place in range(count)]
+    return [[w.per_encoder[place] for w in inputs] for place in range(count)]
 
 
 def refuse_text_settings(text: TextSettings, family: str, most: int = 512, known: Sequence[str] = ()) -> None:

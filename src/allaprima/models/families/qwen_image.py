@@ -19,13 +19,13 @@ from torch.nn.functional import pad
 from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import GuidedDenoiser, TokenGuidance
-from allaprima.models.card import TextSettings
+from allaprima.models.cards.card import TextSettings
+from allaprima.models.components.latents import mean_of, to_autoencoder, to_network
 from allaprima.models.families.family import Family
 from allaprima.models.families.flux import packed, unpacked
 from allaprima.models.families.loading import load_fields
 from allaprima.models.families.prompts import read_length, refuse_text_settings
 from allaprima.models.families.transformer import SIDE, ShiftedFamily, shifted
-from allaprima.models.latents import mean_of, to_autoencoder, to_network
 
 SHARED = ("text_encoder", "tokenizer", "vae")
 """What a student and a teacher may have in common."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from allaprima.models.cards.components import PARTS, ComponentNames
+from allaprima.models.components.loading import load_component
 from allaprima.models.families import flux, qwen_image, sana, sd, sd3, sdxl_refiner, z_image
 from allaprima.models.families.family import Load
-from allaprima.models.families.parts import PARTS, Parts
-from allaprima.models.load import load_component
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class FamilyEntry:
     load: Load
     load_network: Callable[[Path], Any]
     """Reads the trained network's folder."""
-    parts: Parts
+    parts: ComponentNames
 
     @property
     def component(self) -> str:

@@ -3,7 +3,7 @@
 The scheduler's folder says which of both a model is. SANA (arXiv 2410.10629) is a rectified flow with classifier-free
 guidance; SANA-Sprint (arXiv 2503.09641), its few-step student, is a consistency model on angles that reads its guidance
 scale, one evaluation a step. Both know the same latents, so that a draft of one is refined by the other: the noise put on it
-is the teacher's (`diffusion.rollback`).
+is the teacher's (`diffusion.noising`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
-from allaprima.diffusion.prediction import v_by_flow
-from allaprima.diffusion.schedule import Flow, TrigFlow
-from allaprima.models.card import TextSettings
+from allaprima.diffusion.predictions import v_by_flow
+from allaprima.diffusion.schedules import Flow, TrigFlow
+from allaprima.models.cards.card import TextSettings
 from allaprima.models.families.family import Family
 from allaprima.models.families.loading import load_fields
 from allaprima.models.families.prompts import read_length, refuse_text_settings, refuse_unreadable

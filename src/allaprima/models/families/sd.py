@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from allaprima.conditioning.prompt_inputs import PromptInputs
 from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
-from allaprima.core.words import Words
 from allaprima.data.grammars import canonical_prompt
 from allaprima.diffusion.guidance import guidance_embedding
-from allaprima.diffusion.schedule import DiscreteVP
+from allaprima.diffusion.schedules import DiscreteVP
 from allaprima.models.backends.stand_in import Compiled
-from allaprima.models.card import TextSettings
+from allaprima.models.cards.card import TextSettings
+from allaprima.models.components.loading import load_component
 from allaprima.models.families.family import Bottleneck, Family, FamilyBase, guidance_dim, reads_guidance
 from allaprima.models.families.loading import load_fields
 from allaprima.models.families.prompts import clip_layers
-from allaprima.models.load import load_component
 
 SHARED = ("text_encoder", "tokenizer", "vae")
 """What a student and a teacher may have in common."""
@@ -102,9 +102,9 @@ class SDModel(UNetFamily):
         """Prompts -> everything `output` reads of them, a row each."""
         return Condition({"prompt_embeds": self.encode(prompts)})
 
-    def worded(self, words: Sequence[Words], clip_skip: int = 0) -> Condition:
+    def encode_prompts(self, inputs: Sequence[PromptInputs], clip_skip: int = 0) -> Condition:
         """As `condition`, `clip_skip` of CLIP's last layers left out."""
-        return Condition({"prompt_embeds": self._encode([w.prompt for w in words], clip_skip)})
+        return Condition({"prompt_embeds": self._encode([w.prompt for w in inputs], clip_skip)})
 
 
 def final_norm(encoder: Any) -> Any:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from allaprima.conditioning.prompt_inputs import PromptInputs
 from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
-from allaprima.core.words import Words
-from allaprima.diffusion.schedule import Flow
-from allaprima.models.card import TextSettings
+from allaprima.diffusion.schedules import Flow
+from allaprima.models.cards.card import TextSettings
 from allaprima.models.families.family import Family
 from allaprima.models.families.loading import load_fields
 from allaprima.models.families.prompts import clip_layers, read_length, refuse_text_settings, text_side, told_to
@@ -82,13 +82,13 @@ class SD3Model(TransformerFamily):
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Prompts -> `prompt_embeds` and `pooled`, a row each."""
-        return self.worded([Words(prompt) for prompt in prompts])
+        return self.encode_prompts([PromptInputs(prompt) for prompt in prompts])
 
     @torch.inference_mode()
-    def worded(self, words: Sequence[Words], clip_skip: int = 0) -> Condition:
+    def encode_prompts(self, inputs: Sequence[PromptInputs], clip_skip: int = 0) -> Condition:
         """As `condition`; CLIPs read `prompt` and `prompt_2`, T5 `prompt_3`."""
         embeds, _, pooled, _ = self._pipeline.encode_prompt(
-            *told_to(words, 3), device=next(self.text_encoder.parameters()).device,
+            *told_to(inputs, 3), device=next(self.text_encoder.parameters()).device,
             do_classifier_free_guidance=False, max_sequence_length=read_length(self.text, T5_LENGTH),
             clip_skip=clip_skip or None,
         )  # fmt: skip

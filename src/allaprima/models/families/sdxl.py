@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from allaprima.conditioning.prompt_inputs import PromptInputs
 from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
-from allaprima.core.words import Words
-from allaprima.models.card import TextSettings
+from allaprima.models.cards.card import TextSettings
+from allaprima.models.components.latents import downsampling
+from allaprima.models.components.loading import read_json
 from allaprima.models.families.family import Family
 from allaprima.models.families.loading import load_own, load_parts
 from allaprima.models.families.prompts import clip_layers, refuse_text_settings, text_side, told_to
 from allaprima.models.families.sd import UNetFamily, load_unet, read_vp, run_unet
-from allaprima.models.latents import downsampling
-from allaprima.models.load import read_json
 
 SHARED = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 """What a student and a teacher may have in common."""
@@ -83,30 +83,32 @@ class SDXLModel(UNetFamily):
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Prompts -> `prompt_embeds` and `pooled`, a row each."""
-        return self.worded([Words(prompt) for prompt in prompts])
+        return self.encode_prompts([PromptInputs(prompt) for prompt in prompts])
 
     @torch.inference_mode()
-    def worded(self, words: Sequence[Words], clip_skip: int = 0) -> Condition:
+    def encode_prompts(self, inputs: Sequence[PromptInputs], clip_skip: int = 0) -> Condition:
         """As `condition`; the first encoder reads `prompt`, the second `prompt_2`, whose pooled text is read, too."""
         device = next(self.text_encoder_2.parameters()).device
-        own = words_of(self._pipeline, words, self.zeros_for_empty, device, clip_skip)
+        own = words_of(self._pipeline, inputs, self.zeros_for_empty, device, clip_skip)
         if self.also is None:
             return own
-        more = self.also.worded(words, clip_skip).tensors
+        more = self.also.encode_prompts(inputs, clip_skip).tensors
         return Condition({**own.tensors, "refiner_embeds": more["prompt_embeds"], "refiner_pooled": more["pooled"]})
 
 
-def words_of(pipeline: Any, words: Sequence[Words], zeros_for_empty: bool, device: Any, clip_skip: int = 0) -> Condition:
+def words_of(
+    pipeline: Any, inputs: Sequence[PromptInputs], zeros_for_empty: bool, device: Any, clip_skip: int = 0
+) -> Condition:
     """`prompt_embeds` and `pooled` by a pipeline's own `encode_prompt`, zeros for empty prompts where that is due.
 
     A row that says something to the second encoder alone is not empty.
     """
-    first, second = told_to(words, 2)
+    first, second = told_to(inputs, 2)
     embeds, _, pooled, _ = pipeline.encode_prompt(
         first, second, device=device, do_classifier_free_guidance=False, clip_skip=clip_skip or None
     )
     if zeros_for_empty:
-        empty = torch.tensor([w.empty for w in words], device=device)
+        empty = torch.tensor([w.empty for w in inputs], device=device)
         embeds, pooled = embeds.masked_fill(empty[:, None, None], 0), pooled.masked_fill(empty[:, None], 0)
     return Condition({"prompt_embeds": embeds, "pooled": pooled})
 

@@ -1,8 +1,8 @@
 """SDXL's refiner: a UNet for low noise that reads the second text encoder alone, and an aesthetic score (arXiv 2307.01952).
 
 Alone it is a teacher that refines drafts (arXiv 2312.10835: drafts of SDXL-Turbo, 4 steps of the refiner); it was trained on
-low noise and can't begin at pure noise. With its base it is one teacher (`Experts`): the base from noise to a share of the
-schedule, the refiner from there, what diffusers calls `denoising_end` and `denoising_start`.
+low noise and can't begin at pure noise. With its base it is one teacher (`BaseRefinerEnsemble`): the base from noise to a
+share of the schedule, the refiner from there, what diffusers calls `denoising_end` and `denoising_start`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from allaprima.conditioning.prompt_inputs import PromptInputs
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.types import Condition
-from allaprima.core.words import Words
 from allaprima.diffusion.guidance import GuidedDenoiser
-from allaprima.diffusion.schedule import expand
-from allaprima.models.card import TextSettings
+from allaprima.diffusion.schedules import expand
+from allaprima.models.cards.card import TextSettings
+from allaprima.models.components.latents import downsampling
+from allaprima.models.components.loading import fingerprint
 from allaprima.models.families.family import Family, combined, guided
 from allaprima.models.families.loading import ABSENT
 from allaprima.models.families.prompts import clip_layers, text_side
 from allaprima.models.families.sd import UNetFamily, run_unet
 from allaprima.models.families.sdxl import SDXLModel, read_folder, words_of
-from allaprima.models.latents import downsampling
-from allaprima.models.load import fingerprint
 
 AESTHETIC, NEGATIVE_AESTHETIC = 6.0, 2.5
 """Scores that the refiner is told for what is wanted and for what guidance leads away from: diffusers' defaults."""
@@ -74,7 +74,7 @@ class RefinerModel(UNetFamily):
 
     text_pipeline = ("stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img", "StableDiffusionXLImg2ImgPipeline")
     refines_only = True
-    """Painting from pure noise is beyond it (`cascade.painter.RefinesOnly`)."""
+    """Painting from pure noise is beyond it (`cascade.model.RefinerOnly`)."""
 
     @property
     def denoiser(self) -> GuidedDenoiser:
@@ -115,17 +115,17 @@ class RefinerModel(UNetFamily):
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Prompts -> `prompt_embeds` and `pooled`, a row each."""
-        return self.worded([Words(prompt) for prompt in prompts])
+        return self.encode_prompts([PromptInputs(prompt) for prompt in prompts])
 
     @torch.inference_mode()
-    def worded(self, words: Sequence[Words], clip_skip: int = 0) -> Condition:
+    def encode_prompts(self, inputs: Sequence[PromptInputs], clip_skip: int = 0) -> Condition:
         """As `condition`. Its one encoder is the base's second, and reads `prompt`: so does diffusers' pipeline."""
         device = next(self.text_encoder_2.parameters()).device
-        return words_of(self._pipeline, [Words(w.prompt) for w in words], self.zeros_for_empty, device, clip_skip)
+        return words_of(self._pipeline, [PromptInputs(w.prompt) for w in inputs], self.zeros_for_empty, device, clip_skip)
 
 
 @dataclass(frozen=True)
-class Experts:
+class BaseRefinerEnsemble:
     """A base and its refiner as one teacher: which of the two a step asks is a matter of its time.
 
     Departure: a multistep solver keeps its history across the change, where diffusers' second pipeline starts without any.
@@ -212,7 +212,9 @@ def load_either(
     return RefinerModel(**read) if refiner else SDXLModel(**read)
 
 
-def experts(base: Any, folder: Path, share: float, load: Callable[..., Any] = load_either) -> Experts:
+def base_refiner_ensemble(
+    base: Any, folder: Path, share: float, load: Callable[..., Any] = load_either
+) -> BaseRefinerEnsemble:
     """`base` with the refiner in `folder`; what both have is in memory once. Raises `ModelError` for anything else.
 
     `load`: reads a folder of this family (`family.Load`).
@@ -223,12 +225,12 @@ def experts(base: Any, folder: Path, share: float, load: Callable[..., Any] = lo
         raise ModelError(
             f"{folder} beside a base: a refiner of the family sdxl on a base of it is due. Check teacher.refiner."
         )
-    return Experts(base, refiner, share)
+    return BaseRefinerEnsemble(base, refiner, share)
 
 
 def telling(student: Any, teacher: Any) -> Any:
     """The student, whose conditions hold what a refiner reads, too, where the teacher is or has one."""
-    refiner = teacher.refiner if isinstance(teacher, Experts) else teacher
+    refiner = teacher.refiner if isinstance(teacher, BaseRefinerEnsemble) else teacher
     if not isinstance(refiner, RefinerModel):
         return student
     if hasattr(student, "shell"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from allaprima.core.errors import ModelError
-from allaprima.diffusion.schedule import Flow
+from allaprima.diffusion.schedules import Flow
 
 
 @dataclass(frozen=True)

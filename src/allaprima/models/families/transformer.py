@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from allaprima.diffusion.schedule import Flow
+from allaprima.diffusion.schedules import Flow
+from allaprima.models.components.latents import downsampling
 from allaprima.models.families.family import Bottleneck, FamilyBase
 from allaprima.models.families.shift import Shift, read_shift
-from allaprima.models.latents import downsampling
 
 SIDE = 2
 """Latents a token, along one side, of FLUX and of those that took its tokens over."""

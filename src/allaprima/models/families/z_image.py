@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
-from allaprima.models.card import TextSettings
+from allaprima.models.cards.card import TextSettings
 from allaprima.models.families.family import Bottleneck, Family
 from allaprima.models.families.loading import load_fields
 from allaprima.models.families.prompts import read_length, refuse_text_settings

@@ -7,25 +7,25 @@ import math
 import time
 from typing import Any
 
+from allaprima.cascade.metadata import chunks, record
 from allaprima.cascade.policy import Capped, Decision, ThresholdPolicy
-from allaprima.cascade.record import chunks, record
 from allaprima.cascade.result import Result
+from allaprima.conditioning.edit import share_of
 from allaprima.core.errors import (
-    DeadlinePassed,
-    Draining,
-    EngineStopped,
+    DeadlinePassedError,
+    DrainingError,
+    EngineStoppedError,
     PromptError,
-    QueueFull,
-    RequestCancelled,
+    QueueFullError,
+    RequestCancelledError,
     SettingError,
 )
-from allaprima.serving.api.asks import Order
 from allaprima.serving.api.errors import ApiError
 from allaprima.serving.api.pictures import encoded
-from allaprima.serving.api.schemas import Account, ImagesReply, Painted
-from allaprima.serving.api.watch import Seen
-from allaprima.serving.ticket import Draft
-from allaprima.tasks.edit import share_of
+from allaprima.serving.api.request_parser import ParsedRequest
+from allaprima.serving.api.request_stream import RequestProgress
+from allaprima.serving.api.schemas import Account, ImageItem, ImagesReply
+from allaprima.serving.handle import Draft
 
 RETRY = 5.0
 """Seconds after which another server may have taken this one's place."""
@@ -49,29 +49,31 @@ def number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def usual_threshold(order: Order, k: int, result: Result) -> float | None:
+def usual_threshold(parsed: ParsedRequest, k: int, result: Result) -> float | None:
     """What the draft would have been compared with if there were no load; None where nothing was lowered."""
-    own = order.asks[k].policy.threshold
+    own = parsed.requests[k].policy.threshold
     return own if own is not None and result.threshold is not None and result.threshold < own else None
 
 
-def text_chunks(order: Order, k: int, result: Result) -> dict[str, str]:
+def text_chunks(parsed: ParsedRequest, k: int, result: Result) -> dict[str, str]:
     """What a PNG carries: the same as the command line's, so that `allaprima show --repeat` paints it again."""
-    policy = order.asks[k].policy
-    if usual_threshold(order, k, result) is not None and result.threshold is not None:
+    policy = parsed.requests[k].policy
+    if usual_threshold(parsed, k, result) is not None and result.threshold is not None:
         policy = policy if isinstance(policy, ThresholdPolicy) else Capped(policy, result.threshold)
-    maker = order.maker
-    made = record(result, maker.card, order.mode, order.asked, maker.fingerprints, policy, maker.beside)
+    model_record = parsed.model_record
+    made = record(
+        result, model_record.card, parsed.mode, parsed.asked, model_record.fingerprints, policy, model_record.extras
+    )
     return chunks(made)
 
 
-def account(order: Order, k: int, seen: Seen) -> Account:
+def account(parsed: ParsedRequest, k: int, seen: RequestProgress) -> Account:
     """Of a picture that has ended."""
-    asked, result = order.asks[k], seen.result
+    asked, result = parsed.requests[k], seen.result
     if result is None:
         return Account(
             index=k, seed=asked.request.seed, score=None, threshold=None, decision=None, steps=None,
-            seconds=number(seen.seconds), evaluations={}, compute_seconds={}, attempts=0, calibrated=order.calibrated,
+            seconds=number(seen.seconds), evaluations={}, compute_seconds={}, attempts=0, calibrated=parsed.calibrated,
             error="cancelled" if seen.error is None else said(seen.error).message,
         )  # fmt: skip
     return Account(
@@ -85,19 +87,19 @@ def account(order: Order, k: int, seen: Seen) -> Account:
         evaluations=dict(result.cost.evaluations),
         compute_seconds=dict(result.cost.seconds),
         attempts=result.attempts,
-        usual_threshold=(usual := usual_threshold(order, k, result)),
-        calibrated=order.calibrated and usual is None,
+        usual_threshold=(usual := usual_threshold(parsed, k, result)),
+        calibrated=parsed.calibrated and usual is None,
         warning=result.warning,
         error=result.error,
     )
 
 
-def failed(seen: Seen) -> bool:
+def failed(seen: RequestProgress) -> bool:
     """Whether a picture that has ended is none."""
     return seen.result is None or seen.result.image is None
 
 
-def refusal(seen: Seen) -> ApiError:
+def refusal(seen: RequestProgress) -> ApiError:
     """Why there is no picture, as an answer."""
     if seen.error is not None:
         return said(seen.error)
@@ -112,13 +114,13 @@ def _handed_back() -> ApiError:
 
 def said(error: Exception) -> ApiError:
     """An engine's error as an answer."""
-    if isinstance(error, QueueFull):
+    if isinstance(error, QueueFullError):
         return ApiError(429, "queue_full", str(error), retry_after=error.retry_after)
-    if isinstance(error, Draining):
+    if isinstance(error, DrainingError):
         return ApiError(503, "draining", str(error), retry_after=RETRY)
-    if isinstance(error, EngineStopped | RequestCancelled):
+    if isinstance(error, EngineStoppedError | RequestCancelledError):
         return _handed_back()
-    if isinstance(error, DeadlinePassed):
+    if isinstance(error, DeadlinePassedError):
         return ApiError(504, "deadline", str(error), "adaptive.max_latency")
     if isinstance(error, PromptError):
         return ApiError(400, "invalid_prompt", str(error), "prompt")
@@ -127,47 +129,48 @@ def said(error: Exception) -> ApiError:
     return ApiError(500, "painting_failed", f"the picture could not be painted: {type(error).__name__}: {error}")
 
 
-def painted(order: Order, k: int, seen: Seen) -> Painted:
+def painted(parsed: ParsedRequest, k: int, seen: RequestProgress) -> ImageItem:
     """One picture. Encodes it: call it off the event loop."""
     result, data = seen.result, None
     if result is not None and result.image is not None:
-        told = text_chunks(order, k, result) if order.kind == "png" else {}
-        data = base64.b64encode(encoded(result.image, order.kind, order.compression, told)).decode()
-    return Painted(b64_json=data, revised_prompt=order.revised, adaptive=account(order, k, seen))
+        told = text_chunks(parsed, k, result) if parsed.kind == "png" else {}
+        data = base64.b64encode(encoded(result.image, parsed.kind, parsed.compression, told)).decode()
+    return ImageItem(b64_json=data, revised_prompt=parsed.revised, adaptive=account(parsed, k, seen))
 
 
-def reply(order: Order, seen: list[Seen], model: str) -> ImagesReply:
+def reply(parsed: ParsedRequest, seen: list[RequestProgress], model: str) -> ImagesReply:
     """All pictures. Raises `ApiError` when there is none of them."""
     if all(failed(s) for s in seen):
         raise refusal(seen[0])
-    data = [painted(order, k, s) for k, s in enumerate(seen)]
+    data = [painted(parsed, k, s) for k, s in enumerate(seen)]
     return ImagesReply.model_validate(
-        {"created": int(time.time()), "data": data, "output_format": order.kind, "size": order.size, "model": model}
+        {"created": int(time.time()), "data": data, "output_format": parsed.kind, "size": parsed.size, "model": model}
     )
 
 
-def _event(order: Order, kind: str, name: str, data: str | None, more: dict[str, Any]) -> dict[str, Any]:
+def _event(parsed: ParsedRequest, kind: str, name: str, data: str | None, more: dict[str, Any]) -> dict[str, Any]:
     """What OpenAI's events have in common; tokens are nobody's here."""
     return {
-        "type": f"{kind}.{name}", "b64_json": data, "created_at": int(time.time()), "size": order.size,
-        "quality": "auto", "background": "opaque", "output_format": order.kind, **more,
+        "type": f"{kind}.{name}", "b64_json": data, "created_at": int(time.time()), "size": parsed.size,
+        "quality": "auto", "background": "opaque", "output_format": parsed.kind, **more,
     }  # fmt: skip
 
 
-def partial_event(order: Order, kind: str, k: int, draft: Draft) -> dict[str, Any]:
+def partial_event(parsed: ParsedRequest, kind: str, k: int, draft: Draft) -> dict[str, Any]:
     """The draft, as the first partial image. `kind`: image_generation or image_edit. Encodes it."""
-    data = base64.b64encode(encoded(draft.image, order.kind, order.compression)).decode()
+    data = base64.b64encode(encoded(draft.image, parsed.kind, parsed.compression)).decode()
     adaptive = {
-        "index": k, "seed": order.asks[k].request.seed, "score": number(draft.score), "threshold": number(draft.threshold),
+        "index": k, "seed": parsed.requests[k].request.seed, "score": number(draft.score),
+        "threshold": number(draft.threshold),
         "decision": str(draft.decision),
     }  # fmt: skip
-    return _event(order, kind, "partial_image", data, {"partial_image_index": 0, "adaptive": adaptive})
+    return _event(parsed, kind, "partial_image", data, {"partial_image_index": 0, "adaptive": adaptive})
 
 
-def completed_event(order: Order, kind: str, k: int, seen: Seen) -> dict[str, Any]:
+def completed_event(parsed: ParsedRequest, kind: str, k: int, seen: RequestProgress) -> dict[str, Any]:
     """The picture. Encodes it."""
-    made = painted(order, k, seen)
+    made = painted(parsed, k, seen)
     tokens = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
     usage = {**tokens, "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
-    more = {"usage": usage, "revised_prompt": order.revised, "adaptive": made.adaptive.model_dump()}
-    return _event(order, kind, "completed", made.b64_json, more)
+    more = {"usage": usage, "revised_prompt": parsed.revised, "adaptive": made.adaptive.model_dump()}
+    return _event(parsed, kind, "completed", made.b64_json, more)

@@ -20,16 +20,16 @@ from starlette.types import ASGIApp
 
 from allaprima._version import __version__
 from allaprima.serving.api.answers import reply
-from allaprima.serving.api.asks import Given
 from allaprima.serving.api.body import read_form, read_json
 from allaprima.serving.api.document import FORM, GENERATION, METRICS, answers, document
 from allaprima.serving.api.edge import Edge
 from allaprima.serving.api.errors import ApiError, unknown_route
 from allaprima.serving.api.events import EventStream, events
 from allaprima.serving.api.pictures import opened, read_image, read_mask
-from allaprima.serving.api.schemas import EditBody, GenerationBody, ImagesReply, Model, ModelList, State
-from allaprima.serving.api.service import Service
-from allaprima.serving.api.watch import unless_left
+from allaprima.serving.api.request_parser import UploadedImages
+from allaprima.serving.api.request_stream import unless_left
+from allaprima.serving.api.schemas import EditBody, GenerationBody, ImagesReply, ModelInfo, ModelList, State
+from allaprima.serving.api.service import ImageService
 
 GONE = 499
 """Nginx's word for a client that left; nobody reads it but logs and metrics."""
@@ -37,7 +37,7 @@ QUIET: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure
 """FastAPI's own telemetry stays off: `traces` has ours, and only when it is configured."""
 
 
-def create_app(service: Service, pages: ASGIApp | None = None) -> FastAPI:
+def create_app(service: ImageService, pages: ASGIApp | None = None) -> FastAPI:
     """The application of a service; `pages` is mounted at `/`, behind everything here."""
     app = FastAPI(
         title="allaprima", version=__version__, docs_url=None, redoc_url=None, telemetry=QUIET,
@@ -55,7 +55,7 @@ def create_app(service: Service, pages: ASGIApp | None = None) -> FastAPI:
     return app
 
 
-def _images(app: FastAPI, service: Service) -> None:
+def _images(app: FastAPI, service: ImageService) -> None:
     @app.post(
         "/v1/images/generations", openapi_extra=GENERATION, response_model=ImagesReply, tags=["images"],
         responses=answers(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504, stream=True),
@@ -74,70 +74,75 @@ def _images(app: FastAPI, service: Service) -> None:
         """Paint over a picture, or over the part of it that a mask leaves open."""
         service.check_open()
         async with read_form(request, EditBody, service.limits, service.held) as (body, files):
-            service.book.check(body)
-            given = await service.decoded(partial(_given, service, body, files))
-        return await _paint(service, request, body, client, "image_edit", given)
+            service.parser.check(body)
+            uploads = await service.decoded(partial(_given, service, body, files))
+        return await _paint(service, request, body, client, "image_edit", uploads)
 
 
-def _given(service: Service, body: EditBody, files: dict[str, UploadFile]) -> Given:
+def _given(service: ImageService, body: EditBody, files: dict[str, UploadFile]) -> UploadedImages:
     """The pictures of a form. Raises `ApiError`."""
     odd = sorted(files.keys() - {"image", "mask"})
     if odd:
         raise ApiError(400, "unknown_parameter", f"unknown file {odd[0][:80]!r}: image and mask are known.", odd[0][:80])
     if "image" not in files:
         raise ApiError(400, "missing_required_parameter", "image is missing: a file is required.", "image")
-    width, height = service.book.size_of(body)
+    width, height = service.parser.size_of(body)
     most = service.limits.upload_pixels
     size = opened(files["image"].file, "image", most).size
     files["image"].file.seek(0)
     mask = None
     if "mask" in files:
         mask = read_mask(files["mask"].file, size, width, height, most)
-    return Given(read_image(files["image"].file, width, height, most), mask)
+    return UploadedImages(read_image(files["image"].file, width, height, most), mask)
 
 
 async def _paint(
-    service: Service, request: Request, body: GenerationBody | EditBody, client: str, kind: str, given: Given | None
+    service: ImageService,
+    request: Request,
+    body: GenerationBody | EditBody,
+    client: str,
+    kind: str,
+    uploads: UploadedImages | None,
 ) -> Response:
     n = min(body.n or 1, service.limits.n)
     service.take_room(client, n)
     streaming = False
     try:
-        order, watch = await service.ask(body, client, request.headers, given)
-        if order.stream:
+        parsed, stream = await service.submit(body, client, request.headers, uploads)
+        if parsed.stream:
             streaming = True
-            return EventStream(events(order, watch, kind), watch, lambda: service.give_room(client, n))
-        async with watch:
-            seen = await unless_left(watch.all(), request.receive)
+            return EventStream(events(parsed, stream, kind), stream, lambda: service.give_room(client, n))
+        async with stream:
+            seen = await unless_left(stream.all(), request.receive)
         if seen is None:
             return Response(status_code=GONE)
-        answer = await run_in_threadpool(lambda: reply(order, seen, service.name).model_dump_json())
+        answer = await run_in_threadpool(lambda: reply(parsed, seen, service.name).model_dump_json())
         return Response(answer, media_type="application/json")
     finally:
         if not streaming:
             service.give_room(client, n)
 
 
-def _models(app: FastAPI, service: Service) -> None:
+def _models(app: FastAPI, service: ImageService) -> None:
     since = int(time.time())
 
-    def model() -> Model:
-        return Model(id=service.name, created=since, owned_by="allaprima", adaptive=service.about())
+    def model() -> ModelInfo:
+        return ModelInfo(id=service.name, created=since, owned_by="allaprima", adaptive=service.about())
 
     @app.get("/v1/models", response_model=ModelList, tags=["models"], responses=answers(401, 403))
     async def models(client: Annotated[str, Depends(service.client)]) -> ModelList:
         """The card that is served, its settings, limits and calibration."""
         return ModelList(data=[model()])
 
-    @app.get("/v1/models/{name}", response_model=Model, tags=["models"], responses=answers(401, 403, 404))
-    async def one_model(name: str, client: Annotated[str, Depends(service.client)]) -> Model:
+    @app.get("/v1/models/{name}", response_model=ModelInfo, tags=["models"], responses=answers(401, 403, 404))
+    async def one_model(name: str, client: Annotated[str, Depends(service.client)]) -> ModelInfo:
         """One card."""
         if name != service.name:
             raise ApiError(404, "model_not_found", f"model {name[:80]!r} is not served here: {service.name!r} is.", "model")
         return model()
 
 
-def _states(app: FastAPI, service: Service) -> None:
+def _states(app: FastAPI, service: ImageService) -> None:
     @app.get("/health", response_model=State, tags=["state"], responses=answers(503))
     async def health() -> State:
         """Whether the server is alive; it is while it goes down, too, but not without its engine."""

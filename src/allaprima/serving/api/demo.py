@@ -14,7 +14,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from allaprima.serving.api.service import Service
+from allaprima.serving.api.service import ImageService
 from allaprima.serving.pages.settings import demo_settings
 
 POLICY = "; ".join(
@@ -48,7 +48,7 @@ FILES = {
 }
 
 
-def add_demo(app: FastAPI, service: Service) -> None:
+def add_demo(app: FastAPI, service: ImageService) -> None:
     """The page of a service, at its application's `/`."""
 
     def settings() -> Mapping[str, Any]:

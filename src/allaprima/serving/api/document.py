@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from allaprima.serving.api.limits import ALIAS, Limits
 from allaprima.serving.api.schemas import EditBody, ErrorBody, GenerationBody
-from allaprima.serving.api.service import Service
+from allaprima.serving.api.service import ImageService
 
 REF = "#/components/schemas/{model}"
 WHY = {
@@ -60,7 +60,7 @@ def answers(*statuses: int, stream: bool = False) -> dict[int | str, dict[str, A
     return found
 
 
-def document(app: FastAPI, service: Service) -> None:
+def document(app: FastAPI, service: ImageService) -> None:
     """Make `app.openapi()` tell the bodies, the limits and the keys, which FastAPI can't see."""
 
     def openapi() -> dict[str, Any]:

@@ -11,8 +11,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from allaprima.serving.api.answers import completed_event, failed, partial_event, refusal
-from allaprima.serving.api.asks import Order
-from allaprima.serving.api.watch import Watch, unless_left
+from allaprima.serving.api.request_parser import ParsedRequest
+from allaprima.serving.api.request_stream import RequestStream, unless_left
 
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -23,16 +23,16 @@ def line(event: dict[str, Any]) -> bytes:
     return f"event: {name}\ndata: {json.dumps(event)}\n\n".encode()
 
 
-async def events(order: Order, watch: Watch, kind: str) -> AsyncIterator[bytes]:
+async def events(parsed: ParsedRequest, stream: RequestStream, kind: str) -> AsyncIterator[bytes]:
     """The lines of a request's stream."""
-    async for k, draft in watch.drafts_and_ends():
+    async for k, draft in stream.drafts_and_ends():
         if draft is not None:
-            if order.partial_images:
-                yield line(await run_in_threadpool(partial_event, order, kind, k, draft))
-        elif failed(watch.seen[k]):
-            yield line(refusal(watch.seen[k]).body)
+            if parsed.partial_images:
+                yield line(await run_in_threadpool(partial_event, parsed, kind, k, draft))
+        elif failed(stream.seen[k]):
+            yield line(refusal(stream.seen[k]).body)
         else:
-            yield line(await run_in_threadpool(completed_event, order, kind, k, watch.seen[k]))
+            yield line(await run_in_threadpool(completed_event, parsed, kind, k, stream.seen[k]))
 
 
 class EventStream(Response):
@@ -40,10 +40,10 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, lines: AsyncIterator[bytes], watch: Watch, done: Callable[[], None]) -> None:
+    def __init__(self, lines: AsyncIterator[bytes], stream: RequestStream, done: Callable[[], None]) -> None:
         """`done` is called when it is over, however it ended."""
         super().__init__(headers=HEADERS)
-        self._lines, self._watch, self._done = lines, watch, done
+        self._lines, self._watch, self._done = lines, stream, done
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

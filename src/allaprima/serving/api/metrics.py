@@ -14,8 +14,8 @@ from allaprima.calibration.artifact import Calibration
 from allaprima.calibration.drift import DriftMonitor
 from allaprima.cascade.policy import Decision
 from allaprima.serving.api.answers import number, steps_of
-from allaprima.serving.api.asks import Order
-from allaprima.serving.api.watch import Seen
+from allaprima.serving.api.request_parser import ParsedRequest
+from allaprima.serving.api.request_stream import RequestProgress
 from allaprima.serving.engine import Engine
 
 WINDOW = 256
@@ -86,7 +86,7 @@ class Metrics:
             )
         r.register(_Engine(engine))
 
-    def count(self, order: Order, seen: Seen) -> None:
+    def count(self, parsed: ParsedRequest, seen: RequestProgress) -> None:
         """A picture has ended."""
         result = seen.result
         painted = result is not None and result.image is not None
@@ -106,7 +106,7 @@ class Metrics:
         self._recent.append((result.decision is Decision.ACCEPT, steps))
         self._acceptance.set(sum(a for a, _ in self._recent) / len(self._recent))
         self._mean.set(sum(s for _, s in self._recent) / len(self._recent))
-        if self._drift is not None and self._calibration is not None and order.calibrated:
+        if self._drift is not None and self._calibration is not None and parsed.calibrated:
             score = number(result.score)
             if score is not None:
                 self._drift.update(score < self._calibration.threshold)

@@ -32,7 +32,7 @@ class Adaptive(BaseModel):
     nearest: bool = Field(default=True, description="Move unknown words to the nearest concept the card knows.")
 
 
-class Asked(BaseModel):
+class ImageRequestBody(BaseModel):
     """What generations and edits have in common."""
 
     model_config = Strict
@@ -57,11 +57,11 @@ class Asked(BaseModel):
     adaptive: Adaptive | None = None
 
 
-class GenerationBody(Asked):
+class GenerationBody(ImageRequestBody):
     """`POST /v1/images/generations`."""
 
 
-class EditBody(Asked):
+class EditBody(ImageRequestBody):
     """`POST /v1/images/edits`: the fields beside `image` and `mask`."""
 
     strength: float | None = Field(default=None, gt=0, le=1, description="How much may change: 0.8, with a mask 1.")
@@ -88,7 +88,7 @@ class Account(BaseModel):
     error: str | None = Field(default=None, description="Why there is no picture, where others of the request have one.")
 
 
-class Painted(BaseModel):
+class ImageItem(BaseModel):
     """One picture; `b64_json` is null where only this one failed."""
 
     b64_json: str | None
@@ -100,7 +100,7 @@ class ImagesReply(BaseModel):
     """Pictures in the order of their seeds."""
 
     created: int
-    data: list[Painted]
+    data: list[ImageItem]
     output_format: Format
     size: str
     background: Literal["opaque"] = "opaque"
@@ -122,7 +122,7 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-class Model(BaseModel):
+class ModelInfo(BaseModel):
     """A card that is served."""
 
     id: str
@@ -136,7 +136,7 @@ class ModelList(BaseModel):
     """All of them: one."""
 
     object: Literal["list"] = "list"
-    data: list[Model]
+    data: list[ModelInfo]
 
 
 class State(BaseModel):

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from allaprima.core.errors import SettingError
 from allaprima.serving.api.keys import LOOPBACK
-from allaprima.serving.api.service import Service
+from allaprima.serving.api.service import ImageService
 
 GRACE = 10
 """Seconds in which answers must be out after everything is painted or handed back."""
@@ -64,7 +64,7 @@ def address(made: socket.socket) -> str:
 class Running:
     """A server's life from its first answer to its last."""
 
-    def __init__(self, service: Service, app: FastAPI, listening: socket.socket, drain_seconds: float) -> None:
+    def __init__(self, service: ImageService, app: FastAPI, listening: socket.socket, drain_seconds: float) -> None:
         self._service, self._listening, self._drain_seconds = service, listening, drain_seconds
         config = uvicorn.Config(
             app, http="h11", loop="asyncio", lifespan="off", ws="none", log_level="warning", access_log=False,

@@ -13,15 +13,15 @@ from starlette.concurrency import run_in_threadpool
 from allaprima.core.errors import AllaprimaError
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.serving.api.answers import said
-from allaprima.serving.api.asks import Given, Order, OrderBook
 from allaprima.serving.api.body import Held
 from allaprima.serving.api.errors import ApiError
 from allaprima.serving.api.keys import Keys, check_local
 from allaprima.serving.api.limits import ALIAS, Limits
 from allaprima.serving.api.metrics import Metrics
-from allaprima.serving.api.schemas import Asked
+from allaprima.serving.api.request_parser import ParsedRequest, RequestParser, UploadedImages
+from allaprima.serving.api.request_stream import RequestStream
+from allaprima.serving.api.schemas import ImageRequestBody
 from allaprima.serving.api.traces import Traces
-from allaprima.serving.api.watch import Watch
 from allaprima.serving.engine import Engine
 
 DECODERS = 2
@@ -30,7 +30,7 @@ SHOWN = ("n", "pixels", "steps", "cost", "prompt_chars", "upload_pixels")
 """Limits that `/v1/models` tells."""
 
 
-class Service:
+class ImageService:
     """One pipeline behind one engine, for many clients."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Service:
         self.limits = limits or Limits.of(pipe.settings)
         self.keys, self.traces = keys or Keys(), traces or Traces()
         self.name = ALIAS if pipe.card is None else pipe.card.name
-        self.book = OrderBook(pipe, self.limits, self.name, engine.clock, budget)
+        self.parser = RequestParser(pipe, self.limits, self.name, engine.clock, budget)
         self.held = Held(self.limits.held_bytes)
         self._decoders = anyio.CapacityLimiter(DECODERS)
         self.metrics = Metrics(engine, pipe.calibration)
@@ -76,7 +76,7 @@ class Service:
         if not self.draining and not self.engine.snapshot().running:
             raise ApiError(503, "stopped", "this server's engine has stopped: restart it, or ask another.", retry_after=30)
 
-    async def decoded(self, read: Callable[[], Given]) -> Given:
+    async def decoded(self, read: Callable[[], UploadedImages]) -> UploadedImages:
         """What `read` reads, off the event loop; a few at a time, for pixels take a hundred times the room of their file."""
         return await anyio.to_thread.run_sync(read, limiter=self._decoders)
 
@@ -95,25 +95,25 @@ class Service:
         if not self._pictures[client]:
             del self._pictures[client]
 
-    async def ask(
-        self, body: Asked, client: str, headers: Mapping[str, str], given: Given | None = None
-    ) -> tuple[Order, Watch]:
+    async def submit(
+        self, body: ImageRequestBody, client: str, headers: Mapping[str, str], uploads: UploadedImages | None = None
+    ) -> tuple[ParsedRequest, RequestStream]:
         """Submit what a body asks for, all or none of it. Raises `ApiError`."""
-        settings = self.book.check(body)
-        order = await run_in_threadpool(self.book.order, body, settings, client, given)
+        settings = self.parser.check(body)
+        parsed = await run_in_threadpool(self.parser.parsed, body, settings, client, uploads)
         try:
-            tickets = await run_in_threadpool(self.engine.submit, order.asks)
+            handles = await run_in_threadpool(self.engine.submit, parsed.requests)
         except AllaprimaError as e:
             raise said(e) from e
         kept = {k: v for k, v in headers.items() if k in ("traceparent", "tracestate")}
-        watch = Watch(tickets)
+        stream = RequestStream(handles)
 
         def tell(k: int) -> None:
-            self.metrics.count(order, watch.seen[k])
-            self.traces.write(order, k, watch.seen[k], kept)
+            self.metrics.count(parsed, stream.seen[k])
+            self.traces.write(parsed, k, stream.seen[k], kept)
 
-        watch.tell = tell
-        return order, watch
+        stream.tell = tell
+        return parsed, stream
 
     def about(self) -> dict[str, Any]:
         """The card's settings, limits and calibration, for `/v1/models`."""

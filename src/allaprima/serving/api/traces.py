@@ -13,8 +13,8 @@ from typing import Any
 from allaprima.cascade.policy import Decision
 from allaprima.core.errors import SettingError
 from allaprima.serving.api.answers import number, steps_of, usual_threshold
-from allaprima.serving.api.asks import Order
-from allaprima.serving.api.watch import Seen
+from allaprima.serving.api.request_parser import ParsedRequest
+from allaprima.serving.api.request_stream import RequestProgress
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
@@ -51,27 +51,27 @@ class Traces:
         if self._provider is not None:
             self._provider.shutdown()
 
-    def write(self, order: Order, k: int, seen: Seen, headers: Mapping[str, str]) -> None:
+    def write(self, parsed: ParsedRequest, k: int, seen: RequestProgress, headers: Mapping[str, str]) -> None:
         """The spans of one picture that has ended, under the caller's own trace if it names one (`traceparent`)."""
         if self._tracer is None or seen.ended is None:
             return
         from opentelemetry import propagate, trace
 
         parent = propagate.extract(dict(headers))
-        ask = order.asks[k]
-        names = {"allaprima.seed": ask.request.seed, "allaprima.size": order.size, "allaprima.client": ask.client}
+        ask = parsed.requests[k]
+        names = {"allaprima.seed": ask.request.seed, "allaprima.size": parsed.size, "allaprima.client": ask.client}
         root = self._tracer.start_span("picture", context=parent, start_time=_ns(seen.admitted), attributes=names)
         inside = trace.set_span_in_context(root)
         for name, begun, ended in parts(seen):
             self._tracer.start_span(name, context=inside, start_time=_ns(begun)).end(_ns(ended))
-        for name, value in _facts(order, k, seen).items():
+        for name, value in _facts(parsed, k, seen).items():
             root.set_attribute(name, value)
         if seen.result is None or seen.result.image is None:
             root.set_status(trace.Status(trace.StatusCode.ERROR, "cancelled" if seen.cancelled else "failed"))
         root.end(_ns(seen.ended))
 
 
-def parts(seen: Seen) -> list[tuple[str, float, float]]:
+def parts(seen: RequestProgress) -> list[tuple[str, float, float]]:
     """Name, begin and end (`time.time()`) of what a picture went through."""
     if seen.ended is None:
         return []
@@ -89,12 +89,12 @@ def parts(seen: Seen) -> list[tuple[str, float, float]]:
     return found
 
 
-def _facts(order: Order, k: int, seen: Seen) -> dict[str, Any]:
+def _facts(parsed: ParsedRequest, k: int, seen: RequestProgress) -> dict[str, Any]:
     result = seen.result
     if result is None:
         return {}
     facts = {"score": number(result.score), "threshold": number(result.threshold), "steps": steps_of(result)}
-    facts["usual_threshold"] = number(usual_threshold(order, k, result))
+    facts["usual_threshold"] = number(usual_threshold(parsed, k, result))
     facts |= {"decision": None if result.decision is None else str(result.decision)}
     return {f"allaprima.{k}": v for k, v in facts.items() if v is not None}
 

@@ -33,7 +33,7 @@ USUAL = ("a red apple on a wooden table", "a lighthouse at dusk", "an owl in a s
 
 
 @dataclass(frozen=True)
-class Seconds:
+class ImageSeconds:
     """What a picture takes when nobody else is served, where it has been measured."""
 
     draft: float | None
@@ -46,7 +46,7 @@ class Seconds:
         return self.draft + share * (self.escalation or 0.0)
 
 
-class Measured(Protocol):
+class StageTimes(Protocol):
     """What is read of an engine's snapshot: batches and seconds by stage, as `cascade.job.Stage` names them."""
 
     @property
@@ -56,7 +56,7 @@ class Measured(Protocol):
     def seconds(self) -> Mapping[str, float]: ...
 
 
-def seconds_of(measured: Measured, student_steps: int, teacher_steps: int) -> Seconds:
+def seconds_of(measured: StageTimes, student_steps: int, teacher_steps: int) -> ImageSeconds:
     """A picture's seconds from the mean batch of each stage: batches have one shape, so a lone picture's takes as long."""
 
     def batch(stage: str) -> float | None:
@@ -67,7 +67,7 @@ def seconds_of(measured: Measured, student_steps: int, teacher_steps: int) -> Se
         each = [(batch(stage), times) for stage, times in parts]
         return None if any(s is None for s, _ in each) else sum(times * (s or 0.0) for s, times in each)
 
-    return Seconds(
+    return ImageSeconds(
         total(("new", 1), ("student", student_steps), ("score", 1)), total(("teacher", teacher_steps), ("decode", 1))
     )
 
@@ -77,7 +77,7 @@ def demo_settings(
     name: str,
     key_needed: bool = False,
     prompt_chars: int | None = None,
-    measured: Measured | None = None,
+    measured: StageTimes | None = None,
     budget: float | None = None,
 ) -> dict[str, Any]:
     """JSON-ready. `prompt_chars`: the longest prompt that is taken. `measured`: an engine's snapshot, for the seconds.
@@ -85,7 +85,7 @@ def demo_settings(
     `budget`: where the slider begins; None is the calibration's.
     """
     s, own = pipe.settings, pipe.calibration
-    seconds = Seconds(None, None) if measured is None else seconds_of(measured, s.student_steps, s.teacher_steps)
+    seconds = ImageSeconds(None, None) if measured is None else seconds_of(measured, s.student_steps, s.teacher_steps)
     return {
         "card": name,
         "width": s.width,
@@ -101,7 +101,7 @@ def demo_settings(
     }
 
 
-def _budget(pipe: AdaptivePipeline, own: Calibration, seconds: Seconds, default: float) -> dict[str, Any] | None:
+def _budget(pipe: AdaptivePipeline, own: Calibration, seconds: ImageSeconds, default: float) -> dict[str, Any] | None:
     if own.policy is not None:
         return None
     action = pipe.action_settings(pipe.settings)

@@ -28,7 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from allaprima.core.errors import SettingError
-from allaprima.study.app.service import Service
+from allaprima.study.app.service import StudyService
 from allaprima.study.votes import StudyError
 
 BODY_BYTES = 4096
@@ -57,7 +57,7 @@ QUIET: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure
 """FastAPI's own telemetry stays off."""
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: StudyService) -> FastAPI:
     """The application of a study."""
     app = FastAPI(title="allaprima study", docs_url=None, redoc_url=None, openapi_url=None, telemetry=QUIET)
     _pages(app)
@@ -80,7 +80,7 @@ def _pages(app: FastAPI) -> None:
         add(f"/study/{file}", file, kind)
 
 
-def _api(app: FastAPI, service: Service) -> None:
+def _api(app: FastAPI, service: StudyService) -> None:
     def who(request: Request) -> int:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token or len(token) > LONGEST_TOKEN:

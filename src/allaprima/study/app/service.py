@@ -9,18 +9,18 @@ from typing import Any
 
 from allaprima.study.create import PICTURES, missing_files
 from allaprima.study.outcomes import all_decided
-from allaprima.study.store.store import Store
-from allaprima.study.votes import Handed, Kept, StudyError
+from allaprima.study.store.store import StudyStore
+from allaprima.study.votes import AssignedPair, StoredVote, StudyError
 
 LOOK_SECONDS = 5.0
 """How often the folder is looked through for pictures that are gone."""
 SIDES = {"left": 0, "right": 1}
 
 
-class Service:
+class StudyService:
     """One study. Threads may share it."""
 
-    def __init__(self, folder: Path, store: Store) -> None:
+    def __init__(self, folder: Path, store: StudyStore) -> None:
         self.folder, self.store = folder, store
         self.asked, self.rules = store.questions, store.rules
         self._names = store.files()
@@ -66,7 +66,7 @@ class Service:
             self._looked = float("-inf")
             raise StudyError("picture_gone", "a picture of this pair can't be read: go on with another pair.") from e
 
-    def vote(self, annotator: int, slot: str, answers: Mapping[str, Any], seconds: float) -> Kept:
+    def vote(self, annotator: int, slot: str, answers: Mapping[str, Any], seconds: float) -> StoredVote:
         """Keep a vote given by sides. Raises `StudyError`, `SettingError`."""
         by_sides = self.asked.compares
         kept = self.store.vote(annotator, slot, (lambda h: by_method(answers, h)) if by_sides else answers, seconds)
@@ -74,7 +74,7 @@ class Service:
             self._recheck()
         return kept
 
-    def feedback(self, annotator: int, slot: str, kept: Kept) -> dict[str, Any] | None:
+    def feedback(self, annotator: int, slot: str, kept: StoredVote) -> dict[str, Any] | None:
         """Of a training pair: whether it was right, and why; by sides."""
         if kept.kind != "training":
             return None
@@ -97,14 +97,14 @@ class Service:
         return self._stopped
 
 
-def by_method(answers: Mapping[str, Any], handed: Handed) -> dict[str, Any]:
+def by_method(answers: Mapping[str, Any], handed: AssignedPair) -> dict[str, Any]:
     """`left` and `right` as `a` and `b`; anything else as it is, to be refused by the question set."""
     other = "b" if handed.left == "a" else "a"
     sides = {"left": handed.left, "right": other, "a": "?", "b": "?"}
     return {q: sides.get(v, v) if isinstance(v, str) else "?" for q, v in answers.items()}
 
 
-def by_side(answers: Mapping[str, str], handed: Handed) -> dict[str, str]:
+def by_side(answers: Mapping[str, str], handed: AssignedPair) -> dict[str, str]:
     """The way back."""
     other = "b" if handed.left == "a" else "a"
     sides = {handed.left: "left", other: "right"}

@@ -20,11 +20,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from allaprima.core.errors import SettingError
-from allaprima.study.design import KNOWN, Kind, Pair, Rules, Side, Slot
+from allaprima.study.design import KNOWN, ImagePair, Kind, Rules, Side, VoteSlot
 from allaprima.study.questions import QuestionSet, question_set
 from allaprima.study.store.database import Database
 from allaprima.study.store.tables import AnnotatorRow, PairRow, SlotRow, StudyRow, VoteRow
-from allaprima.study.votes import Handed, Kept, Progress, StudyError, Vote
+from allaprima.study.votes import AnnotatorProgress, AssignedPair, StoredVote, StudyError, Vote
 
 TOKEN_BYTES = 18
 """144 bits: nobody guesses one."""
@@ -35,7 +35,7 @@ STATES = {"training": "training", "qualification": "qualification"}
 """An annotator's state while a pair of this kind is asked; of all others, `voting`."""
 
 
-Ballot = Mapping[str, Any] | Callable[[Handed], Mapping[str, Any]]
+Ballot = Mapping[str, Any] | Callable[[AssignedPair], Mapping[str, Any]]
 
 
 def hash_of(token: str) -> str:
@@ -43,7 +43,7 @@ def hash_of(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-class Store:
+class StudyStore:
     """Of one study in one database. Every method is one transaction; threads may share it."""
 
     def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
@@ -59,7 +59,9 @@ class Store:
 
     # What the study is.
 
-    def fill(self, about: Mapping[str, Any], pairs: Sequence[tuple[Pair, tuple[str, str]]], slots: Sequence[Slot]) -> None:
+    def fill(
+        self, about: Mapping[str, Any], pairs: Sequence[tuple[ImagePair, tuple[str, str]]], slots: Sequence[VoteSlot]
+    ) -> None:
         """Make it the store of a study: pairs with their files' names. Raises `StudyError` if one is there already."""
         with self.database.writing() as s:
             if s.get(StudyRow, 1) is not None:
@@ -156,7 +158,7 @@ class Store:
 
     # What is asked next.
 
-    def next(self, annotator: int, stopped: bool = False, missing: frozenset[str] = frozenset()) -> Handed | None:
+    def next(self, annotator: int, stopped: bool = False, missing: frozenset[str] = frozenset()) -> AssignedPair | None:
         """The pair to ask about, the same one until it is voted on; None if there is none now (`progress` says why).
 
         `stopped`: hand out none of the study's. `missing`: files that aren't there; pairs with one of them are left out.
@@ -165,7 +167,7 @@ class Store:
 
     def ask(
         self, annotator: int, stopped: bool = False, missing: frozenset[str] = frozenset()
-    ) -> tuple[Handed | None, Progress]:
+    ) -> tuple[AssignedPair | None, AnnotatorProgress]:
         """`next`, and `progress` as it is then, in one transaction."""
         with self.database.writing() as s:
             self._turn(s, annotator)
@@ -174,7 +176,9 @@ class Store:
             state = STATES.get(handed.kind, "voting") if handed else self._state(s, annotator, tally, stopped)
             return handed, self._progress(s, tally, state)
 
-    def _choose(self, s: Session, annotator: int, tally: _Tally, stopped: bool, missing: frozenset[str]) -> Handed | None:
+    def _choose(
+        self, s: Session, annotator: int, tally: _Tally, stopped: bool, missing: frozenset[str]
+    ) -> AssignedPair | None:
         for kind in ("training", "qualification"):
             if tally.open(kind):
                 found = self._own(s, annotator, kind, missing)
@@ -189,13 +193,13 @@ class Store:
                 return found
         return self._lease(s, annotator, missing)
 
-    def _own(self, s: Session, annotator: int, kind: Kind, missing: frozenset[str]) -> Handed | None:
+    def _own(self, s: Session, annotator: int, kind: Kind, missing: frozenset[str]) -> AssignedPair | None:
         mine = and_(SlotRow.annotator_id == annotator, SlotRow.done == 0, PairRow.kind == kind)
         query = select(SlotRow, PairRow).join(PairRow, SlotRow.pair_id == PairRow.id).where(mine, *_shown(missing))
         row = s.execute(query.order_by(SlotRow.id).limit(1)).first()
         return None if row is None else self._hand(row[0], row[1], annotator)
 
-    def _lease(self, s: Session, annotator: int, missing: frozenset[str]) -> Handed | None:
+    def _lease(self, s: Session, annotator: int, missing: frozenset[str]) -> AssignedPair | None:
         """The annotator's own lease, else one that ran out (early stopping counts pairs up to a gap), else a new one."""
         other = aliased(SlotRow)
         seen = select(other.pair_id).where(other.annotator_id == annotator)
@@ -212,7 +216,7 @@ class Store:
                 return self._hand(slot, s.get_one(PairRow, slot.pair_id), annotator)
         return None
 
-    def _hand(self, slot: SlotRow, pair: PairRow, annotator: int) -> Handed:
+    def _hand(self, slot: SlotRow, pair: PairRow, annotator: int) -> AssignedPair:
         now = self._clock()
         if slot.annotator_id != annotator or slot.handed_at is None:
             slot.handed_at = now
@@ -227,7 +231,7 @@ class Store:
             if not slot.done and pair.kind == "study":
                 slot.annotator_id = slot.leased_until = slot.handed_at = None
 
-    def handed(self, annotator: int, public: str) -> Handed:
+    def handed(self, annotator: int, public: str) -> AssignedPair:
         """A slot that was handed to this annotator, for its pictures. Raises `StudyError` for others'."""
         with self.database.reading() as s:
             return _handed(*self._slot(s, annotator, public))
@@ -245,7 +249,7 @@ class Store:
 
     # Votes.
 
-    def vote(self, annotator: int, public: str, answers: Ballot, seconds: float) -> Kept:
+    def vote(self, annotator: int, public: str, answers: Ballot, seconds: float) -> StoredVote:
         """Keep a vote; when this returns it is on the disk. The first vote on a slot counts, later ones change nothing.
 
         `answers` are by method, `a` and `b`, or a function that makes them so of the pair as it was handed. Raises
@@ -256,7 +260,7 @@ class Store:
         except IntegrityError:  # Only where rows can't be locked: the other one was first, so now it is found.
             return self._vote(annotator, public, answers, seconds)
 
-    def _vote(self, annotator: int, public: str, answers: Ballot, seconds: float) -> Kept:
+    def _vote(self, annotator: int, public: str, answers: Ballot, seconds: float) -> StoredVote:
         with self.database.writing() as s:
             # The slot is locked, not the annotator: its vote is the one thing that two tabs could write twice.
             slot, pair = self._slot(s, annotator, public, lock=True)
@@ -272,19 +276,19 @@ class Store:
             slot.done, slot.leased_until = 1, None
         return _kept(True, checked, kind, pair)
 
-    def progress(self, annotator: int, stopped: bool = False) -> Progress:
+    def progress(self, annotator: int, stopped: bool = False) -> AnnotatorProgress:
         """Where this annotator is."""
         with self.database.reading() as s:
             tally = _tally(s, annotator)
             return self._progress(s, tally, self._state(s, annotator, tally, stopped))
 
-    def _progress(self, s: Session, tally: _Tally, state: str) -> Progress:
+    def _progress(self, s: Session, tally: _Tally, state: str) -> AnnotatorProgress:
         if self._of_study is None:  # a study's pairs stay as they were made
             self._of_study = s.scalar(select(func.count()).select_from(PairRow).where(PairRow.kind == "study")) or 0
         every, of_study = self.rules.gold_every, self._of_study
         votes = tally.done.get("study", 0) + tally.done.get("gold", 0)
         checks = min(sum(tally.all.get("gold", [0])), of_study // every if every else 0)
-        return Progress(state, votes, of_study + checks, tally.open("training"), tally.open("qualification"))
+        return AnnotatorProgress(state, votes, of_study + checks, tally.open("training"), tally.open("qualification"))
 
     def _state(self, s: Session, annotator: int, tally: _Tally, stopped: bool) -> str:
         """No more is asked of the database than it takes."""
@@ -373,17 +377,17 @@ def _shown(missing: frozenset[str]) -> list[Any]:
     return [PairRow.file_a.not_in(list(missing)), PairRow.file_b.not_in(list(missing))]
 
 
-def _handed(slot: SlotRow, pair: PairRow) -> Handed:
+def _handed(slot: SlotRow, pair: PairRow) -> AssignedPair:
     files = (pair.file_a, pair.file_b) if slot.left == "a" else (pair.file_b, pair.file_a)
-    return Handed(slot.public, cast(Kind, pair.kind), pair.prompt, cast(Side, slot.left), files)
+    return AssignedPair(slot.public, cast(Kind, pair.kind), pair.prompt, cast(Side, slot.left), files)
 
 
-def _kept(first: bool, answers: Mapping[str, str], kind: Kind, pair: PairRow) -> Kept:
+def _kept(first: bool, answers: Mapping[str, str], kind: Kind, pair: PairRow) -> StoredVote:
     teaches = kind == "training"
-    return Kept(first, answers, kind, pair.expected if teaches else {}, pair.why if teaches else "")
+    return StoredVote(first, answers, kind, pair.expected if teaches else {}, pair.why if teaches else "")
 
 
-def _pair_row(number: int, p: Pair, files: tuple[str, str]) -> PairRow:
+def _pair_row(number: int, p: ImagePair, files: tuple[str, str]) -> PairRow:
     return PairRow(
         id=number, kind=p.kind, prompt=p.prompt, seed=p.seed, method_a=p.methods[0], method_b=p.methods[1],
         file_a=files[0], file_b=files[1], expected=dict(p.expected), why=p.why, distance=p.distance, band=p.band,

@@ -1,0 +1,405 @@
+"""The machine knows what a step is: it advances a batch of jobs that are in the same stage by one network call.
+
+Who steps together is not its business (that is `run`'s, or a server's). Every network call has the same batch shape,
+padded with copies of its first row, and every noise belongs to a sample's seed: a picture doesn't depend on its batch
+mates, to the bit (eager float32, fixed threads).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from allaprima.cascade.image_conditioning import (
+    check_image_inputs,
+    control_condition,
+    edit_tensors,
+    first_latents,
+    keep_outside_mask,
+    paste_outside_mask,
+    student_steps,
+    teacher_steps,
+)
+from allaprima.cascade.job import Job, Stage
+from allaprima.cascade.model import (
+    DiffusionModel,
+    EncodesImages,
+    HasControlNets,
+    HasPreviewDecoder,
+    ImageScorer,
+    MultiStudentModel,
+    RefinerOnly,
+    ScheduleBySize,
+)
+from allaprima.cascade.policy import Context, Decision, Policy
+from allaprima.cascade.prompt_encoding import check_prompt_settings, check_prompts, encode_conditions
+from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.scoring import (
+    charge,
+    check_oracle,
+    count_draft,
+    decide_job,
+    pad_rows,
+    recheck_jobs,
+    route_one,
+    score_images,
+)
+from allaprima.cascade.settings import MAX_STEPS, CascadeSettings
+from allaprima.core.errors import SettingError
+from allaprima.core.seeds import noise_batch
+from allaprima.core.types import Condition
+from allaprima.diffusion.guidance import GuidanceInterval, GuidedDenoiser, scales_at
+from allaprima.diffusion.noising import add_noise, start_time
+from allaprima.diffusion.schedules import Schedule
+from allaprima.diffusion.solvers import make_solver
+from allaprima.diffusion.solvers.solver import Solver, Step, scale_initial_noise
+
+OnStep = Callable[[Tensor, Tensor], Tensor]
+"""What a caller does after a step: `(latents (B, C, h, w), times (B,)) -> latents`."""
+PLAN_CACHE_SIZE = 64
+"""Plans of edits that are kept, by strength: a server's callers choose those, as many as they like."""
+STUDENT = "student"
+"""The student's name for noises and costs."""
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """One painter's side of the machine: its denoiser, solver, plan and name for noises and costs."""
+
+    name: str
+    model: DiffusionModel
+    denoiser: GuidedDenoiser
+    solver: Solver
+    timesteps: Sequence[Step]
+    guidance: float
+    interval: GuidanceInterval | None
+    rescale: float
+
+    def scale(self, t: Tensor) -> Tensor:
+        """Guidance scales `(B,)` at times `t: (B,)`."""
+        return scales_at(t, self.guidance, self.interval)
+
+
+class LatentCascade:
+    """Student, oracle, policy and teacher, one batch and one step at a time."""
+
+    def __init__(
+        self,
+        student: DiffusionModel,
+        teacher: DiffusionModel,
+        oracle: ImageScorer | None,
+        policy: Policy,
+        settings: CascadeSettings,
+    ) -> None:
+        self.settings, self.policy, self.oracle = settings, policy, oracle
+        check_oracle(oracle, policy)
+        if _controls(student) != _controls(teacher):
+            raise SettingError(
+                f"the student's ControlNets read pictures of {_controls(student)} channels, the teacher's of"
+                f" {_controls(teacher)}: put such on both that read the same."
+            )
+        s = settings
+        check_prompt_settings(student, teacher, s)
+        self.shape = student.latent_shape(s.height, s.width)
+        theirs = teacher.latent_shape(s.height, s.width)
+        if tuple(theirs) != tuple(self.shape):
+            raise SettingError(
+                f"the student's latents of a {s.width}x{s.height} picture are {tuple(self.shape)}, the teacher's"
+                f" {tuple(theirs)}: a draft can't be refined there. Choose two models of one autoencoder."
+            )
+        self._clock = time.perf_counter
+        self.on_step: OnStep | None = None
+        self._routed = student if isinstance(student, MultiStudentModel) else None
+        self._rough = student if isinstance(student, HasPreviewDecoder) and student.preview_decoder else None
+        self._student = self._config(STUDENT, student, s.student_solver, s.student_steps, s.student_guidance)
+        start = start_time(self._schedule(teacher), s.sigma, s.teacher_steps)
+        args = ("teacher", teacher, s.teacher_solver, s.teacher_steps, s.teacher_guidance, s.teacher_guidance_interval)
+        self._refine = self._config(*args, start, s.teacher_last_time)
+        self._regenerate = self._config(*args, None, s.teacher_last_time)
+        self._edits: dict[tuple[str, float], SamplerConfig] = {}
+
+    @property
+    def students(self) -> int:
+        """How many students share the drafts: a batch holds those of one, so that many drafts are due to fill batches."""
+        return 1 if self._routed is None else self._routed.students
+
+    def _schedule(self, model: DiffusionModel) -> Schedule:
+        """A painter's, for the size of this run."""
+        sized = isinstance(model, ScheduleBySize)
+        return model.schedule_at(self.settings.height, self.settings.width) if sized else model.schedule
+
+    def _config(
+        self, name: str, model: DiffusionModel, solver: str, steps: int, guidance: float,
+        interval: GuidanceInterval | None = None, start: float | None = None, last_time: float | None = None,
+    ) -> SamplerConfig:  # fmt: skip
+        made = make_solver(solver, self._schedule(model), **({} if last_time is None else {"last_time": last_time}))
+        s = self.settings
+        rescale = s.student_guidance_rescale if name == STUDENT else s.teacher_guidance_rescale
+        return SamplerConfig(name, model, model.denoiser, made, made.timesteps(steps, start), guidance, interval, rescale)
+
+    def check(self, request: GenerationRequest, policy: Policy | None = None) -> None:
+        """Raise `PromptError` or `SettingError` for a request that can't be painted; `policy`: the one that it brings."""
+        policy = policy or self.policy
+        check_oracle(self.oracle, policy)
+        model = self._student.model
+        check_prompts(model, request)
+        always = getattr(policy, "decision", None)
+        if Decision.REGENERATE in (
+            (self.settings.strategy, getattr(policy, "otherwise", None)) if always is None else (always,)
+        ):
+            self._refuse_noise(request)
+        check_image_inputs(
+            request, isinstance(model, EncodesImages), _controls(model), self.settings.height, self.settings.width
+        )
+
+    def _refuse_noise(self, request: GenerationRequest) -> None:
+        """Raise `SettingError` where the teacher is to paint from noise and can't."""
+        from_noise = request.edit is None or request.edit.strength == 1
+        if from_noise and isinstance(self._regenerate.model, RefinerOnly) and self._regenerate.model.refines_only:
+            raise SettingError(
+                "strategy='regenerate' with a refiner as the only teacher: it was trained on low noise and can't paint from"
+                " pure noise. Say strategy='refine' (or mode='refine-all'), or give the card's teacher a base and a refiner."
+            )
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Encode prompts and draw the initial noise; drafts begin, unless the policy wants the teacher at once."""
+        model = self._student.model
+        started = self._clock()
+        s = self.settings
+        cond, negative = encode_conditions(model, [j.request for j in jobs], s.batch_size, s.clip_skip)
+        noises = noise_batch([j.request.seed for j in jobs], "initial", [0] * len(jobs), self.shape)
+        firsts = noise_batch([j.request.seed for j in jobs], "initial", [j.request.attempt for j in jobs], self.shape)
+        for i, job in enumerate(jobs):
+            job.cond, job.negative = cond.rows([i]), negative.rows([i])
+            job.noise = noises[i]
+            if job.request.controls:
+                given = control_condition(job.request, _controls(model), self.settings.height, self.settings.width)
+                job.cond = Condition({**job.cond.tensors, **given.tensors})
+        self._read([j for j in jobs if j.request.edit is not None])
+        if self._routed is not None:
+            embeds = cond.tensors["prompt_embeds"][: len(jobs)]
+            for job, route in zip(jobs, self._routed.route(embeds).tolist(), strict=True):
+                job.student_index = route
+        self._charge(jobs, "text", 0, started)
+        for job, first in zip(jobs, firsts, strict=True):
+            decision = route_one(self.policy, job, self._context([job]))
+            if decision is None:
+                self._enter_from(job, Stage.STUDENT, first)
+            else:
+                job.decision = decision
+                self._enter_teacher(job)
+
+    @torch.inference_mode()
+    def _read(self, jobs: Sequence[Job]) -> None:
+        """Latents and masks of the pictures that are edited."""
+        if not jobs:
+            return
+        model, images = self._student.model, list[Tensor]()
+        assert isinstance(model, EncodesImages)
+        for job in jobs:
+            assert job.request.edit is not None
+            image, job.mask = edit_tensors(job.request.edit, self.settings.height, self.settings.width)
+            images.append(image)
+        latents = model.encode_images(self._pad(torch.stack(images)))
+        for job, source in zip(jobs, latents, strict=False):
+            job.source = source.clone()
+
+    @staticmethod
+    def _context(jobs: Sequence[Job]) -> Context:
+        return Context(
+            [j.request.prompt for j in jobs],
+            [j.prompt_embeds for j in jobs],
+            [j.draft for j in jobs if j.draft is not None],
+            [j.attempts for j in jobs],
+        )
+
+    def _enter(self, job: Job, stage: Stage, config: SamplerConfig, x: Tensor) -> None:
+        job.stage, job.step_index, job.x = stage, 0, x
+        job.state = {k: v[0] for k, v in config.solver.init(x[None]).items()}
+
+    def _enter_from(self, job: Job, stage: Stage, noise: Tensor) -> None:
+        """Begin a draft, or a repainting, at noise or at the picture that is edited."""
+        job.stage = stage
+        config = self._config_of(job)
+        t, edit = config.timesteps[0].t, job.request.edit
+        first = scale_initial_noise(config.solver, noise, t) if edit is None or edit.strength == 1 else noise
+        self._enter(job, stage, config, first_latents(job, t, first, config.model.schedule))
+
+    def _config_of(self, job: Job) -> SamplerConfig:
+        if job.stage is Stage.STUDENT:
+            return self._from(self._student, job)
+        return self._refine if job.decision is Decision.REFINE else self._from(self._regenerate, job)
+
+    def _from(self, config: SamplerConfig, job: Job) -> SamplerConfig:
+        """The hand, with an edit's plan if it is one."""
+        edit = job.request.edit
+        if edit is None or edit.strength == 1:
+            return config
+        key = config.name, edit.strength
+        if key not in self._edits:
+            student = config.name == STUDENT
+            plan = (
+                student_steps(edit, config.solver, self.settings.student_steps)
+                if student
+                else teacher_steps(edit, config.timesteps)
+            )
+            if len(self._edits) >= PLAN_CACHE_SIZE:
+                del self._edits[next(iter(self._edits))]
+            self._edits[key] = dataclasses.replace(config, timesteps=plan)
+        return self._edits[key]
+
+    @torch.inference_mode()
+    def step(self, jobs: Sequence[Job]) -> None:
+        """One network step for jobs that are painting with the same model (any positions, any decisions)."""
+        started = self._clock()
+        config = self._config_of(jobs[0])
+        steps = [self._config_of(j).timesteps[j.step_index] for j in jobs]
+        t = torch.tensor([p.t for p in steps], dtype=torch.float64)
+        x_t = torch.stack([j.x for j in jobs])
+        x0, evaluations = self._denoise(config, jobs, x_t, t)
+        s = torch.tensor([p.s for p in steps], dtype=torch.float64)
+        noise = None
+        if config.solver.needs_noise:
+            # A later draft has noises of its own: no plan is longer than MAX_STEPS.
+            drafts = [j.request.attempt + j.attempts if config.name == STUDENT else 0 for j in jobs]
+            places = [j.step_index + MAX_STEPS * d for j, d in zip(jobs, drafts, strict=True)]
+            noise = noise_batch([j.request.seed for j in jobs], config.name, places, self.shape)
+        state = {k: torch.stack([j.state[k] for j in jobs]) for k in jobs[0].state}
+        phase = torch.tensor([p.phase for p in steps])
+        back = torch.tensor([float("nan") if p.noise_to is None else p.noise_to for p in steps], dtype=torch.float64)
+        x_s, state = config.solver.step(x_t, x0, t, s, state, noise, phase, back)
+        if self.on_step is not None:
+            x_s = self.on_step(x_s, t)
+        for i, job in enumerate(jobs):
+            back_to = steps[i].noise_to
+            now = steps[i].s if back_to is None else back_to
+            job.x = keep_outside_mask(job, x_s[i], now, config.model.schedule).clone()
+            job.state = {k: v[i].clone() for k, v in state.items()}
+            job.step_index += 1
+            if job.step_index == len(self._config_of(job).timesteps):
+                job.stage = Stage.SCORE if job.stage is Stage.STUDENT else Stage.DECODE
+        self._charge(jobs, config.name, evaluations, started)
+
+    def _denoise(self, config: SamplerConfig, jobs: Sequence[Job], x_t: Tensor, t: Tensor) -> tuple[Tensor, list[int]]:
+        """Clean predictions and each job's network evaluations. Jobs at scale 1 need no guidance, and half the work.
+
+        They go in a batch of their own, so that what a picture goes through never depends on its mates.
+        """
+        scale = config.scale(t)
+        negative = Condition.cat([j.negative for j in jobs]).tensors
+        known = {
+            **Condition.cat([j.cond for j in jobs]).tensors,
+            **{f"negative_{k}": v for k, v in negative.items()},
+            "guidance_scale": scale,
+        }
+        if config.rescale:
+            known["guidance_rescale"] = torch.full_like(scale, config.rescale)
+        if config.name == STUDENT and self._routed is not None:
+            known["route"] = torch.tensor([j.student_index for j in jobs])
+        cond = Condition(known)
+        x0 = torch.empty_like(x_t)
+        for rows, denoise in (
+            ((scale != 1).nonzero()[:, 0], config.denoiser),
+            ((scale == 1).nonzero()[:, 0], config.denoiser.unguided),
+        ):
+            if len(rows):
+                here = Condition({k: self._pad(v) for k, v in cond.rows(rows).tensors.items()})
+                x0[rows] = denoise(self._pad(x_t[rows]), self._pad(t[rows]), here)[: len(rows)]
+        return x0, [1 if w == 1 else config.denoiser.evaluations_per_call for w in scale.tolist()]
+
+    @torch.inference_mode()
+    def score(self, jobs: Sequence[Job]) -> None:
+        """Decode drafts, score them, decide, and send them on."""
+        started = self._clock()
+        drafts = self._decode(self._student.model.decode if self._rough is None else self._rough.decode_preview, jobs)
+        self._charge(jobs, "decode", 0, started)
+        started = self._clock()
+        scores = score_images(self.oracle, jobs, drafts, self.settings.batch_size)
+        for job, draft, score in zip(jobs, drafts, scores, strict=True):
+            count_draft(job, draft, score)
+        for job in jobs:
+            decide_job(self.policy, job, self._context([job]))
+        self._charge(jobs, "oracle", 1 if self.oracle is not None else 0, started)
+        for job in jobs:
+            decision = job.decision
+            if decision is Decision.ACCEPT and self._rough is not None:
+                job.x, job.stage = job.best_x, Stage.DECODE
+            elif decision is Decision.ACCEPT:
+                job.image, job.stage = job.draft, Stage.DONE
+            elif decision is Decision.REDRAFT:
+                place = job.request.attempt + job.attempts
+                (noise,) = noise_batch([job.request.seed], "initial", [place], self.shape)
+                self._enter_from(job, Stage.STUDENT, noise)
+            else:
+                self._enter_teacher(job)
+
+    def _enter_teacher(self, job: Job) -> None:
+        if job.decision is Decision.REFINE:
+            eps = noise_batch([job.request.seed], "rollback", [0], self.shape)
+            t = torch.tensor([self._refine.timesteps[0].t], dtype=torch.float64)
+            x = add_noise(job.best_x[None], eps, t, self._refine.model.schedule)[0]
+            self._enter(job, Stage.TEACHER, self._refine, x)
+        else:
+            self._refuse_noise(job.request)
+            # The paper's regeneration: same prompt and the same initial noise as the (first) draft, so that a repainted
+            # picture is what the teacher alone paints with this seed.
+            self._enter_from(job, Stage.TEACHER, job.noise)
+
+    @torch.inference_mode()
+    def decode(self, jobs: Sequence[Job]) -> None:
+        """Turn the teacher's latents into pictures, and those of drafts that were accepted by rough ones."""
+        started = self._clock()
+        for config in (self._student, self._refine):
+            mine = [j for j in jobs if (j.decision is Decision.ACCEPT) == (config is self._student)]
+            for job, image in zip(mine, self._decode(config.model.decode, mine) if mine else (), strict=True):
+                rechecks = (job.policy or self.policy).rechecks
+                again = rechecks and job.draft is not None and self.oracle is not None and config is self._refine
+                job.image, job.stage = image.clone(), Stage.RECHECK if again else Stage.DONE
+        self._charge(jobs, "decode", 0, started)
+
+    @torch.inference_mode()
+    def recheck(self, jobs: Sequence[Job]) -> None:
+        """Score what the teacher made, and keep the better of it and the draft."""
+        started = self._clock()
+        recheck_jobs(self.oracle, self.policy, jobs, self.settings.batch_size)
+        for job in jobs:
+            if self._rough is not None and job.selected == "draft":
+                job.x = job.best_x
+                (job.image,) = self._decode(self._student.model.decode, [job])
+        self._charge(jobs, "oracle", 1, started)
+
+    def _decode(self, decode: Callable[[Tensor], Tensor], jobs: Sequence[Job]) -> Tensor:
+        images = decode(self._pad(torch.stack([j.x for j in jobs])))[: len(jobs)]
+        if all(j.mask is None for j in jobs):
+            return images
+        return torch.stack([paste_outside_mask(job, image) for job, image in zip(jobs, images, strict=True)])
+
+    def _pad(self, x: Tensor) -> Tensor:
+        return pad_rows(x, self.settings.batch_size)
+
+    def _charge(self, jobs: Sequence[Job], name: str, evaluations: int | Sequence[int], started: float) -> None:
+        charge(jobs, name, evaluations, self._clock() - started)
+
+    def act(self, stage: Stage, jobs: Sequence[Job]) -> None:
+        """Take jobs that are in one stage a step further."""
+        ACTIONS[stage](self, jobs)
+
+
+def _controls(model: DiffusionModel) -> tuple[int, ...]:
+    return model.controls if isinstance(model, HasControlNets) else ()
+
+
+ACTIONS: dict[Stage, Callable[[LatentCascade, Sequence[Job]], None]] = {
+    Stage.NEW: LatentCascade.start,
+    Stage.STUDENT: LatentCascade.step,
+    Stage.SCORE: LatentCascade.score,
+    Stage.TEACHER: LatentCascade.step,
+    Stage.DECODE: LatentCascade.decode,
+    Stage.RECHECK: LatentCascade.recheck,
+}
+"""What to call for jobs in a stage."""

@@ -1,0 +1,1 @@
+"""What conditions an image beside noise: prompts, images to edit, control images."""

@@ -1,0 +1,1 @@
+"""Components of the diffusers folder format: loading, latents, LoRA, tokenizers, schedulers, fingerprints."""

@@ -1,0 +1,1 @@
+"""Models that are called as a whole: diffusers pipelines of any family, and OpenAI-compatible servers."""

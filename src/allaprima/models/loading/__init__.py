@@ -1,0 +1,1 @@
+"""Student and teacher from cards, folders and pipelines, and back."""

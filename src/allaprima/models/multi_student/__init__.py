@@ -1,0 +1,1 @@
+"""Several students, each for its own part of the prompts."""

@@ -1,0 +1,1 @@
+"""Devices, dtypes, backends and offloading of a card's networks."""

@@ -1,0 +1,568 @@
+"""`AdaptivePipeline`: the cascade as one object with a diffusers-like call."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from allaprima.calibration.artifact import Calibration
+from allaprima.cascade.generator_adapter import GeneratorAdapter
+from allaprima.cascade.latent_cascade import LatentCascade
+from allaprima.cascade.model import DiffusionModel
+from allaprima.cascade.pixel_cascade import PixelCascade
+from allaprima.cascade.policy import AlwaysPolicy, Decision, Policy, ThresholdPolicy
+from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.result import Result
+from allaprima.cascade.runner import run
+from allaprima.cascade.settings import CascadeSettings, make_sigma
+from allaprima.conditioning.control import controls_of
+from allaprima.conditioning.image_inputs import Images, edits_of
+from allaprima.conditioning.prompt_inputs import broadcast_all
+from allaprima.conditioning.task import OWN_NET, check_task, prepared
+from allaprima.core.cost import Cost
+from allaprima.core.errors import CalibrationError, PaintingError, SettingError
+from allaprima.data.control_maps import GIVEN
+from allaprima.data.images import to_pil
+from allaprima.diffusion.guidance import GuidanceInterval
+from allaprima.models.cards.card import Card, TextSettings, load_card
+from allaprima.models.external.image_generator import ImageGenerator
+from allaprima.models.loading.flops import step_flops
+from allaprima.models.placement.device_config import DEFAULT, DeviceConfig
+from allaprima.models.placement.placer import LazyModule, ModelPlacer
+from allaprima.oracles.conditional import ConditionalOracle
+from allaprima.oracles.load import load_oracle
+from allaprima.oracles.oracle import Oracle
+from allaprima.pipeline import saving
+
+StepCallback = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], "Mapping[str, torch.Tensor] | None"]
+"""diffusers': `(pipe, step, timestep, tensors) -> tensors that replace them, or None`."""
+OUTPUTS: Mapping[str, Callable[[torch.Tensor], Any]] = {
+    "pil": lambda images: [to_pil(image) for image in images],
+    "np": lambda images: images.permute(0, 2, 3, 1).float().numpy(),
+    "pt": lambda images: images,
+}
+"""Pictures `(N, 3, H, W)` in [0, 1] as a caller wants them."""
+
+if TYPE_CHECKING:
+    from allaprima.models.adapters.controlnet import ControlNet
+
+
+@dataclass(frozen=True)
+class AdaptiveOutput:
+    """Pictures in the order of the prompts (`num_images_per_prompt` of each in a row), and their account."""
+
+    images: Any
+    """A list of PIL's by default; an array or a tensor if that was asked for (`output_type`)."""
+    scores: list[float | None]
+    decisions: list[str]
+    costs: list[Cost]
+    results: list[Result]
+
+
+class AdaptivePipeline:
+    """A student paints, an oracle looks, a teacher retouches what falls short (arXiv 2312.10835).
+
+    `AdaptivePipeline.from_card("emoji")`, or your own `student`, `teacher` (see `cascade.model.Painter`) and `oracle`.
+    """
+
+    def __init__(
+        self,
+        student: DiffusionModel | ImageGenerator,
+        teacher: DiffusionModel | ImageGenerator,
+        oracle: Oracle | None = None,
+        settings: CascadeSettings | None = None,
+        calibration: Calibration | None = None,
+        card: Card | None = None,
+        task: str = "text-to-image",
+    ) -> None:
+        """`task`: `text-to-image` (pictures may be given all the same), or one of `conditioning.task` whose pictures must
+        be."""
+        check_task(task)
+        self.task, self._own_net = task, False
+        self.student, self.teacher, self.oracle, self.card = student, teacher, oracle, card
+        self.settings = settings or CascadeSettings()
+        self.calibration = calibration
+        self._placer = ModelPlacer(DeviceConfig())
+        self.pipes: tuple[Any, Any] | None = None
+        """Diffusers' pipelines that student and teacher were made from, if they were."""
+
+    @property
+    def device_config(self) -> DeviceConfig:
+        """Where and how the networks run."""
+        return self._placer.device_config
+
+    @classmethod
+    def from_card(
+        cls, card: str | Path | Card = "emoji", calibration: str | Path | None = None, task: str = "text-to-image",
+        device_config: DeviceConfig | None = None, **device_options: Any,
+    ) -> AdaptivePipeline:  # fmt: skip
+        """Load everything a card names; `allaprima.models.cards.card.load_card` says how it is found.
+
+        `task`: `edit`, `inpaint`, `control` or `super-resolution`. The last takes the card's net for it, inpainting too if
+        there is one, and `control` the card's first; `with_controlnets` chooses others. Raises `SettingError` when a card
+        has no net for its task.
+
+        `calibration`: an artifact of `allaprima calibrate` in place of the card's own; its settings (steps, solver,
+        strategy, ...) become the pipeline's. Raises `CalibrationError` when it belongs to other models.
+
+        `placement`, or its fields by name (`backend="openvino"`, `device="cuda"`): where and how networks run
+        (`models.placement.device_config`). What changes bits changes fingerprints: the card's calibration is refused then.
+        """
+        if device_config is not None and device_options:
+            raise SettingError(f"placement and {sorted(device_options)[0]} contradict each other: give one.")
+        placer = ModelPlacer(DeviceConfig.of(**device_options) if device_config is None else device_config)
+        card = card if isinstance(card, Card) else load_card(card)
+        student, teacher, encode = saving.painters_of(card, placer)
+        said, oracle = card.oracle, None
+        if said.kind != "none":
+            scale = card.teacher.guidance_scale
+            step = functools.cache(lambda: step_flops(teacher, card.height, card.width, scale))
+            # Of a teacher that is called whole nothing says what a step takes.
+            known = None if isinstance(teacher, ImageGenerator) else step
+            device = placer.device_config.device
+            oracle = load_oracle(said.kind, card.path(said.source), encode, said.settings, known, device)
+            if placer.elsewhere and hasattr(oracle, "through"):
+                oracle = cast(Any, oracle).through(placer.method, encode, placer.signature)
+        path = None if card.calibration is None else card.path(card.calibration)
+        own = Calibration.load(path) if path is not None and path.exists() and calibration is None else None
+        pipe = cls(student, teacher, oracle, card_settings(card), own, card)
+        pipe._placer = placer
+        if calibration is not None:
+            pipe.use(Calibration.load(Path(calibration)))
+        return pipe if task == "text-to-image" else pipe.for_task(task)
+
+    @classmethod
+    def from_pipelines(
+        cls,
+        student: Any,
+        teacher: Any,
+        oracle: Oracle | tuple[str, str | Path] | None = None,
+        settings: CascadeSettings | None = None,
+        calibration: Calibration | None = None,
+        text: TextSettings | None = None,
+        level: saving.Level = "auto",
+        **changes: Any,
+    ) -> AdaptivePipeline:
+        """From two pipelines of diffusers', whose parts are used as they are: no weight is copied.
+
+        `level`: `steps` takes them apart, which needs one family, `sd`, `sdxl`, `sd3` or `flux`, float32, and one reading of
+        prompts; `images` calls them whole (`cascade.pixel_cascade`), whatever they are; `auto` is `steps` where both are of
+        one known family. Settings, where not given, are what schedulers and calls suggest; `changes` are fields of them.
+
+        `oracle`: one that is loaded, or its kind and folder. Fingerprints are by content
+        (`models.components.fingerprints`), not by files. Raises `ModelError` for pipelines that can't be used so.
+        """
+        if level not in ("auto", "steps", "images"):
+            raise SettingError(f"level={level!r} is not known: auto, steps and images are.")
+        family = saving.family_of(student)
+        if level == "steps" or (level == "auto" and family is not None and family == saving.family_of(teacher)):
+            made = saving.steps_of(student, teacher, oracle, settings, text, changes)
+        else:
+            made = saving.images_of(student, teacher, oracle, settings, changes)
+        pipe = cls(made.student, made.teacher, made.oracle, made.settings)
+        pipe.pipes = made.pipes
+        if calibration is not None:
+            pipe.use(calibration)
+        return pipe
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_id: str | Path,
+        calibration: str | Path | None = None,
+        task: str = "text-to-image",
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> AdaptivePipeline:
+        """What `save_pretrained` wrote, or `allaprima distill`: a folder with a card.yaml, or a hub's repository of one.
+
+        Of a repository only safetensors, configs and texts are fetched. Raises `ModelError`.
+        """
+        return cls.from_card(load_card(saving.fetched(folder_or_id, revision, token)), calibration, task)
+
+    def save_pretrained(self, folder: str | Path, name: str | None = None, license: str | None = None) -> Path:
+        """Write student, teacher, oracle, calibration and settings as a folder; returns its card.
+
+        What both models share is written once; a LoRA student as its LoRA. Fingerprints stay, so that a calibration holds.
+        Files of the same names are replaced. `license`: of models that come from pipelines, which don't say. Raises
+        `SettingError`, `ModelError`.
+        """
+        return saving.save(self, folder, name, license)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload an adaptive pipeline",
+        token: str | None = None,
+        license: str | None = None,
+        api: Any = None,
+    ) -> Any:
+        """`save_pretrained` into a repository of the hub, made if it isn't there; returns what the hub says of the commit.
+
+        `api`: a `huggingface_hub.HfApi`, for another endpoint.
+        """
+        return saving.push(self, repo_id, api, private, revision, commit_message, token, license)
+
+    def for_task(self, task: str) -> AdaptivePipeline:
+        """The same models for another task, with the card's net for it (see `from_card`)."""
+        check_task(task)
+        controls = {} if self.card is None else self.card.controls
+        wanted = OWN_NET.get(task)
+        net = next((n for n, c in controls.items() if wanted is None or c.map == wanted), None)
+        needs = task in ("control", "super-resolution")
+        if needs and net is None:
+            name = "these models" if self.card is None else f"card {self.card.name!r}"
+            kind = "ControlNet" if wanted is None else f"net for the map {wanted!r}"
+            raise SettingError(
+                f"task={task!r}: {name} has no {kind}. Train one (allaprima distill conditional), or put one on with"
+                " with_controlnets."
+            )
+        own = net is not None and (needs or task in OWN_NET)
+        pipe = self.with_controlnets([net]) if own and net is not None else copy.copy(self)
+        pipe.task, pipe._own_net = task, own and wanted is not None
+        return pipe
+
+    def with_controlnets(
+        self, nets: Sequence[str | Path], maps: Sequence[str] | None = None, condition_weight: float = 0.0
+    ) -> AdaptivePipeline:
+        """The same models with ControlNets on student and teacher: folders in diffusers' format, or names of the card's.
+
+        With a `condition_weight` the oracle counts how well a picture heeds its `maps` (`oracles.conditional`), which are
+        the card's if it knows the nets.
+
+        Where the card has a net of the student's own (CoDi), the student is the teacher's network with it, in its few steps.
+        Raises `ModelError` for nets that don't fit, `SettingError` for a name that the card doesn't have.
+        """
+        from allaprima.models.adapters.controlnet import ControlNet, controlled
+
+        known = {} if self.card is None else self.card.controls
+        odd = next((net for net in nets if str(net) not in known and not Path(net).is_dir()), None)
+        if odd is not None:
+            raise SettingError(f"no ControlNet {str(odd)!r}: a folder is due, or one of the card's: {', '.join(known)}.")
+
+        def loaded(own: bool) -> list[ControlNet]:
+            sources = [known[str(n)].student if own and str(n) in known else None for n in nets]
+            named = [known[str(n)].source if str(n) in known else None for n in nets]
+            folders = [s or m for s, m in zip(sources, named, strict=True)]
+            found = [
+                ControlNet.load(Path(n) if f is None or self.card is None else self.card.path(f))
+                for n, f in zip(nets, folders, strict=True)
+            ]
+            return found if self.device_config.plain else [self._placed(net) for net in found]
+
+        teacher, settings = controlled(self.teacher, loaded(False)), self.settings
+        few = next((known[str(n)] for n in nets if str(n) in known and known[str(n)].student is not None), None)
+        student = controlled(self.student if few is None else self.teacher, loaded(few is not None))
+        if few is not None:
+            settings = settings.changed(
+                student_steps=few.student_steps, student_solver=few.student_solver, student_guidance=few.student_guidance
+            )
+        oracle = self.oracle
+        if condition_weight and oracle is not None:
+            named = [known[str(n)].map if str(n) in known else GIVEN for n in nets] if maps is None else maps
+            oracle = ConditionalOracle(oracle, named, condition_weight)
+        pipe = AdaptivePipeline(student, teacher, oracle, settings, None, self.card)
+        pipe._placer = self._placer
+        return pipe
+
+    def _placed(self, net: ControlNet) -> ControlNet:
+        if net.whole:
+            raise SettingError(
+                "a net of the student's own (conditional UNet) runs in torch on the CPU alone: leave the placement out."
+            )
+        made = self._placer.network(LazyModule.of(net.network), net.fingerprint, False, "control")
+        return dataclasses.replace(net, network=made)
+
+    @property
+    def controls(self) -> int:
+        """How many ControlNets there are."""
+        return len(getattr(self.student, "controls", ()))
+
+    def use(self, calibration: Calibration) -> None:
+        """Take a calibration with the settings it was made for; `CalibrationError` when it belongs to other models."""
+        calibration.check(calibration.settings, self.fingerprints())
+        self.settings = calibration.applied(self.settings)
+        self.calibration = calibration
+
+    def fingerprints(self) -> dict[str, str]:
+        """What a calibration is tied to."""
+        return {
+            "student": str(getattr(self.student, "fingerprint", "unknown")),
+            "teacher": str(getattr(self.teacher, "fingerprint", "unknown")),
+            "oracle": self.oracle.fingerprint if self.oracle is not None else "none",
+            "backend": " + ".join(dict.fromkeys(_backend(model) for model in (self.student, self.teacher))),
+        }
+
+    @staticmethod
+    def student_settings(settings: CascadeSettings) -> dict[str, Any]:
+        """The settings that change a draft, and so its score: a calibration holds for these only."""
+        names = ("student_steps", "student_solver", "student_guidance", "height", "width")
+        seldom = ("student_guidance_rescale", "clip_skip")
+        return {k: v for k, v in settings.to_dict().items() if k in (*names, *seldom)}
+
+    @staticmethod
+    def action_settings(settings: CascadeSettings) -> dict[str, Any]:
+        """The settings that change what an escalation makes and costs."""
+        return {k: v for k, v in settings.to_dict().items() if k.startswith("teacher_") or k in ("strategy", "sigma")}
+
+    def policy(
+        self,
+        settings: CascadeSettings,
+        threshold: float | None = None,
+        budget: float | None = None,
+        mode: str = "adaptive",
+        steer: bool = False,
+    ) -> Policy:
+        """A policy from a threshold, a budget in the calibration's unit (steps unless it says otherwise), or a mode.
+
+        `mode`: `adaptive`, `student-only`, `teacher-only`, `refine-all`. `steer` corrects the calibrated threshold picture
+        by picture so that the mean cost of a run is the budget (`calibration.steering`): such a policy serves one run.
+        """
+        if steer and (mode != "adaptive" or threshold is not None):
+            given = f"threshold={threshold!r}" if mode == "adaptive" else mode
+            raise SettingError(f"steering moves a calibrated threshold to keep a budget, not {given}: leave one out.")
+        fixed = {"student-only": Decision.ACCEPT, "teacher-only": Decision.REGENERATE, "refine-all": Decision.REFINE}
+        if mode in fixed:
+            if threshold is not None or budget is not None:
+                raise SettingError(f"{mode} takes no threshold and no budget: leave one of them out.")
+            return AlwaysPolicy(fixed[mode])
+        if mode != "adaptive":
+            raise SettingError(f"mode={mode!r} is not known: adaptive, {', '.join(fixed)} are.")
+        if threshold is not None and budget is not None:
+            raise SettingError(f"threshold={threshold!r} and budget={budget!r} contradict each other: give one.")
+        if threshold is None:
+            if self.calibration is None:
+                raise CalibrationError("no calibration for this card: run `allaprima calibrate`, or give a threshold.")
+            self.calibration.check(self.student_settings(settings), self.fingerprints())
+            action = self.action_settings(settings)
+            return self.calibration.steered(budget, action) if steer else self.calibration.policy_for(budget, action)
+        return ThresholdPolicy(threshold, Decision(settings.strategy))
+
+    @property
+    def level(self) -> str:
+        """`steps`, or `images` where a model is called whole (`cascade.pixel_cascade`)."""
+        whole = isinstance(self.student, ImageGenerator) or isinstance(self.teacher, ImageGenerator)
+        return "images" if whole else "steps"
+
+    def cascade(self, settings: CascadeSettings, policy: Policy) -> LatentCascade | PixelCascade:
+        """The machine of a run. Raises `SettingError` for settings that these models' schedules can't meet."""
+        student, teacher = self.student, self.teacher
+        if not isinstance(student, ImageGenerator) and not isinstance(teacher, ImageGenerator):
+            return LatentCascade(student, teacher, self.oracle, policy, settings)
+        last_time, interval = settings.teacher_last_time, settings.teacher_guidance_interval
+        if isinstance(teacher, ImageGenerator):
+            if last_time is not None or interval is not None:
+                raise SettingError(
+                    "a teacher that is called whole has no last_time and no guidance interval: leave them out."
+                )
+        else:
+            teacher = GeneratorAdapter(teacher, False, last_time, interval)
+        student = student if isinstance(student, ImageGenerator) else GeneratorAdapter(student, True)
+        return PixelCascade(student, teacher, self.oracle, policy, settings)
+
+    def stream(
+        self, requests: Iterable[GenerationRequest], settings: CascadeSettings | None = None, policy: Policy | None = None
+    ) -> Iterator[Result]:
+        """Paint requests as they come; results in the order they are finished."""
+        settings = settings or self.settings
+        policy = policy or self.policy(settings)
+        return run(self.cascade(settings, policy), requests)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seed: int | Sequence[int] | None = None,
+        budget: float | None = None,
+        threshold: float | None = None,
+        mode: str = "adaptive",
+        steer: bool = False,
+        image: Images | None = None,
+        strength: float | Sequence[float] | None = None,
+        mask_image: Images | None = None,
+        control_image: Images | Sequence[Images] | None = None,
+        controlnet_conditioning_scale: float | Sequence[float] = 1.0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        prompt_2: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
+        prompt_3: str | Sequence[str] | None = None,
+        negative_prompt_3: str | Sequence[str] | None = None,
+        clip_skip: int | None = None,
+        guidance_rescale: float | None = None,
+        **changes: Any,
+    ) -> AdaptiveOutput | Any:
+        """Paint; arguments are named as diffusers names them, the rest are fields of `CascadeSettings`.
+
+        `num_inference_steps` is the teacher's. A picture's seed is `seed + its place`, or the given list's entry, or
+        drawn from its generator. With `image` (one for all prompts, or one each) pictures are edited (`conditioning.edit`):
+        `strength` in (0, 1) says how much, 0.8 as diffusers has it, or 1 with a mask; `mask_image` where (white is painted
+        anew). The teacher regenerates then unless `strategy` says otherwise: refining an edit is noise on noise.
+        With ControlNets (`with_controlnets`) `control_image` is one picture for all prompts or one each; with several nets
+        a list of these, one a net; `controlnet_conditioning_scale` says how much they are heeded.
+
+        `prompt_2`, `negative_prompt_2` (sdxl, sd3, flux), `prompt_3`, `negative_prompt_3` (sd3 with T5), one for all prompts
+        or one each, are for the second and third text encoder, which read `prompt` and `negative_prompt` otherwise;
+        `clip_skip` (sd, sdxl, sd3) and `guidance_rescale` (sd, sdxl; of both models, as `guidance_scale`) as in diffusers.
+
+        `output_type`: `pil`, `np` `(N, H, W, 3)` or `pt` `(N, 3, H, W)`, in [0, 1]. With `return_dict=False` a tuple comes
+        back whose first entry is the pictures. `callback_on_step_end(pipe, step, timestep, {"latents": (B, C, h, w)})` is
+        called after every step of a batch, student's first, `step` counting on; latents in the mapping it returns replace
+        those, and an exception ends the call.
+
+        Raises `PromptError` or `SettingError` before anything is painted; `PaintingError`, which holds all results, after,
+        when a picture failed.
+        """
+        if output_type not in OUTPUTS:
+            raise SettingError(f"output_type={output_type!r} is not known: {', '.join(OUTPUTS)} are.")
+        if callback_on_step_end is not None and not set(callback_on_step_end_tensor_inputs) <= {"latents"}:
+            raise SettingError(
+                f"callback_on_step_end_tensor_inputs={list(callback_on_step_end_tensor_inputs)}: 'latents' can be had."
+            )
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if num_images_per_prompt < 1:
+            raise SettingError(f"num_images_per_prompt={num_images_per_prompt!r} must be at least 1.")
+        if num_inference_steps is not None:
+            changes["teacher_steps"] = num_inference_steps
+        if guidance_scale is not None:
+            changes |= {"teacher_guidance": guidance_scale, "student_guidance": guidance_scale}
+        if guidance_rescale is not None:
+            changes |= dict.fromkeys(("teacher_guidance_rescale", "student_guidance_rescale"), guidance_rescale)
+        if clip_skip is not None:
+            changes["clip_skip"] = clip_skip
+        known = {f.name for f in dataclasses.fields(CascadeSettings)}
+        if not changes.keys() <= known:
+            bad = sorted(changes.keys() - known)[0]
+            raise SettingError(f"{bad!r} is not a setting: {', '.join(sorted(known))} are.")
+        sized = self.settings.changed(**{k: v for k, v in changes.items() if k in ("height", "width")})
+        if self.task != "text-to-image":
+            image, mask_image, control_image = prepared(
+                self.task, (sized.width, sized.height), self._own_net, image, mask_image, control_image
+            )
+            if isinstance(control_image, list) and len(control_image) == 1:
+                control_image = control_image[0]
+        edits = edits_of(len(prompts), image, strength, mask_image)
+        if edits is not None:
+            changes.setdefault("strategy", "regenerate")
+        settings = self.settings.changed(**changes)
+        total = len(prompts) * num_images_per_prompt
+        seeds = _seeds(total, seed, generator)
+        words = broadcast_all(
+            {
+                "negative_prompt": negative_prompt, "prompt_2": prompt_2, "negative_prompt_2": negative_prompt_2,
+                "prompt_3": prompt_3, "negative_prompt_3": negative_prompt_3,
+            },
+            len(prompts),
+        )  # fmt: skip
+        of = [i // num_images_per_prompt for i in range(total)]
+        starts = [None] * len(prompts) if edits is None else edits
+        controls, scales = controls_of(len(prompts), self.controls, control_image, controlnet_conditioning_scale)
+        requests = [
+            GenerationRequest(
+                prompts[k], seeds[i], index=i, edit=starts[k], controls=controls[k], control_scales=scales, **words[k]
+            )
+            for i, k in enumerate(of)
+        ]
+        policy = self.policy(settings, threshold, budget, mode, steer)
+        cascade = self.cascade(settings, policy)
+        for r in requests:
+            cascade.check(r)
+        if callback_on_step_end is not None:
+            if isinstance(cascade, PixelCascade):
+                raise SettingError("callback_on_step_end: models that are called whole show no steps. Leave it out.")
+            cascade.on_step = _Steps(self, callback_on_step_end, bool(callback_on_step_end_tensor_inputs))
+        results = list(run(cascade, requests))
+        results.sort(key=lambda r: r.request.index)
+        failed = [r for r in results if r.image is None]
+        if failed:
+            raise PaintingError(
+                f"{len(failed)} of {len(results)} pictures failed, the first: {failed[0].error}. The others are in this"
+                " error's `results`.",
+                results,
+            )
+        images = OUTPUTS[output_type](torch.stack([r.image for r in results if r.image is not None]))
+        if not return_dict:
+            return (images,)
+        return AdaptiveOutput(
+            images,
+            [r.score for r in results],
+            [str(r.decision) for r in results],
+            [r.cost for r in results],
+            results,
+        )
+
+
+def _backend(model: object) -> str:
+    """What a painter's networks run on; of painters of other makes nothing is known."""
+    return str(getattr(model, "fingerprints", {}).get("backend", DEFAULT))
+
+
+class _Steps:
+    """A caller's callback, as the machine calls it."""
+
+    def __init__(self, pipe: AdaptivePipeline, callback: StepCallback, latents: bool) -> None:
+        self._pipe, self._callback, self._latents, self._step = pipe, callback, latents, 0
+
+    def __call__(self, latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """What the latents `(B, C, h, w)` become; `t: (B,)` the times they were painted at."""
+        said = self._callback(self._pipe, self._step, t, {"latents": latents} if self._latents else {})
+        self._step += 1
+        changed = latents if said is None else said.get("latents", latents)
+        if changed.shape != latents.shape:
+            raise SettingError(f"a callback made latents of {tuple(changed.shape)}: {tuple(latents.shape)} are due.")
+        return changed
+
+
+def card_settings(card: Card) -> CascadeSettings:
+    """The settings that a card names."""
+    between = card.teacher.guidance_interval
+    return CascadeSettings(
+        student_steps=card.student.steps,
+        student_solver=card.student.solver,
+        student_guidance=card.student.guidance_scale,
+        teacher_steps=card.teacher.steps,
+        teacher_solver=card.teacher.solver,
+        teacher_guidance=card.teacher.guidance_scale,
+        teacher_last_time=card.teacher.last_time,
+        teacher_guidance_interval=None if between is None else GuidanceInterval(*between, card.teacher.guidance_outside),
+        strategy=card.cascade.strategy,
+        sigma=make_sigma(card.cascade.sigma_is, card.cascade.sigma),
+        height=card.height,
+        width=card.width,
+    )
+
+
+def _seeds(
+    n: int, seed: int | Sequence[int] | None, generator: torch.Generator | Sequence[torch.Generator] | None
+) -> list[int]:
+    if seed is not None and generator is not None:
+        raise SettingError("seed and generator contradict each other: give one.")
+    if generator is not None:
+        several = [generator] * n if isinstance(generator, torch.Generator) else list(generator)
+        if len(several) != n:
+            raise SettingError(f"{len(several)} generators for {n} pictures: give one for all, or one a picture.")
+        return [int(torch.randint(2**31, (1,), generator=g)) for g in several]
+    if seed is None:
+        first = secrets.randbelow(2**31)
+        return [first + i for i in range(n)]
+    if isinstance(seed, int):
+        return [seed + i for i in range(n)]
+    if len(seed) != n:
+        raise SettingError(f"{len(seed)} seeds for {n} pictures: give one for all (counted up), or one a picture.")
+    return [int(s) for s in seed]

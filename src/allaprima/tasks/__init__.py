@@ -1,1 +1,0 @@
-"""What is asked for, one file a task."""
