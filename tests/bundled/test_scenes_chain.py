@@ -178,6 +178,21 @@ def test_the_table_of_held_out_scenes(small, tmp_path, monkeypatch, capsys):
     assert [f.stat().st_mtime_ns for f in kept] == before, "what was painted is not painted again"
 
 
+def test_the_judges_own_table(small, capsys):
+    from benchmarks import scenes_judge
+
+    sizes = ("--clean", 60, "--altered", 60, "--changed", 12)
+    run(scenes_judge, *sizes, "--card", small / "pair", "--json")
+    made = json.loads(capsys.readouterr().out)
+    assert made["clean"]["right"] == 1
+    assert made["altered"]["wrongly"] == []
+    assert made["changed"]["right"]["8 bits"] == 1
+    assert made["changed"]["right"]["autoencoder, 8 bits"] < 1, "a decoder of twelve steps draws nothing that can be read"
+    scene, layout, _ = scenes_judge.rendered(1, "x")[0]
+    assert scenes_judge.shows(layout, scene)
+    assert not scenes_judge.shows(layout[:-1], scene)
+
+
 def test_the_oracle_scores_a_picture_by_itself(small):
     pipe = AdaptivePipeline.from_card(small / "pair")
     images = torch.stack([torch.from_numpy(training_pair(0, i)[1]).permute(2, 0, 1) for i in range(5)])
