@@ -5,7 +5,7 @@ READY := .venv/.ready
 
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=0 -o Acquire::http::Timeout=20
 
-.PHONY: demo serve-demo test browser postgres check bench reproduce docs clean
+.PHONY: demo serve-demo test-fast test slow-tests browser postgres check hooks bench reproduce docs clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -20,8 +20,14 @@ demo: $(READY)  ## prompts to pictures through the cascade, offline, on the bund
 serve-demo: $(READY)  ## the bundled models behind OpenAI's images API at http://127.0.0.1:8000/v1 until Ctrl+C
 	$(BIN)/allaprima serve
 
+test-fast: $(READY)  ## while working: all but the tests that are marked slow, in under 2 minutes on two cores
+	ALLAPRIMA_TEST_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+
 test: $(READY) browser postgres  ## two processes of one thread each: small tests lose more by sharing threads than they gain
-	ALLAPRIMA_TEST_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	ALLAPRIMA_TEST_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+slow-tests: $(READY) browser postgres  ## measure which tests are slow, and list them in tests/slow.txt (tests/slow.py); TESTS=PATH: of a part
+	ALLAPRIMA_RECORD_SLOW=1 ALLAPRIMA_TEST_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/pytest $(TESTS)
 
 browser:  ## for the demo page's tests; where there is none and apt can't be asked, they skip and say so
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
@@ -38,6 +44,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+hooks: $(READY)  ## install the hooks of .pre-commit-config.yaml, which run before each commit
+	$(BIN)/pre-commit install
 
 bench: $(READY)  ## both sides in one run, ratios printed
 	$(BIN)/python -m benchmarks.overhead

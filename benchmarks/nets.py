@@ -59,7 +59,7 @@ FIRST_SEED = 9_000_000
 SHOWN = 8
 DRAWN_ALIKE = ("fluent 3d", "fluent flat")
 """Styles between which instructions are learned: the same drawing, shaded or flat. Others draw a concept anew, and what one
-says of the other's pixels is a blur (tried: three trainings on pairs of all styles ended in shreds, docs/log.md)."""
+says of the other's pixels is a blur (three trainings on pairs of all styles failed: docs/negative-results.md)."""
 LOOP = (
     "loop.train_batch_size=16", "loop.warmup_steps=50", "loop.lr_scheduler=cosine", "loop.use_ema=0.995",
     "loop.sample_seconds=0", "loop.checkpoint_seconds=60",

@@ -1,6 +1,7 @@
 """Types and shapes checked in tests, free in production; a fixed number of threads, so that bits don't depend on load."""
 
 import os
+import sys
 
 import torch
 from jaxtyping import install_import_hook
@@ -17,12 +18,23 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 from allaprima.diffusion.schedules import DiscreteVP  # noqa: E402 (after the hook, so that it is checked)
+from tests import slow  # noqa: E402
 
 # A slow example on a busy machine is no bug; what must be fast is measured by benchmarks.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(slow)
+
+
+def pytest_runtest_teardown():
+    """Close figures that a test has left open: at the 21st of a process pyplot warns, in whichever test that happens."""
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The trainings of `benchmarks.nets` are commands that `allaprima distill` takes; what they learn from is moved as said."""
 
-import importlib
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ def test_every_command_is_a_recipe():
     for t in TRAININGS:
         _, method, *changes = t.command(Path("runs"))
         recipe = read_recipe(None, method, changes[: changes.index("--out")])
-        checked(importlib.import_module(METHODS[recipe.method].module).Options, recipe.options, recipe.method)
+        checked(METHODS[recipe.method].load()[1], recipe.options, recipe.method)
 
 
 def test_a_net_extends_the_card_of_one_trained_before():

@@ -1,6 +1,5 @@
 """The trainings of `benchmarks.students` are commands that `allaprima distill` takes, each after what it starts from."""
 
-import importlib
 from pathlib import Path
 
 from allaprima.distill.methods import METHODS
@@ -17,7 +16,7 @@ def recipes(out):
 
 def test_every_command_is_a_recipe():
     for _, recipe in recipes(Path("runs")):
-        checked(importlib.import_module(METHODS[recipe.method].module).Options, recipe.options, recipe.method)
+        checked(METHODS[recipe.method].load()[1], recipe.options, recipe.method)
 
 
 def test_what_a_training_starts_from_was_made_before():

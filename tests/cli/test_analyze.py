@@ -36,7 +36,7 @@ class Card:
     name = "toy"
     styles = ()
 
-    def known_concepts(self):
+    def usual_prompts(self):
         return []
 
 

@@ -25,7 +25,7 @@ def test_changes_leave_the_original_alone():
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "data_description"),
     [
         (["loop.learning_rat=1"], "Did you mean 'learning_rate'"),
         (["loop.max_train_steps=0"], r"loop\.max_train_steps=0"),

@@ -39,5 +39,5 @@ def test_a_folder_comes_back_and_a_broken_one_is_named(tmp_path):
     with torch.no_grad():
         assert torch.allclose(judge.embed_images(x), again.embed_images(x), atol=1e-6)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="cannot be loaded as a Judge"):
+    with pytest.raises(ModelError, match="cannot be loaded as a RewardJudge"):
         RewardJudge.from_pretrained(tmp_path)

@@ -93,15 +93,13 @@ def given(cases, seed, nets=False):
     """The same cases, with pictures of their own beside their prompts."""
     dice = random.Random(seed)
     for case in cases:
-        for i, request in enumerate(case.requests):
+        for i, asked in enumerate(case.requests):
             more = {"edit": edit_of(dice)}
             if nets:
                 more["controls"] = (picture(dice), picture(dice, 4))
                 more["control_scales"] = dice.choice(((), (1.0, 0.5), (0.0, 2.0)))
-            changed = GenerationRequest(**{**vars(request.request), **more})
-            case.requests[i] = EngineRequest(
-                changed, request.settings, request.policy, request.priority, None, request.client
-            )
+            request = GenerationRequest(**{**vars(asked.request), **more})
+            case.requests[i] = EngineRequest(request, asked.settings, asked.policy, asked.priority, None, asked.client)
     return cases
 
 

@@ -194,10 +194,10 @@ def table_of(pairs: AnalyzedPairs) -> str:
     writer = csv.writer(text, lineterminator="\n")
     names = list(pairs.columns)
     writer.writerow(["prompt", "seed", *names, "preferred"])
-    preferred = {1: "student", 0: "neither", -1: "teacher"}
+    sides = {1: "student", 0: "neither", -1: "teacher"}
     for i, won in enumerate(pairs.outcome.tolist()):
         values = [f"{pairs.columns[n][i]:.8g}" for n in names]
-        writer.writerow([pairs.prompts[int(pairs.prompt[i])], int(pairs.seed[i]), *values, preferred[won]])
+        writer.writerow([pairs.prompts[int(pairs.prompt[i])], int(pairs.seed[i]), *values, sides[won]])
     return text.getvalue()
 
 

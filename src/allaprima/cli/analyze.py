@@ -101,8 +101,8 @@ def prompts_of(o: AnalyzeOptions, pipe: AdaptivePipeline) -> list[str]:
     """Different prompts, as they will be painted. Raises `PromptError` for too few."""
     if o.prompts_file is not None:
         found = list(dict.fromkeys(r.prompt for r in read_prompts(o.prompts_file)))[: o.prompts]
-    elif pipe.card is not None and pipe.card.known_concepts():
-        known = [f"{c}, {s}" for c in pipe.card.known_concepts() for s in pipe.card.styles]
+    elif pipe.card is not None and pipe.card.usual_prompts():
+        known = pipe.card.usual_prompts()
         found = list(dict.fromkeys(known[(i * 7919) % len(known)] for i in range(min(o.prompts, len(known)))))
     else:
         raise PromptError(f"card {o.card!r} names no concepts of its own: give --prompts-file, a prompt a line.")

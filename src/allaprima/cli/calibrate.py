@@ -112,7 +112,7 @@ def held_out_prompts(pipe: AdaptivePipeline, o: CalibrateOptions, console: Conso
     """As many prompts as samples; those of a file once each, repeated ones named and left out."""
     assert pipe.card is not None
     if o.prompts_file is None:
-        known = [f"{c}, {s}" for c in pipe.card.known_concepts() for s in pipe.card.styles]
+        known = pipe.card.usual_prompts()
         if not known:
             raise PromptError("no prompts to calibrate on: give --prompts-file; this card doesn't say what it knows.")
         # A fixed stride through the list, so that 500 of 1,124 prompts touch every concept and style alike.

@@ -86,7 +86,7 @@ def data_of(recipe: Recipe, card: Card, teacher: Family, out: Path, console: Con
 def _prompts(recipe: Recipe, card: Card) -> list[str]:
     if recipe.prompts is not None:
         return list(dict.fromkeys(r.prompt for r in read_prompts(recipe.prompts)))
-    known = [f"{c}, {s}" for c in card.known_concepts() for s in card.styles]
+    known = card.usual_prompts()
     if not known:
         raise SettingError(f"card {card.name!r} doesn't say what it knows: give data=..., or prompts=FILE for the teacher.")
     return known
@@ -142,7 +142,7 @@ def train_one(work: DistillRun, setup: TrainingSetup, grids: Path, what: str) ->
         every = 0.0 if loop.fsdp or METHODS[work.recipe.method].adapter else loop.sample_seconds
         prompts = setup.data.captions[:: max(1, len(setup.data.captions) // SAMPLES)][:SAMPLES]
         watch = Watcher(bar, task, work.devices, work.teacher, work.card, work.use, prompts, grids, every)
-        unet = work.module.run(replace(setup, watcher=watch, note=work.note), work.options)
+        unet = work.module.run(replace(setup, watch=watch, note=work.note), work.options)
     if watch.last is None:
         raise TrainingError(f"{setup.folder} says nothing of its steps: give a larger loop.max_train_steps.")
     return work.devices.gathered(unet), watch.last

@@ -66,7 +66,7 @@ def prepared(o: FrontierOptions, note: Callable[[str], None]) -> tuple[FrontierR
     if pipe.oracle is None or pipe.card is None:
         raise SettingError(f"card {o.card!r} has no oracle: a cascade has nothing to decide by.")
     if o.prompts_file is None:
-        known = [f"{c}, {s}" for c in pipe.card.known_concepts() for s in pipe.card.styles]
+        known = pipe.card.usual_prompts()
         prompts = [known[(i * 7919) % len(known)] for i in range(min(o.prompts, len(known)))]
     else:
         prompts = list(dict.fromkeys(r.prompt for r in read_prompts(o.prompts_file)))[: o.prompts]

@@ -145,16 +145,15 @@ class MetricSuite:
 
     def metric(self, name: str, net: Features | None) -> Metric:
         """Return a fresh one; `net` for the metrics of one vector a picture."""
-        if name in ("judge", "retrieval"):
+        if name == "judge":
+            from allaprima.bundled.judges import load_judge_score
+
+            return PerPicture(load_judge_score(self.card.name, self.encode))
+        if name == "retrieval":
             from allaprima.bundled.emoji import load_judge
-            from allaprima.evaluation.judge_score import JudgeScore
             from allaprima.evaluation.retrieval import JudgeEncoder
 
-            encoder = JudgeEncoder(load_judge(), self.encode)
-            if name == "judge":
-                return PerPicture(JudgeScore(encoder))
-            pool = [f"{c}, {s}" for c in self.card.known_concepts() for s in self.card.styles]
-            return make_metric(name, judge=encoder, captions=pool)
+            return make_metric(name, judge=JudgeEncoder(load_judge(), self.encode), captions=self.card.usual_prompts())
         if name == "oracle_score":
             from allaprima.oracles.load import load_oracle
 

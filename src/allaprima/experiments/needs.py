@@ -88,11 +88,15 @@ class Needs:
             if n == "clip_score" and self.clip is None:
                 raise SettingError("clip_score needs a CLIP model: give --clip with its folder.")
         if self.card is not None and {"judge", "retrieval"} & {*names}:
+            from allaprima.bundled.judges import JUDGED
             from allaprima.models.cards.card import load_card
 
             name = load_card(self.card).name
-            if name != "emoji":
-                raise SettingError(f"the bundled judge knows emoji, not the pictures of card {name!r}: use clip_score.")
+            if name not in JUDGED or ("retrieval" in names and name != "emoji"):
+                raise SettingError(
+                    f"no bundled judge knows the pictures of card {name!r} (judge: {', '.join(JUDGED)}; retrieval: emoji):"
+                    " use clip_score."
+                )
 
     def check(self, names: Sequence[str], pictures: PictureSet) -> None:
         """Raise `SettingError` for a set that lacks prompts, or too few pictures of one, before any network runs."""

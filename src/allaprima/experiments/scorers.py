@@ -34,7 +34,7 @@ class Scorers:
 
 
 def scorers_for(pipe: AdaptivePipeline, prompts: Sequence[str], reference: Path | None) -> Scorers:
-    """Return the card's oracle; for `emoji` its judge first; the Frechet distance where a reference is given.
+    """Return the card's oracle; for the bundled pairs their judge first; the Frechet distance where a reference is given.
 
     Raises `SettingError` for a card without an oracle.
     """
@@ -47,6 +47,12 @@ def scorers_for(pipe: AdaptivePipeline, prompts: Sequence[str], reference: Path 
     judge: Any = None
     texts: dict[str, Tensor] = {}
     net = features = None
+    if card == "scenes":
+        from allaprima.bundled.judges import load_judge_score
+
+        judge = load_judge_score(card, pipe.student.encode)
+        measures.insert(0, Measure("judge", "share right", True))
+        identity["judge"] = "exact"
     if card == "emoji":
         from allaprima.bundled.emoji import load_judge
 
@@ -72,7 +78,7 @@ def scorers_for(pipe: AdaptivePipeline, prompts: Sequence[str], reference: Path 
             "oracle": torch.cat([oracle.score(x[i : i + size], captions[i : i + size]) for i in range(0, len(x), size)])
         }
         if judge is not None:
-            found["judge"] = judge.score(x, torch.stack([texts[c] for c in captions]))
+            found["judge"] = judge.score(x, torch.stack([texts[c] for c in captions]) if texts else captions)
         if net is not None:
             found["features"] = net.features(images).half()
         return {k: v.clone() for k, v in found.items()}

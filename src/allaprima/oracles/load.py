@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class OracleRequest:
         return self.encode
 
 
-def _digest(folder: Path) -> str:
+def folder_digest(folder: Path) -> str:
     """Config and weights: either can change a score."""
     parts = [(folder / name).read_bytes() for name in ("config.json", "model.safetensors")]
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
@@ -70,7 +71,7 @@ def _image_text(request: OracleRequest) -> Oracle:
 
     request.no_settings()
     scorer = ImageTextScorer.from_pretrained(request.folder)
-    return ImageTextOracle(scorer, request.encoder(), "image_text", _digest(request.folder))
+    return ImageTextOracle(scorer, request.encoder(), "image_text", folder_digest(request.folder))
 
 
 def _dual_encoder(request: OracleRequest) -> Oracle:
@@ -78,7 +79,7 @@ def _dual_encoder(request: OracleRequest) -> Oracle:
 
     request.no_settings()
     encoder = DualEncoder.from_pretrained(request.folder)
-    return DualEncoderOracle(encoder, request.encoder(), "dual_encoder", _digest(request.folder))
+    return DualEncoderOracle(encoder, request.encoder(), "dual_encoder", folder_digest(request.folder))
 
 
 def _clip(request: OracleRequest) -> Oracle:
@@ -121,11 +122,15 @@ def _ensemble(request: OracleRequest) -> Oracle:
     return EnsembleOracle(members, said.name)
 
 
-ORACLES: dict[str, Callable[[OracleRequest], Oracle]] = {
+ORACLES: dict[str, Callable[[OracleRequest], Oracle] | str] = {
     "image_text": _image_text, "dual_encoder": _dual_encoder, "clip": _clip, "pickscore": _clip, "hpsv2": _clip,
     "imagereward": _image_reward, "aesthetic": _aesthetic, "vqa": _vqa, "ensemble": _ensemble,
+    "latent_reward": "latent_reward:load",
 }  # fmt: skip
-"""`kind` -> its loader; docs/oracles.md says what each measures and where its weights come from."""
+"""`kind` -> its loader, or `module:function` in this package, imported when it is asked for.
+
+docs/oracles.md says what each measures and where its weights come from.
+"""
 
 
 def load_oracle(
@@ -145,7 +150,11 @@ def load_oracle(
     """
     if kind not in ORACLES:
         raise ModelError(f"oracle kind {kind!r} is not known: {', '.join(ORACLES)} are. Mend `oracle.kind` in the card.")
-    made: Any = ORACLES[kind](OracleRequest(kind, Path(folder), settings or {}, encode, step, device))
+    loader = ORACLES[kind]
+    if isinstance(loader, str):
+        module, _, function = loader.partition(":")
+        loader = getattr(importlib.import_module(f"allaprima.oracles.{module}"), function)
+    made: Any = loader(OracleRequest(kind, Path(folder), settings or {}, encode, step, device))
     # So that it can be saved with the models it goes with, to the byte.
     made.folder, made.kind, made.said = Path(folder), kind, dict(settings or {})
     return made

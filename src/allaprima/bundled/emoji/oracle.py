@@ -1,7 +1,7 @@
 """Recipe of the fidelity oracle (kind `image_text`): a reference-free score learned from references.
 
 The card's oracle is another one now (`judge.py --office oracle`): fidelity proved a poor guide to what the judge prefers
-(docs/log.md). A card may still name one trained by this recipe.
+(docs/decisions/0030). A card may still name one trained by this recipe.
 
 At training time every caption has its real picture, so the fidelity of any picture for that caption can be measured:
 `q = exp(-2 d)`, `d` the multi-scale L1 distance to the reference over how much the reference stands out from white.

@@ -5,7 +5,7 @@ Kept from the paper: guidance outside the student with a real-valued scale share
 
 A second stage (`--trajectories`) goes on from the first: the same map, taught where points of the teacher's own
 trajectories end (`endpoint_loss`). In a training this short the first stage alone gathers noise: after 790 steps more of
-it drafts were worse than before (docs/log.md), since what the clean end says has to wander through 50 links.
+it drafts were worse than before (docs/decisions/0010), since what the clean end says has to wander through 50 links.
 
 Departures, all for two CPU cores: batch 32 instead of 512 with a learning rate of 1e-4 instead of 1e-5, w ~ U[1, 5]
 instead of U[1, 8] (the emoji teacher is used at 3 and burns at 8), use-EMA .995 for a training this short.

@@ -36,7 +36,7 @@ LAST_TIME = 20.0
 """The card's: even times to here leave 12 steps as exact as 25 of the solver's usual grid."""
 GUIDANCE = (3.0, 4.5)
 INTERVAL = GuidanceInterval(100, 1000, outside=2.0)
-"""The card's: the nearly clean end of a trajectory is guided less, which the pictures gain from (docs/log.md)."""
+"""The card's: the nearly clean end of a trajectory is guided less, which the pictures gain from (docs/decisions/0025)."""
 
 
 @torch.inference_mode()

@@ -110,8 +110,8 @@ def steps_until(schedule: Schedule, n: int, start: float | None, last: float) ->
     """`n` evaluations at even times from `start` (default: the noisiest) to `last`, both included.
 
     Where the last evaluation falls decides how much detail the final, first-order step can lose: a tuned `last` makes 12
-    steps of DPM-Solver++ as exact as 25 of "linspace" on the bundled teacher (docs/log.md). Raises `SettingError` unless
-    `last` lies between the clean end and the start.
+    steps of DPM-Solver++ as exact as 25 of "linspace" on the bundled teacher (docs/decisions/0019). Raises `SettingError`
+    unless `last` lies between the clean end and the start.
     """
     top = schedule.t_max if start is None else start
     if not schedule.t_clean < last < top:

@@ -150,6 +150,8 @@ class TextSettings(_Strict):
     max_sequence_length: int | None = Field(default=None, ge=1, le=1024)
     """How many tokens of a prompt are read by T5 (`sd3`, there also how many zeros stand in its place; `flux`), by Gemma
     (`sana`) and by Qwen (`qwen-image`, `z-image`); None is the family's own number, 256 to 512."""
+    grammar: Literal["scenes"] | None = None
+    """Of `sd`: prompts are read as sentences of this grammar (`data.grammars`); others are refused."""
     instruction: bool | None = None
     """Of `sana`: prompts are read behind diffusers' instruction to a writer of prompts, as it does; None is yes."""
 
@@ -188,6 +190,8 @@ class Card(_Strict):
     keywords: str | None = None
     """Text file of other words for them, `concept: keyword, keyword, ...` a line, relative to the card."""
     styles: tuple[str, ...] = ()
+    prompts: str | None = None
+    """Text file of prompts, one a line, relative to the card: what calibrations and measurements take if none are given."""
     fingerprints: Literal["files", "content"] = "files"
     """What models are known by: the bytes of their files, or their tensors and configs (`models.components.fingerprints`).
     What models are known by: the bytes of their files, or their tensors and configs (`models.components.fingerprints`)."""
@@ -225,6 +229,13 @@ class Card(_Strict):
         if self.knows is None:
             return []
         return self._lines(self.knows)
+
+    def usual_prompts(self) -> list[str]:
+        """The prompts that calibrations and measurements take if none are given: those of `prompts`, else every known
+        concept in every style; empty when the card names neither."""
+        if self.prompts is not None:
+            return self._lines(self.prompts)
+        return [f"{concept}, {style}" for concept in self.known_concepts() for style in self.styles]
 
     def known_keywords(self) -> dict[str, list[str]]:
         """Other words for the known concepts; empty when the card has none. Raises `ModelError` for an unknown concept."""
@@ -298,7 +309,7 @@ def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         control |= {key: other.placed(control[key]) for key in ("source", "student") if key in control}
     if "draft_vae" in base:
         base["draft_vae"] = other.placed(base["draft_vae"])
-    base |= {key: str(other.beside(base[key])) for key in ("knows", "keywords") if key in base}
+    base |= {key: str(other.beside(base[key])) for key in ("knows", "keywords", "prompts") if key in base}
     oracle = raw.get("oracle")
     if isinstance(oracle, dict) and oracle.get("kind", base["oracle"]["kind"]) != base["oracle"]["kind"]:
         # Settings belong to a kind.

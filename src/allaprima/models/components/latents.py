@@ -58,4 +58,6 @@ def encoded(vae: Any, images: Tensor) -> Tensor:
 
 def mean_of(found: Any) -> Tensor:
     """Return the latents of what an autoencoder's `encode` says: the mean, where it says a distribution."""
-    return found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent
+    if hasattr(found, "latent_dist"):
+        return found.latent_dist.mode()
+    return found.latents if hasattr(found, "latents") else found.latent

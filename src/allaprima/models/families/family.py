@@ -348,12 +348,20 @@ class FamilyBase:
         """Prompts -> hidden states `(B, L, D)`."""
         return self.condition(prompts).tensors["prompt_embeds"]
 
-    reads_images: ClassVar[bool] = True
-    """Whether images can be encoded, and so edited."""
-    refines_only: ClassVar[bool] = False
-    """Whether it can't sample from pure noise (SDXL's refiner)."""
-    students: ClassVar[int] = 1
-    """How many students it is (`models.multi_student`)."""
+    @property
+    def reads_images(self) -> bool:
+        """Whether images can be encoded, and so edited."""
+        return True
+
+    @property
+    def refines_only(self) -> bool:
+        """Whether it can't sample from pure noise (SDXL's refiner)."""
+        return False
+
+    @property
+    def students(self) -> int:
+        """How many students it is (`models.multi_student`)."""
+        return 1
 
     @property
     def controls(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from allaprima.conditioning.prompt_inputs import PromptInputs
 from allaprima.core.errors import ModelError
 from allaprima.core.types import Condition
+from allaprima.data.grammars import canonical_prompt
 from allaprima.diffusion.guidance import guidance_embedding
 from allaprima.diffusion.schedules import DiscreteVP
 from allaprima.models.backends.stand_in import Compiled
@@ -70,6 +71,7 @@ class SDModel(UNetFamily):
 
     def _tokens(self, prompt: str) -> list[tuple[int, int]]:
         """Its tokens, and how many are read."""
+        prompt = canonical_prompt(self.text.grammar, prompt)
         return [(len(self.tokenizer(prompt).input_ids), self.text.max_length)]
 
     @property
@@ -83,8 +85,9 @@ class SDModel(UNetFamily):
 
     @torch.inference_mode()
     def _encode(self, prompts: Sequence[str], clip_skip: int) -> Tensor:
+        sentences = [canonical_prompt(self.text.grammar, prompt) for prompt in prompts]
         ids = self.tokenizer(
-            list(prompts), padding="max_length", max_length=self.text.max_length, truncation=True, return_tensors="pt"
+            sentences, padding="max_length", max_length=self.text.max_length, truncation=True, return_tensors="pt"
         )
         mask = ids.attention_mask if self.text.attention_mask else None
         if clip_skip:

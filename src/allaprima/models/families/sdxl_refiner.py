@@ -73,8 +73,11 @@ class RefinerModel(UNetFamily):
     """As of `SDXLModel`; a refiner's own folder says no."""
 
     text_pipeline = ("stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img", "StableDiffusionXLImg2ImgPipeline")
-    refines_only = True
-    """Painting from pure noise is beyond it (`cascade.model.RefinerOnly`)."""
+
+    @property
+    def refines_only(self) -> bool:
+        """Sampling from pure noise is beyond it (`cascade.model.DiffusionModel`)."""
+        return True
 
     @property
     def denoiser(self) -> GuidedDenoiser:

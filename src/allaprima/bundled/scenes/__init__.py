@@ -1,0 +1,1 @@
+"""Scenes: a pair whose pictures can be checked exactly."""
