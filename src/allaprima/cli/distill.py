@@ -142,7 +142,7 @@ def train_one(work: DistillRun, setup: TrainingSetup, grids: Path, what: str) ->
         every = 0.0 if loop.fsdp or METHODS[work.recipe.method].adapter else loop.sample_seconds
         prompts = setup.data.captions[:: max(1, len(setup.data.captions) // SAMPLES)][:SAMPLES]
         watch = Watcher(bar, task, work.devices, work.teacher, work.card, work.use, prompts, grids, every)
-        unet = work.module.run(replace(setup, watch=watch, note=work.note), work.options)
+        unet = work.module.run(replace(setup, watcher=watch, note=work.note), work.options)
     if watch.last is None:
         raise TrainingError(f"{setup.folder} says nothing of its steps: give a larger loop.max_train_steps.")
     return work.devices.gathered(unet), watch.last

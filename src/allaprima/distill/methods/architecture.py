@@ -74,7 +74,7 @@ def run(setup: TrainingSetup, options: ArchitectureOptions) -> nn.Module:
         return terms(setup, options, model, g).total
 
     config = loop_config(setup.recipe.loop)
-    emas = train(model, loss, config, setup.folder, setup.identity(), setup.watch, devices=setup.devices)
+    emas = train(model, loss, config, setup.folder, setup.identity(), setup.watcher, devices=setup.devices)
     made: Any = emas["use"]
     return made.network if widths else made
 

@@ -77,7 +77,7 @@ def run(setup: TrainingSetup, options: ConditionalOptions) -> nn.Module:
 
     config = loop_config(setup.recipe.loop, target=options.target_ema)
     model = fresh_net(setup, options.map, options.kind == "full", options.fit_steps)
-    return train(model, loss, config, setup.folder, setup.identity(), setup.watch, devices=setup.devices)["use"]
+    return train(model, loss, config, setup.folder, setup.identity(), setup.watcher, devices=setup.devices)["use"]
 
 
 def use(options: ConditionalOptions, card: Card) -> SamplingDefaults:

@@ -76,7 +76,7 @@ def run(setup: TrainingSetup, options: ConsistencyOptions) -> nn.Module:
     emas = {"target": options.target_ema} if options.target == "next" else {}
     config = loop_config(setup.recipe.loop, **emas)
     model = setup.student(partial(_prepared, options))
-    return train(model, loss, config, setup.folder, setup.identity(), setup.watch, devices=setup.devices)["use"]
+    return train(model, loss, config, setup.folder, setup.identity(), setup.watcher, devices=setup.devices)["use"]
 
 
 def objective(setup: TrainingSetup, options: ConsistencyOptions) -> Loss:

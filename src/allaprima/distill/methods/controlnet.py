@@ -49,7 +49,7 @@ def run(setup: TrainingSetup, options: ControlNetOptions) -> nn.Module:
         return denoising_loss(lambda x_t, t: adapted.predict(x_t, t, cond), setup.schedule, x0, eps, t, weight)
 
     config, model = loop_config(setup.recipe.loop), fresh_net(setup, options.map, fit_steps=options.fit_steps)
-    return train(model, loss, config, setup.folder, setup.identity(), setup.watch, devices=setup.devices)["use"]
+    return train(model, loss, config, setup.folder, setup.identity(), setup.watcher, devices=setup.devices)["use"]
 
 
 def use(options: ControlNetOptions, card: Card) -> SamplingDefaults:

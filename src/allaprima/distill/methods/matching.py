@@ -99,7 +99,7 @@ def run(setup: TrainingSetup, options: MatchingOptions) -> nn.Module:
         loop_config(loop), options.generator_every, options.fake_learning_rate, options.head_learning_rate
     )
     emas = train_two_time_scale(
-        networks, matching.generator_loss, matching.critic_loss, config, setup.folder, setup.identity(), setup.watch,
+        networks, matching.generator_loss, matching.critic_loss, config, setup.folder, setup.identity(), setup.watcher,
         devices=setup.devices,
     )  # fmt: skip
     return emas["use"]

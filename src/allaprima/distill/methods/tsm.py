@@ -48,7 +48,7 @@ def run(setup: TrainingSetup, options: ScoreMatchingOptions) -> nn.Module:
         return teacher_score_matching_loss(student, teacher, setup.schedule, x0, eps, t, weight)
 
     config = loop_config(setup.recipe.loop)
-    return train(setup.student(), loss, config, setup.folder, setup.identity(), setup.watch, devices=setup.devices)["use"]
+    return train(setup.student(), loss, config, setup.folder, setup.identity(), setup.watcher, devices=setup.devices)["use"]
 
 
 def use(options: ScoreMatchingOptions, card: Card) -> SamplingDefaults:

@@ -101,7 +101,7 @@ class ImageService:
     ) -> tuple[ParsedRequest, RequestStream]:
         """Submit what a body asks for, all or none of it. Raises `ApiError`."""
         settings = self.parser.check(body)
-        parsed = await run_in_threadpool(self.parser.parsed, body, settings, client, uploads)
+        parsed = await run_in_threadpool(self.parser.parse, body, settings, client, uploads)
         try:
             handles = await run_in_threadpool(self.engine.submit, parsed.requests)
         except AllaprimaError as e:
