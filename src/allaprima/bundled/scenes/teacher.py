@@ -1,9 +1,12 @@
 """Recipe of the teacher: a latent diffusion model with its text encoder, trained jointly on the endless stream of scenes.
 
-Loss: `min(1 / sigma_t^2, 5) ||x0_hat - x0||^2` with a network that predicts x0. Times are drawn as `1000 u^0.8`, so that
-noisy ones, where the layout is decided, come more often. Prompts are dropped 10 % of the time for classifier-free guidance.
+Loss: `min(1 / sigma_t^2, 5) ||x0_hat - x0||^2` with a network that predicts x0. Times are drawn as `1000 u^p`, so that
+noisy ones, where the layout is decided, come more often: p is .8 in the first training, .5 in those that go on from it.
+Prompts are dropped 10 % of the time for classifier-free guidance.
 
     python -m allaprima.bundled.scenes.teacher --vae runs/scenes/autoencoder/vae --out runs/scenes/teacher --processes 2
+    python -m allaprima.bundled.scenes.teacher --vae runs/scenes/autoencoder/vae --start runs/scenes/teacher \\
+        --out runs/scenes/teacher2 --data-seed 11 --lr 6e-4 --time-power .5 --processes 2
 
 `--start` goes on from another training's networks. Every power of two times 100,000 samples, a checkpoint of the networks
 is kept in `ladder/`: a ladder of teachers for experiments.
@@ -32,6 +35,8 @@ from allaprima.distill.loop import LoopConfig, Loss, TrainingProgress, train
 DATA_SEED = 10
 DROP = 0.1
 """Share of prompts that are replaced by the empty one."""
+TIME_POWER = 0.8
+"""Times are 1000 times a uniform number to this power."""
 LOOP = LoopConfig(
     max_train_steps=14_000,
     train_batch_size=32,
@@ -100,14 +105,16 @@ def training_batch(
     return latents, token_ids(tokenizer, [scene.caption() for scene, _ in pairs])
 
 
-def diffusion_loss(vae: Any, tokenizer: Any, schedule: DiscreteVP, batch: int, seed: int = DATA_SEED) -> Loss:
+def diffusion_loss(
+    vae: Any, tokenizer: Any, schedule: DiscreteVP, batch: int, seed: int = DATA_SEED, time_power: float = TIME_POWER
+) -> Loss:
     """Return the loss of the recipe for the loop."""
     empty, encoder = token_ids(tokenizer, [""]), linear_encoder(vae)
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
         x0, ids = training_batch(encoder, tokenizer, seed, batch, g)
         ids = torch.where(torch.rand(batch, 1, generator=g) < DROP, empty, ids)
-        t = (1000 * torch.rand(batch, generator=g) ** 0.8).long().clamp(max=999)
+        t = (1000 * torch.rand(batch, generator=g) ** time_power).long().clamp(max=999)
         eps = torch.randn(x0.shape, generator=g)
         alpha, sigma = schedule.alpha(t).float(), schedule.sigma(t).float()
         x0_hat = model(expand(alpha, x0) * x0 + expand(sigma, x0) * eps, t, ids)
@@ -116,13 +123,15 @@ def diffusion_loss(vae: Any, tokenizer: Any, schedule: DiscreteVP, batch: int, s
     return loss
 
 
-def train_teacher(vae_folder: Path, out: Path, start: Path | None, config: LoopConfig, devices: Devices) -> None:
+def train_teacher(
+    vae_folder: Path, out: Path, start: Path | None, seed: int, time_power: float, config: LoopConfig, devices: Devices
+) -> None:
     """Train into `out`; resumes when it holds a checkpoint."""
     torch.manual_seed(0)
     model = TextToLatents(new_unet(), new_text_encoder()) if start is None else TextToLatents.from_pretrained(start)
     model.train().requires_grad_(True).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     vae, tokenizer = load_vae(vae_folder), new_tokenizer()
-    recipe = {"name": "scenes-teacher", "data_seed": DATA_SEED, "goes_on": start is not None}
+    recipe = {"name": "scenes-teacher", "data_seed": seed, "time_power": time_power, "goes_on": start is not None}
 
     def on_checkpoint(emas: Mapping[str, nn.Module], progress: TrainingProgress) -> None:
         use = emas["use"]
@@ -137,7 +146,8 @@ def train_teacher(vae_folder: Path, out: Path, start: Path | None, config: LoopC
             flush=True,
         )
 
-    loss = diffusion_loss(vae, tokenizer, DiscreteVP.from_config(SCHEDULER_CONFIG), config.train_batch_size)
+    schedule = DiscreteVP.from_config(SCHEDULER_CONFIG)
+    loss = diffusion_loss(vae, tokenizer, schedule, config.train_batch_size, seed, time_power)
     train(model, loss, config, out, recipe, on_checkpoint, devices=devices)
 
 
@@ -149,10 +159,13 @@ def main() -> None:
     p.add_argument("--start", type=Path, help="folder with unet/ and text_encoder/ to go on from; default: untrained")
     p.add_argument("--steps", type=int, default=LOOP.max_train_steps)
     p.add_argument("--lr", type=float, default=LOOP.learning_rate)
+    p.add_argument("--data-seed", type=int, default=DATA_SEED, help="of the stream; trainings that go on take another")
+    p.add_argument("--time-power", type=float, default=TIME_POWER, help="smaller: noisy times more often")
     p.add_argument("--processes", type=int, default=1, help="processes of one thread that average their weights")
     args = p.parse_args()
     config = replace(LOOP, max_train_steps=args.steps, learning_rate=args.lr)
-    run_locally(train_teacher, (args.vae, args.out, args.start, config), args.processes)
+    work = (args.vae, args.out, args.start, args.data_seed, args.time_power, config)
+    run_locally(train_teacher, work, args.processes)
 
 
 if __name__ == "__main__":
