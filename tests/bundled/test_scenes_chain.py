@@ -216,6 +216,16 @@ def test_trainings_start_to_the_bit_alike(small, tmp_path):
         assert once == again
 
 
+def test_a_training_goes_on_from_another_with_other_captions(small, tmp_path):
+    vae = small / "autoencoder" / "vae"
+    stage = ("--data-seed", 12, "--time-power", 0.35, "--mixture", "relations", "--lr", 1e-6, "--steps", 2)
+    run(teacher, "--vae", vae, "--start", small / "teacher", "--out", tmp_path, *stage)
+    account = json.loads((tmp_path / "progress.json").read_text())["recipe"]
+    assert (account["mixture"], account["time_power"], account["goes_on"]) == ("relations", 0.35, True)
+    before, after = (teacher.TextToLatents.from_pretrained(f).state_dict() for f in (small / "teacher", tmp_path))
+    assert max(float((before[k] - after[k]).abs().max()) for k in before) < 1e-4, "it begins where the other ended"
+
+
 def test_networks_are_as_small_as_said():
     assert sum(p.numel() for p in new_unet().parameters()) < 5.3e6
     assert sum(p.numel() for p in new_text_encoder().parameters()) < 0.6e6

@@ -28,7 +28,7 @@ class LatentRewardModel(nn.Module):
     Args:
         encoder: Pictures `(B, 3, H, W)` in [-1, 1] to latents; frozen.
         unet: A UNet2DConditionModel; its last convolution is replaced.
-        text_encoder: A CLIPTextModel.
+        text_encoder: A BertModel without a pooling layer.
         scaling_factor: What the network's latents are of the encoder's, a factor.
         head_width: Width of the hidden layer behind the pooled features.
     """
@@ -87,13 +87,13 @@ class LatentRewardModel(nn.Module):
         """
         from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-        from transformers import CLIPTextConfig, CLIPTextModel
+        from transformers import BertConfig, BertModel
 
         config = read_json(folder / "config.json")
         try:
             vae: Any = AutoencoderTiny.from_config(config["vae"])
             unet: Any = UNet2DConditionModel.from_config(config["unet"])
-            text_encoder = CLIPTextModel(CLIPTextConfig(**config["text_encoder"]))
+            text_encoder = BertModel(BertConfig(**config["text_encoder"]), add_pooling_layer=False)
             net = cls(vae.encoder, unet, text_encoder, float(config["scaling_factor"]), int(config["head_width"]))
             state = load_file(folder / "model.safetensors")
             net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})

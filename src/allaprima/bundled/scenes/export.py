@@ -23,7 +23,7 @@ from allaprima.bundled.scenes.teacher import TextToLatents, load_vae
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "scheduler": ["diffusers", "DDIMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder": ["transformers", "BertModel"],
     "tokenizer": ["transformers", "BertTokenizer"],
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderTiny"],

@@ -76,23 +76,26 @@ def new_unet(width: int = WIDTH) -> Any:
 
 
 def new_text_encoder() -> Any:
-    """Return an untrained CLIPTextModel for the words of the grammar."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+    """Return an untrained BertModel for the words of the grammar.
 
-    return CLIPTextModel(
-        CLIPTextConfig(
+    It reads in both directions. With CLIP's causal reading the word `circle` of `a red circle left of a star` knows nothing
+    of what follows it, and relations were not learned.
+    """
+    from transformers import BertConfig, BertModel
+
+    return BertModel(
+        BertConfig(
             vocab_size=len(SPECIAL) + len(list(words())),
             hidden_size=WIDTH,
             intermediate_size=2 * WIDTH,
             num_hidden_layers=3,
             num_attention_heads=4,
             max_position_embeddings=TOKENS,
-            hidden_act="quick_gelu",
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
             pad_token_id=0,
-            bos_token_id=2,
-            eos_token_id=3,
-            projection_dim=WIDTH,
-        )
+        ),
+        add_pooling_layer=False,
     )
 
 

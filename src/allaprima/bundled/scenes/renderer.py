@@ -19,11 +19,12 @@ from allaprima.bundled.scenes.geometry import (
     Floats,
     window_at,
 )
-from allaprima.bundled.scenes.grammar import RELATIONS, SEEN_PAIRS, UNSEEN_PAIRS, Scene, draw_training_scene
+from allaprima.bundled.scenes.grammar import MIXTURES, RELATIONS, SEEN_PAIRS, UNSEEN_PAIRS, Scene, draw_training_scene
 
 JITTER = (-0.25, 0.0, 0.25)
 """Distances, in pixels, of an object's centre from its cell's."""
 _PLACES = [(row, column) for row in range(CELLS) for column in range(CELLS)]
+_BORDER = [place for place in _PLACES if not {0, CELLS - 1}.isdisjoint(place)]
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,21 @@ class DrawnObject:
     x: float
 
 
-def draw_layout(scene: Scene, rng: random.Random) -> list[DrawnObject]:
+def draw_layout(scene: Scene, rng: random.Random, apart: bool = False) -> list[DrawnObject]:
     """Place a scene's objects on the grid so that its relation holds by a whole cell.
 
     Args:
         scene: What to show.
         rng: Source of randomness.
+        apart: Whether groups in a relation lie in the first and the last row or column.
 
     Returns:
         The objects, group by group. A colour the scene leaves open is drawn among those that training shows of the shape.
     """
     owners = [i for i, group in enumerate(scene.groups) for _ in range(group.count)]
     while True:
-        places = rng.sample(_PLACES, len(owners))
-        if scene.relation is None or _holds(scene.relation, places, owners):
+        places = rng.sample(_BORDER if apart and scene.relation else _PLACES, len(owners))
+        if scene.relation is None or _holds(scene.relation, places, owners, CELLS - 1 if apart else 1):
             break
     objects: list[DrawnObject] = []
     for (row, column), owner in zip(places, owners, strict=True):
@@ -60,11 +62,11 @@ def draw_layout(scene: Scene, rng: random.Random) -> list[DrawnObject]:
     return objects
 
 
-def _holds(relation: str, places: list[tuple[int, int]], owners: list[int]) -> bool:
+def _holds(relation: str, places: list[tuple[int, int]], owners: list[int], cells: int) -> bool:
     dx, dy = RELATIONS[relation]
     first = [p for p, owner in zip(places, owners, strict=True) if owner == 0]
     second = [p for p, owner in zip(places, owners, strict=True) if owner == 1]
-    return all((a[1] - b[1]) * dx + (a[0] - b[0]) * dy >= 1 for a in first for b in second)
+    return all((a[1] - b[1]) * dx + (a[0] - b[0]) * dy >= cells for a in first for b in second)
 
 
 def render(objects: list[DrawnObject], brightness: float = 0.0) -> Floats:
@@ -112,16 +114,17 @@ def _drawn(shape: str, colour: str, row: int, column: int, rng: random.Random) -
     return DrawnObject(shape, colour, rng.choice(RADII[shape]), y, x)
 
 
-def training_pair(seed: int, index: int) -> tuple[Scene, Floats]:
+def training_pair(seed: int, index: int, mixture: str = "all") -> tuple[Scene, Floats]:
     """Return pair number `index` of the training stream: a scene and its picture.
 
     Args:
         seed: Of the stream.
         index: Any number from 0 up; the same number gives the same pair, on every machine.
+        mixture: One of `grammar.MIXTURES`, of the kinds of captions.
     """
     rng = random.Random(f"scenes {seed} {index}")
-    scene = draw_training_scene(rng)
-    return scene, render_scene(scene, rng)
+    scene = draw_training_scene(rng, shares=MIXTURES[mixture])
+    return scene, render(draw_layout(scene, rng, mixture == "relations"), rng.uniform(-0.03, 0.03))
 
 
 def training_stream(seed: int, start: int = 0) -> Iterator[tuple[Scene, Floats]]:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from allaprima.bundled.scenes.autoencoder import draw_indices, encode_scenes, linear_encoder
+from allaprima.bundled.scenes.grammar import MIXTURES
 from allaprima.bundled.scenes.networks import SCHEDULER_CONFIG, TOKENS, new_text_encoder, new_tokenizer, new_unet
 from allaprima.bundled.scenes.renderer import training_pair
 from allaprima.diffusion.schedules import DiscreteVP, expand
@@ -68,11 +69,19 @@ class TextToLatents(nn.Module):
     def from_pretrained(cls, folder: Path) -> TextToLatents:
         """Read what `save_pretrained` wrote, in float32."""
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-        from transformers import CLIPTextModel
 
         unet: Any = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
-        text_encoder: Any = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True)
-        return cls(unet.float(), text_encoder.float())
+        return cls(unet.float(), load_text_encoder(folder / "text_encoder"))
+
+
+def load_text_encoder(folder: Path) -> Any:
+    """Return a text encoder from its folder, in float32; an untrained one where there is no folder."""
+    from transformers import BertModel
+
+    if not folder.exists():
+        return new_text_encoder()
+    net: Any = BertModel.from_pretrained(folder, use_safetensors=True, add_pooling_layer=False)
+    return net.float()
 
 
 def token_ids(tokenizer: Any, captions: Sequence[str]) -> Tensor:
@@ -89,7 +98,7 @@ def load_vae(folder: Path) -> Any:
 
 
 def training_batch(
-    encoder: tuple[Tensor, Tensor], tokenizer: Any, seed: int, batch: int, g: torch.Generator
+    encoder: tuple[Tensor, Tensor], tokenizer: Any, seed: int, batch: int, g: torch.Generator, mixture: str = "all"
 ) -> tuple[Tensor, Tensor]:
     """Return latents `(B, C, 4, 4)` and tokens `(B, TOKENS)` of pairs drawn from the stream.
 
@@ -99,20 +108,22 @@ def training_batch(
         seed: Of the stream.
         batch: Number of pairs.
         g: Source of randomness.
+        mixture: One of `grammar.MIXTURES`, of the kinds of captions.
     """
-    pairs = [training_pair(seed, i) for i in draw_indices(g, batch)]
+    pairs = [training_pair(seed, i, mixture) for i in draw_indices(g, batch)]
     latents = encode_scenes([image for _, image in pairs], encoder)
     return latents, token_ids(tokenizer, [scene.caption() for scene, _ in pairs])
 
 
 def diffusion_loss(
-    vae: Any, tokenizer: Any, schedule: DiscreteVP, batch: int, seed: int = DATA_SEED, time_power: float = TIME_POWER
+    vae: Any, tokenizer: Any, batch: int, seed: int = DATA_SEED, time_power: float = TIME_POWER, mixture: str = "all"
 ) -> Loss:
     """Return the loss of the recipe for the loop."""
+    schedule = DiscreteVP.from_config(SCHEDULER_CONFIG)
     empty, encoder = token_ids(tokenizer, [""]), linear_encoder(vae)
 
     def loss(model: nn.Module, emas: Mapping[str, nn.Module], g: torch.Generator) -> Tensor:
-        x0, ids = training_batch(encoder, tokenizer, seed, batch, g)
+        x0, ids = training_batch(encoder, tokenizer, seed, batch, g, mixture)
         ids = torch.where(torch.rand(batch, 1, generator=g) < DROP, empty, ids)
         t = (1000 * torch.rand(batch, generator=g) ** time_power).long().clamp(max=999)
         eps = torch.randn(x0.shape, generator=g)
@@ -124,14 +135,18 @@ def diffusion_loss(
 
 
 def train_teacher(
-    vae_folder: Path, out: Path, start: Path | None, seed: int, time_power: float, config: LoopConfig, devices: Devices
-) -> None:
+    vae_folder: Path, out: Path, start: Path | None, seed: int, time_power: float, mixture: str, config: LoopConfig,
+    devices: Devices,
+) -> None:  # fmt: skip
     """Train into `out`; resumes when it holds a checkpoint."""
     torch.manual_seed(0)
     model = TextToLatents(new_unet(), new_text_encoder()) if start is None else TextToLatents.from_pretrained(start)
     model.train().requires_grad_(True).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     vae, tokenizer = load_vae(vae_folder), new_tokenizer()
-    recipe = {"name": "scenes-teacher", "data_seed": seed, "time_power": time_power, "goes_on": start is not None}
+    recipe = {
+        "name": "scenes-teacher", "data_seed": seed, "time_power": time_power, "mixture": mixture,
+        "goes_on": start is not None,
+    }  # fmt: skip
 
     def on_checkpoint(emas: Mapping[str, nn.Module], progress: TrainingProgress) -> None:
         use = emas["use"]
@@ -146,8 +161,7 @@ def train_teacher(
             flush=True,
         )
 
-    schedule = DiscreteVP.from_config(SCHEDULER_CONFIG)
-    loss = diffusion_loss(vae, tokenizer, schedule, config.train_batch_size, seed, time_power)
+    loss = diffusion_loss(vae, tokenizer, config.train_batch_size, seed, time_power, mixture)
     train(model, loss, config, out, recipe, on_checkpoint, devices=devices)
 
 
@@ -161,10 +175,11 @@ def main() -> None:
     p.add_argument("--lr", type=float, default=LOOP.learning_rate)
     p.add_argument("--data-seed", type=int, default=DATA_SEED, help="of the stream; trainings that go on take another")
     p.add_argument("--time-power", type=float, default=TIME_POWER, help="smaller: noisy times more often")
+    p.add_argument("--mixture", choices=list(MIXTURES), default="all", help="kinds of captions")
     p.add_argument("--processes", type=int, default=1, help="processes of one thread that average their weights")
     args = p.parse_args()
     config = replace(LOOP, max_train_steps=args.steps, learning_rate=args.lr)
-    work = (args.vae, args.out, args.start, args.data_seed, args.time_power, config)
+    work = (args.vae, args.out, args.start, args.data_seed, args.time_power, args.mixture, config)
     run_locally(train_teacher, work, args.processes)
 
 
