@@ -21,11 +21,23 @@ KINDS = ("single", "two", "count", "bind", "position", "three", "combo")
 SHARES = (0.06, 0.06, 0.18, 0.14, 0.28, 0.12, 0.16)
 """Shares of the kinds among training captions."""
 RELATION_SHARES = (0.02, 0.02, 0.06, 0.05, 0.55, 0.05, 0.25)
-"""Shares of a training that is to learn relations: in the usual mixture they are not learned in 900,000 samples. Groups
-in a relation lie at opposite sides of the grid then (`renderer.draw_layout`): there it says most about where objects are."""
-MIXTURES = {"all": SHARES, "relations": RELATION_SHARES}
+"""Shares in the stages of a training that are to teach relations."""
 RELATIONS: dict[str, tuple[int, int]] = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 """Direction `(x, y)`, `y` growing downwards, in which each object of the first group lies from each of the second."""
+EVEN, FIRST = (1.0, 1.0, 1.0, 1.0), (0.45, 0.05, 0.45, 0.05)
+"""Weights of the relations; the second are nearly always those in which the first group is to the left or above."""
+MIXTURES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "all": (SHARES, EVEN),
+    "relations": (RELATION_SHARES, EVEN),
+    "first": (RELATION_SHARES, FIRST),
+}
+"""Shares of the kinds and weights of the relations, by the stage of a training.
+
+In the usual mixture relations are not learned in 900,000 samples: which side an object is on depends on the relation and on
+its place in the caption together, and neither alone says anything. In the other two, groups in a relation lie at opposite
+sides of the grid (`renderer.draw_layout`), where a relation says most about where objects are; in `first` the place in the
+caption alone says nearly as much.
+"""
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 NUMBERS = {1: "a", 2: "two", 3: "three", 4: "four"}
 PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
@@ -146,45 +158,46 @@ def draw_scene(
     rng: random.Random,
     kind: str | None = None,
     pairs: Sequence[tuple[str, str]] = SEEN_PAIRS,
-    shares: Sequence[float] = SHARES,
+    mixture: str = "all",
 ) -> Scene:
     """Draw a scene.
 
     Args:
         rng: Source of randomness.
-        kind: One of `KINDS`; by default drawn by `shares`.
+        kind: One of `KINDS`; by default drawn by the mixture.
         pairs: Combinations of colour and shape to draw from.
-        shares: Of the kinds, in their order.
+        mixture: One of `MIXTURES`.
     """
+    shares, relations = MIXTURES[mixture]
     kind = kind or rng.choices(KINDS, shares)[0]
     while True:
-        scene = _draw(rng, kind, pairs)
+        scene = _draw(rng, kind, pairs, relations)
         if scene.is_well_formed() and scene.kind == kind:
             return scene
 
 
-def _draw(rng: random.Random, kind: str, pairs: Sequence[tuple[str, str]]) -> Scene:
+def _draw(rng: random.Random, kind: str, pairs: Sequence[tuple[str, str]], weights: Sequence[float]) -> Scene:
     if kind == "single":
         return Scene((Group(1, *rng.choice(pairs)),))
     if kind == "two":
         return Scene(tuple(Group(1, None, shape) for shape in rng.sample(SHAPES, 2)))
     counts: Sequence[int] = {"count": (rng.choice((2, 3, 4)),), "bind": (1, 1), "position": (1, 1)}.get(kind, (1, 1, 1))
-    relation = rng.choice(tuple(RELATIONS)) if kind == "position" else None
+    relation = rng.choices(tuple(RELATIONS), weights)[0] if kind == "position" else None
     if kind == "three" and rng.random() < 0.15:
         counts = rng.choice(((2, 1, 1), (1, 2, 1), (1, 1, 2)))
     if kind == "combo":
         counts = rng.choice(((2, 1), (1, 2), (2, 2), (3, 1), (1, 3)))
-        relation = rng.choice((*RELATIONS, None))
+        relation = rng.choices((*RELATIONS, None), (*weights, sum(weights) / 4))[0]
     groups = [Group(n, colour, shape) for n, (colour, shape) in zip(counts, _pairs(rng, len(counts), pairs), strict=True)]
     if kind != "bind":
         groups = [replace(g, colour=None) if rng.random() < COLOURLESS else g for g in groups]
     return Scene(tuple(groups), relation)
 
 
-def draw_training_scene(rng: random.Random, kind: str | None = None, shares: Sequence[float] = SHARES) -> Scene:
+def draw_training_scene(rng: random.Random, kind: str | None = None, mixture: str = "all") -> Scene:
     """Draw a scene whose caption may be trained on: no unseen pair, not held out."""
     while True:
-        scene = draw_scene(rng, kind, shares=shares)
+        scene = draw_scene(rng, kind, mixture=mixture)
         if not scene.is_held_out:
             return scene
 

@@ -19,7 +19,7 @@ from allaprima.bundled.scenes.geometry import (
     Floats,
     window_at,
 )
-from allaprima.bundled.scenes.grammar import MIXTURES, RELATIONS, SEEN_PAIRS, UNSEEN_PAIRS, Scene, draw_training_scene
+from allaprima.bundled.scenes.grammar import RELATIONS, SEEN_PAIRS, UNSEEN_PAIRS, Scene, draw_training_scene
 
 JITTER = (-0.25, 0.0, 0.25)
 """Distances, in pixels, of an object's centre from its cell's."""
@@ -123,8 +123,8 @@ def training_pair(seed: int, index: int, mixture: str = "all") -> tuple[Scene, F
         mixture: One of `grammar.MIXTURES`, of the kinds of captions.
     """
     rng = random.Random(f"scenes {seed} {index}")
-    scene = draw_training_scene(rng, shares=MIXTURES[mixture])
-    return scene, render(draw_layout(scene, rng, mixture == "relations"), rng.uniform(-0.03, 0.03))
+    scene = draw_training_scene(rng, mixture=mixture)
+    return scene, render(draw_layout(scene, rng, mixture != "all"), rng.uniform(-0.03, 0.03))
 
 
 def training_stream(seed: int, start: int = 0) -> Iterator[tuple[Scene, Floats]]:
