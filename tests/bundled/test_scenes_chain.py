@@ -1,7 +1,10 @@
 """A small version of every network of the scenes by its recipe, one after the other, and a card of them that paints."""
 
 import json
+import shutil
 import sys
+from importlib import resources
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,28 +13,15 @@ from command_line import allaprima
 
 from allaprima.bundled.scenes import autoencoder, drafts, export, oracle, student, teacher
 from allaprima.bundled.scenes.autoencoder import encode_scenes, linear_encoder, reconstructions, to_batch
+from allaprima.bundled.scenes.grammar import validation_scenes
 from allaprima.bundled.scenes.networks import new_autoencoder, new_text_encoder, new_tokenizer, new_unet
 from allaprima.bundled.scenes.renderer import training_pair
 from allaprima.core.seeds import noise_batch
+from allaprima.data.grammars import canonical_prompt
+from allaprima.models.cards.card import load_card
 from allaprima.pipeline import AdaptivePipeline
 
-CARD = {
-    "name": "small",
-    "family": "sd",
-    "description": "A small version of the scenes.",
-    "height": 64,
-    "width": 64,
-    "student": {
-        "source": "weights/student", "steps": 2, "guidance_scale": 1.0, "solver": "consistency@trailing",
-        "license": "Apache-2.0", "share": ["text_encoder", "tokenizer", "vae"],
-    },
-    "teacher": {
-        "source": "weights/teacher", "steps": 3, "guidance_scale": 1.5, "solver": "dpm_solver@trailing",
-        "license": "Apache-2.0",
-    },
-    "oracle": {"kind": "latent_reward", "source": "weights/oracle", "license": "Apache-2.0"},
-    "text": {"max_length": 16, "grammar": "scenes"},
-}  # fmt: skip
+PAIR = Path(str(resources.files("allaprima.bundled.scenes")))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +50,10 @@ def small(tmp_path_factory):
     made = ("--vae", root / "autoencoder", "--teacher", root / "teacher", "--student", root / "student")
     run(export, *made, "--out", root / "pair" / "weights")
     card = root / "pair" / "card.yaml"
-    card.write_text(yaml.safe_dump(CARD))
+    said = yaml.safe_load((PAIR / "pair.yaml").read_text())
+    said["name"], said["student"]["steps"], said["teacher"]["steps"] = "small", 2, 3
+    card.write_text(yaml.safe_dump(said))
+    shutil.copy(PAIR / "prompts.txt", card.parent)
     painted = ("--card", card, "--out", root / "drafts.safetensors", "--chunk", 30)
     run(drafts, *painted, "--chunks", 3)
     run(drafts, *painted, "--chunks", 4)
@@ -105,6 +98,13 @@ def test_every_network_is_made_and_its_provenance_kept(small):
         assert account["sha256"]
         assert (weights / part / "curve.csv").exists()
     assert json.loads((small / "teacher" / "progress.json").read_text())["samples"] == 4 * teacher.LOOP.train_batch_size
+
+
+def test_the_card_names_prompts_that_its_models_know(small):
+    prompts = load_card(small / "pair").usual_prompts()
+    assert len(prompts) == 700
+    assert [canonical_prompt("scenes", prompt) for prompt in prompts] == prompts
+    assert prompts == [scene.caption() for scene in validation_scenes()]
 
 
 def test_the_card_paints_scores_and_refuses(small):
