@@ -84,7 +84,8 @@ def provenance(run: Path, out: Path, start: str) -> dict[str, Any]:
     """Return a run's words (recipe, samples, seconds, metrics) and what it started from: bundled weights it went on
     from are told by their own provenance, which this one replaces."""
     progress = json.loads((run / "progress.json").read_text())
-    before = json.loads((out / "provenance.json").read_text()) if progress["recipe"].get("goes_on") else None
+    earlier = out / "provenance.json"
+    before = json.loads(earlier.read_text()) if progress["recipe"].get("goes_on") and earlier.exists() else None
     return {"started_from": start if before is None else before, **progress}
 
 
