@@ -56,6 +56,8 @@ def export_network(run: Path, out: Path, start: str, text_encoder: bool) -> None
     account = provenance(run, out, start)
     networks = TextToLatents.from_pretrained(run).half()
     networks.unet.save_pretrained(out / "unet")
+    config = json.loads((out / "unet" / "config.json").read_text())
+    _write(out / "unet" / "config.json", {k: v for k, v in config.items() if k != "_name_or_path"})
     if text_encoder:
         networks.text_encoder.save_pretrained(out / "text_encoder")
         new_tokenizer().save_pretrained(out / "tokenizer")
