@@ -202,5 +202,5 @@ def _fault(objects: Sequence[DetectedObject], strange: bool, scene: Scene) -> st
 
 
 def _count_or_shape(objects: Sequence[DetectedObject], scene: Scene) -> str:
-    """Of as many objects as asked for: the right shapes in wrong numbers, or a shape that wasn't asked for."""
+    """Return `count` where only the asked shapes are there, in wrong numbers, else `shape`."""
     return "count" if {o.shape for o in objects} == {group.shape for group in scene.groups} else "shape"
