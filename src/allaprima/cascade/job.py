@@ -35,7 +35,7 @@ class Job:
 
     request: GenerationRequest
     policy: Policy | None = None
-    """Its own; None: the machine's."""
+    """Its own; None: the cascade's."""
     stage: Stage = Stage.NEW
     step_index: int = 0
     x: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -46,7 +46,7 @@ class Job:
     negative: Condition = field(default_factory=lambda: Condition({}))
     """The negative prompt, the same."""
     student_index: int = 0
-    """Which of several students paints this prompt (`painter.Routed`)."""
+    """Which of several students generates the draft (`DiffusionModel.route`)."""
     source: Tensor = field(default_factory=lambda: torch.empty(0))
     """Latents of the picture that is edited."""
     mask: Tensor | None = None
@@ -65,7 +65,7 @@ class Job:
     best_x: Tensor = field(default_factory=lambda: torch.empty(0))
     """Latents of the best draft so far, which `draft` shows."""
     final_score: float | None = None
-    """The oracle's, of the teacher's picture, when the policy looked again."""
+    """The oracle's, of the teacher's picture, when the policy re-checked it."""
     selected: str | None = None
     """After a second look: `draft` or `final`, whichever scored higher."""
     warning: str | None = None
@@ -78,5 +78,5 @@ class Job:
 
     @property
     def prompt_embeds(self) -> Tensor:
-        """`(L, D)`: what policies and routers know of the prompt."""
-        return self.cond.tensors["prompt_embeds"][0]
+        """`(L, D)`: what policies and routers know of the prompt; empty where models are called whole."""
+        return self.cond.tensors.get("prompt_embeds", torch.zeros(1, 0, 0))[0]

@@ -1,13 +1,12 @@
-"""The offline loop: many requests through one machine, drafts in full batches, escalations gathered into full batches."""
+"""The offline loop: many requests through one cascade, drafts in full batches, escalations gathered into full batches."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
 
+from allaprima.cascade.base import BaseCascade
 from allaprima.cascade.job import Job, Stage
-from allaprima.cascade.policy import Policy
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.result import Result
 from allaprima.cascade.settings import CascadeSettings
@@ -15,29 +14,7 @@ from allaprima.core.cost import Cost
 from allaprima.core.errors import AllaprimaError
 
 
-class Cascade(Protocol):
-    """What a machine says and does here: the step-level one (`cascade.latent_cascade`), or that of whole pictures."""
-
-    @property
-    def settings(self) -> CascadeSettings:
-        """Of the run."""
-        ...
-
-    @property
-    def students(self) -> int:
-        """How many students share the drafts."""
-        ...
-
-    def check(self, request: GenerationRequest, policy: Policy | None = None) -> None:
-        """Raise `PromptError` or `SettingError` for a request that can't be painted; `policy`: the one that it brings."""
-        ...
-
-    def act(self, stage: Stage, jobs: Sequence[Job]) -> None:
-        """Take jobs that are in one stage a step further."""
-        ...
-
-
-def run(cascade: Cascade, requests: Iterable[GenerationRequest], isolate: bool = True) -> Iterator[Result]:
+def run(cascade: BaseCascade, requests: Iterable[GenerationRequest], isolate: bool = True) -> Iterator[Result]:
     """Paint every request; results come as they are finished, not in order (`result.request.index` says which).
 
     Drafts run a full batch at a time; those of several students (`LatentCascade.students`) are gathered, a batch for each,
@@ -76,7 +53,7 @@ def run(cascade: Cascade, requests: Iterable[GenerationRequest], isolate: bool =
             waiting += [j for j in fresh if j.stage is not Stage.DONE]
 
 
-def _advance(cascade: Cascade, jobs: list[Job], until: tuple[Stage, ...], isolate: bool) -> None:
+def _advance(cascade: BaseCascade, jobs: list[Job], until: tuple[Stage, ...], isolate: bool) -> None:
     """Take jobs from stage to stage, the earliest first and all of it, until each has reached one of `until`."""
     while active := [j for j in jobs if j.stage not in until]:
         stage = min((j.stage for j in active), key=list(Stage).index)
@@ -92,7 +69,7 @@ def _advance(cascade: Cascade, jobs: list[Job], until: tuple[Stage, ...], isolat
                 batch = [j for j in batch if j.stage is stage]
 
 
-def act_isolated(cascade: Cascade, stage: Stage, jobs: Sequence[Job]) -> tuple[dict[int, Exception], int]:
+def act_isolated(cascade: BaseCascade, stage: Stage, jobs: Sequence[Job]) -> tuple[dict[int, Exception], int]:
     """Take jobs a step further; a batch that raises is retried one by one, so that only those fail that fail alone.
 
     A batch of one has the same shape, so the others' images are what they would have been.
@@ -120,7 +97,7 @@ def _copy(job: Job) -> Job:
     return dataclasses.replace(job, cost=cost, state=dict(job.state))
 
 
-def _batches(cascade: Cascade, jobs: list[Job]) -> Iterator[list[Job]]:
+def _batches(cascade: BaseCascade, jobs: list[Job]) -> Iterator[list[Job]]:
     """Jobs of one stage in batches, in their order; what students paint, student by student."""
     groups: dict[int, list[Job]] = {}
     for job in jobs:
@@ -131,7 +108,7 @@ def _batches(cascade: Cascade, jobs: list[Job]) -> Iterator[list[Job]]:
             yield group[i : i + size]
 
 
-def _refusal(cascade: Cascade, request: GenerationRequest) -> Result | None:
+def _refusal(cascade: BaseCascade, request: GenerationRequest) -> Result | None:
     try:
         cascade.check(request)
     except AllaprimaError as e:
