@@ -19,7 +19,7 @@ from allaprima.calibration.sequential import (
     split_by_prompt,
 )
 from allaprima.cascade.policy import Decision
-from allaprima.cascade.sequential import EarlyLook, SequentialPolicy
+from allaprima.cascade.sequential import EarlyStop, SequentialPolicy
 from allaprima.core.errors import SettingError
 
 
@@ -46,7 +46,7 @@ def by_hand(policy, drafts, teacher, look, row):
         alive = True
         for step in range(drafts.steps - 1):
             cost += drafts.step_cost
-            due = [e.threshold for e in policy.draft_looks if e.step == step + 1]
+            due = [e.threshold for e in policy.draft_stops if e.step == step + 1]
             if due and may_end:
                 cost += look
                 if drafts.scores[count, row, step] < due[0]:
@@ -65,7 +65,7 @@ def by_hand(policy, drafts, teacher, look, row):
         alive = True
         for step in range(teacher.steps - 1):
             cost += teacher.step_cost
-            due = [e.threshold for e in policy.teacher_looks if e.step == step + 1]
+            due = [e.threshold for e in policy.teacher_stops if e.step == step + 1]
             if due and not last:
                 cost += look
                 if teacher.scores[place, row, step] < due[0]:
@@ -74,7 +74,8 @@ def by_hand(policy, drafts, teacher, look, row):
         tries += 1
         if alive:
             cost += teacher.step_cost
-            if policy.keep_best or (policy.max_teacher_tries > 1 and policy.teacher_threshold > -math.inf):
+            again = policy.max_teacher_tries > 1 and policy.teacher_threshold > -math.inf
+            if again or (policy.margin < math.inf and (best is not None or policy.max_teacher_tries > 1)):
                 cost += look
             images.append((teacher.scores[place, row, -1], teacher.value[place, row]))
             if images[-1][0] >= policy.teacher_threshold:
@@ -83,21 +84,19 @@ def by_hand(policy, drafts, teacher, look, row):
     if not images:
         return best[1], cost, count, tries
     top = max(images, key=lambda x: x[0])
-    if policy.keep_best and best is not None and best[0] > top[0] + policy.margin:
+    if best is not None and best[0] > top[0] + policy.margin:
         top = best
     return top[1], cost, count, tries
 
 
 thresholds = st.sampled_from([-math.inf, -1.0, -0.3, 0.0, 0.4, 1.0, math.inf])
-looks = st.lists(st.builds(EarlyLook, st.integers(1, 5), thresholds), max_size=2, unique_by=lambda e: e.step).map(tuple)
+stops = st.lists(st.builds(EarlyStop, st.integers(1, 5), thresholds), max_size=2, unique_by=lambda e: e.step).map(tuple)
 policies = st.builds(
-    SequentialPolicy, thresholds, st.integers(0, 4), st.integers(1, 3), teacher_threshold=thresholds,
-    noise=st.sampled_from(["same", "fresh"]), keep_best=st.booleans(), margin=st.sampled_from([0.0, 0.5]),
-    draft_looks=looks, teacher_looks=looks,
+    SequentialPolicy, thresholds, st.integers(0, 4), st.integers(1, 3), st.just(Decision.REGENERATE),
+    teacher_threshold=thresholds, noise=st.sampled_from(["same", "fresh"]), margin=st.sampled_from([0.0, 0.5, math.inf]),
+    draft_stops=stops, teacher_stops=stops,
 )  # fmt: skip
-without_teacher = st.builds(
-    SequentialPolicy, thresholds, st.integers(1, 4), st.just(0), keep_best=st.booleans(), draft_looks=looks
-)
+without_teacher = st.builds(SequentialPolicy, thresholds, st.integers(1, 4), st.just(0), draft_stops=stops)
 
 
 @settings(deadline=None)
@@ -106,7 +105,7 @@ def test_a_policy_is_looked_up_as_it_would_go(policy, steps):
     held = table()
     out = simulate(SequentialCandidate(policy, steps, 5), held)
     for row in range(len(held)):
-        value, cost, drafts, tries = by_hand(policy, held.drafts[steps], held.teacher[5], held.look_cost, row)
+        value, cost, drafts, tries = by_hand(policy, held.drafts[steps], held.teacher[5], held.score_cost, row)
         assert out.value[row] == value
         assert out.cost[row] == pytest.approx(cost)
         assert (out.drafts[row], out.tries[row]) == (drafts, tries)
@@ -138,22 +137,22 @@ def test_the_search_finds_what_pays():
     assert search_policy(Family("paper", 1, 1), held, 1.0, drawn=50) is None
 
 
-def test_early_looks_pay_where_steps_are_dear():
+def test_early_stops_pay_where_steps_are_dear():
     rng = np.random.default_rng(3)
     value = (rng.random((4, 1000)) < 0.5).astype(float)
     # Known for certain after the first of four steps.
     certain = Attempts(np.repeat((value * 2 - 1)[:, :, None], 4, 2), value, 1.0)
     held = AttemptTable({4: certain}, {}, 0.1)
-    looked = search_policy(Family("with looks", 4, 0, looks=True), held, 6.0, drawn=300, moves=100)
+    early = search_policy(Family("early", 4, 0, early=True), held, 6.0, drawn=300, moves=100)
     blind = search_policy(Family("without", 4, 0), held, 6.0, drawn=300, moves=100)
-    assert looked[1].mean_value > blind[1].mean_value + 0.03
+    assert early[1].mean_value > blind[1].mean_value + 0.03
 
 
 def test_escalation_by_chance_lies_between_none_and_all():
     held = table(2000, 4)
-    policy = SequentialCandidate(SequentialPolicy(0.0, 1, 1), 3, 5)
-    none = simulate(SequentialCandidate(SequentialPolicy(-math.inf, 1, 1), 3, 5), held).mean_value
-    every = simulate(SequentialCandidate(SequentialPolicy(math.inf, 1, 1), 3, 5), held).mean_value
+    policy = SequentialCandidate(SequentialPolicy(0.0, 1, 1, Decision.REGENERATE), 3, 5)
+    none = simulate(SequentialCandidate(SequentialPolicy(-math.inf, 1, 1, Decision.REGENERATE), 3, 5), held).mean_value
+    every = simulate(SequentialCandidate(SequentialPolicy(math.inf, 1, 1, Decision.REGENERATE), 3, 5), held).mean_value
     chance = random_escalation(policy, held)
     assert none < chance < every
     assert simulate(policy, held).mean_value > chance + 0.03
@@ -179,9 +178,9 @@ def test_what_the_table_does_not_hold_is_refused():
     with pytest.raises(SettingError, match="wants 5 drafts, the table holds 4"):
         simulate(SequentialCandidate(SequentialPolicy(math.inf, 5, 0), 2, None), held)
     with pytest.raises(SettingError, match="drafts of 2, 3 steps, not of 4"):
-        simulate(SequentialCandidate(SequentialPolicy(0.0), 4, 5), held)
+        simulate(SequentialCandidate(SequentialPolicy(0.0, 1, 0), 4, 5), held)
     with pytest.raises(SettingError, match="no refined ones"):
-        simulate(SequentialCandidate(SequentialPolicy(0.0, action=Decision.REFINE), 2, 5), held)
+        simulate(SequentialCandidate(SequentialPolicy(0.0), 2, 5), held)
     with pytest.raises(SettingError, match="of shape"):
         Attempts(np.zeros((2, 3)), np.zeros((2, 3)), 1.0)
 
@@ -195,7 +194,6 @@ def test_what_the_table_does_not_hold_is_refused():
         ({"margin": -1.0}, "margin=-1.0 is below 0"),
         ({"noise": "other"}, "noise='other' is not known"),
         ({"action": Decision.ACCEPT}, "action='accept' is not known"),
-        ({"max_drafts": 0, "action": Decision.REFINE}, "nothing to refine"),
         ({"regenerate_below": 1.0}, "is above threshold=0.0"),
     ],
 )
@@ -204,8 +202,8 @@ def test_policies_that_mean_nothing_are_refused(changes, message):
         SequentialPolicy(**{"threshold": 0.0, **changes})
 
 
-def test_early_looks_that_mean_nothing_are_refused():
+def test_early_stops_that_mean_nothing_are_refused():
     with pytest.raises(SettingError, match="step=0"):
-        EarlyLook(0, 0.0)
+        EarlyStop(0, 0.0)
     with pytest.raises(SettingError, match="nan"):
-        EarlyLook(1, math.nan)
+        EarlyStop(1, math.nan)

@@ -1,5 +1,6 @@
 """Edits, masks, pictures that control and several students in the engine: to the byte what they are offline."""
 
+import math
 import random
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from conformance import alone, check, play, random_cases, same
 from toys import SETTINGS, Grey, Toy
 
-from allaprima.cascade.policy import AlwaysPolicy, BestOf, Decision, ThresholdPolicy
+from allaprima.cascade.policy import AlwaysPolicy, Decision, ThresholdPolicy
 from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.sequential import SequentialPolicy
 from allaprima.conditioning.edit import Edit, ImageInput
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition
@@ -23,7 +25,7 @@ REFINE, REGENERATE, CAREFUL = SETTINGS, SETTINGS.changed(strategy="regenerate"),
 POLICIES = (
     ThresholdPolicy(0.5),
     ThresholdPolicy(0.5, Decision.REGENERATE),
-    BestOf(ThresholdPolicy(0.55), 2),
+    SequentialPolicy(0.55, 2, margin=math.inf),
     AlwaysPolicy(Decision.ACCEPT),
     AlwaysPolicy(Decision.REGENERATE),
 )

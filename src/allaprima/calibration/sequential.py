@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from allaprima.cascade.policy import Decision
-from allaprima.cascade.sequential import EarlyLook, SequentialPolicy
+from allaprima.cascade.sequential import EarlyStop, SequentialPolicy
 from allaprima.core.errors import SettingError
 
 
@@ -78,12 +78,12 @@ class AttemptTable:
     Args:
         drafts: Attempts of the student by its number of steps.
         teacher: Tries of the teacher by its number of steps. The first begins with the noise of the first draft.
-        look_cost: Of scoring one image, its decoding included, in the unit of the steps' cost.
+        score_cost: Of scoring one image, its decoding included, in the unit of the steps' cost.
     """
 
     drafts: Mapping[int, Attempts]
     teacher: Mapping[int, Attempts]
-    look_cost: float
+    score_cost: float
 
     def __len__(self) -> int:
         return next(iter({**self.drafts, **self.teacher}.values())).value.shape[1]
@@ -152,40 +152,42 @@ def simulate(candidate: SequentialCandidate, table: AttemptTable) -> SequentialO
         SettingError: If it wants more attempts than the table holds, or refines, which the table doesn't.
     """
     policy, rows = candidate.policy, len(table)
-    if policy.action is Decision.REFINE:
+    if policy.max_drafts and policy.max_teacher_tries and policy.action is Decision.REFINE:
         raise SettingError("the table holds drafts and regenerated images, no refined ones: use action='regenerate'.")
     cost, waiting = np.zeros(rows), np.ones(rows, bool)
     begun = {False: np.zeros(rows, int), True: np.zeros(rows, int)}
     draft, final = _Best(rows), _Best(rows)
 
-    def attempt(of: Attempts, teacher: bool, number: int, place: int, scored: bool) -> np.ndarray:
+    def attempt(of: Attempts, teacher: bool, number: int, place: int, scored: np.ndarray) -> np.ndarray:
         """Run an attempt of the rows that wait; returns which of them come to an end."""
         running = waiting.copy()
         begun[teacher] += running
         for step in range(1, of.steps + 1):
             cost[running] += of.step_cost
-            least = policy.look_at(teacher, step, number) if step < of.steps else None
+            least = policy.early_threshold(teacher, step, number) if step < of.steps else None
             if least is not None:
-                cost[running] += table.look_cost
+                cost[running] += table.score_cost
                 running &= ~(of.scores[place, :, step - 1] < least)
-        if scored:
-            cost[running] += table.look_cost
+        cost[running & scored] += table.score_cost
         return running
 
     for k in range(policy.max_drafts):
         of = _held(table.drafts, candidate.drafts, k, "drafts")
-        ended = attempt(of, False, k, k, True)
+        ended = attempt(of, False, k, k, np.ones(rows, bool))
         draft.take(ended, of.scores[k, :, -1], of.value[k])
         waiting &= ~(np.isfinite(draft.score) & (draft.score >= policy.threshold))
     if policy.max_teacher_tries:
-        shift = 0 if policy.noise == "same" else 1
+        shift = policy.teacher_noise(0)
+        # A teacher's image is scored where another try may follow, or a draft may be kept in its place.
+        drawn = ~np.isnan(draft.value)
+        scored = policy.rechecks & (drawn | (policy.max_teacher_tries > 1))
         for k in range(policy.max_teacher_tries):
             of = _held(table.teacher, candidate.teacher, k + shift, "tries of the teacher")
-            ended = attempt(of, True, k, k + shift, policy.rechecks)
+            ended = attempt(of, True, k, k + shift, scored)
             final.take(ended, of.scores[k + shift, :, -1], of.value[k + shift])
             waiting &= ~(ended & (of.scores[k + shift, :, -1] >= policy.teacher_threshold))
     asked = begun[True] > 0
-    keep_draft = policy.keep_best & ~np.isnan(draft.value) & (draft.score > final.score + policy.margin)
+    keep_draft = ~np.isnan(draft.value) & (draft.score - policy.margin > final.score)
     value = np.where(asked & ~keep_draft, final.value, draft.value)
     return SequentialOutcome(value, cost, begun[False], begun[True])
 
@@ -207,7 +209,7 @@ class Family:
         name: In tables.
         drafts: The most drafts; 0: none.
         tries: The most tries of the teacher; 0: none.
-        looks: Whether early looks are allowed.
+        early: Whether early stops are allowed.
         stops: Whether thresholds end a run; without, all drafts and tries are made and the best is taken.
         exact: Whether there are always that many drafts and tries allowed, not fewer.
     """
@@ -215,7 +217,7 @@ class Family:
     name: str
     drafts: int
     tries: int
-    looks: bool = False
+    early: bool = False
     stops: bool = True
     exact: bool = False
 
@@ -229,7 +231,7 @@ def _draw(family: Family, table: AttemptTable, rng: np.random.Generator) -> Sequ
         most[name] = limit if family.exact else int(rng.integers(least, limit + 1))
     if not any(most.values()):
         most["max_teacher_tries"] = 1
-    changes: dict[str, Any] = dict(most)
+    changes: dict[str, Any] = {**most, "action": Decision.REGENERATE}
     if most["max_drafts"]:
         drafts = int(rng.choice(list(table.drafts)))
     if most["max_teacher_tries"]:
@@ -241,11 +243,11 @@ def _draw(family: Family, table: AttemptTable, rng: np.random.Generator) -> Sequ
             threshold = _quantile(table.drafts[drafts].scores[:, :, -1], rng)
         if teacher is not None:
             teacher_threshold = _quantile(table.teacher[teacher].scores[:, :, -1], rng)
-    if family.looks:
+    if family.early:
         if drafts is not None and table.drafts[drafts].steps > 1 and rng.random() < 0.6:
-            changes["draft_looks"] = (_look(table.drafts[drafts], rng),)
+            changes["draft_stops"] = (_early_stop(table.drafts[drafts], rng),)
         if teacher is not None and table.teacher[teacher].steps > 1 and most["max_teacher_tries"] > 1 and rng.random() < 0.6:
-            changes["teacher_looks"] = (_look(table.teacher[teacher], rng),)
+            changes["teacher_stops"] = (_early_stop(table.teacher[teacher], rng),)
     return SequentialCandidate(SequentialPolicy(threshold, teacher_threshold=teacher_threshold, **changes), drafts, teacher)
 
 
@@ -253,13 +255,13 @@ def _quantile(scores: np.ndarray, rng: np.random.Generator) -> float:
     return float(np.nanquantile(scores, rng.uniform(0.0, 1.0)))
 
 
-def _look(attempts: Attempts, rng: np.random.Generator) -> EarlyLook:
+def _early_stop(attempts: Attempts, rng: np.random.Generator) -> EarlyStop:
     step = int(rng.integers(1, attempts.steps))
-    return EarlyLook(step, float(np.nanquantile(attempts.scores[:, :, step - 1], rng.uniform(0.0, 0.7))))
+    return EarlyStop(step, float(np.nanquantile(attempts.scores[:, :, step - 1], rng.uniform(0.0, 0.7))))
 
 
 def _moved(candidate: SequentialCandidate, table: AttemptTable, rng: np.random.Generator) -> SequentialCandidate:
-    """Return a neighbour: every threshold is moved a little along its scores' quantiles, looks by a step at times."""
+    """Return a neighbour: thresholds are moved a little along their scores' quantiles, early stops left out at times."""
     policy = candidate.policy
 
     def moved(value: float, scores: np.ndarray) -> float:
@@ -269,17 +271,17 @@ def _moved(candidate: SequentialCandidate, table: AttemptTable, rng: np.random.G
         place = float((known < value).mean()) + rng.normal(0, 0.05)
         return float(np.quantile(known, min(max(place, 0.0), 1.0)))
 
-    def looks(of: tuple[EarlyLook, ...], attempts: Attempts | None) -> tuple[EarlyLook, ...]:
+    def stops(of: tuple[EarlyStop, ...], attempts: Attempts | None) -> tuple[EarlyStop, ...]:
         if attempts is None:
             return of
         if of and rng.random() < 0.15:
             return ()
-        return tuple(EarlyLook(e.step, moved(e.threshold, attempts.scores[:, :, e.step - 1])) for e in of)
+        return tuple(EarlyStop(e.step, moved(e.threshold, attempts.scores[:, :, e.step - 1])) for e in of)
 
     drafts = None if candidate.drafts is None else table.drafts[candidate.drafts]
     teacher = None if candidate.teacher is None else table.teacher[candidate.teacher]
     changes: dict[str, Any] = {
-        "draft_looks": looks(policy.draft_looks, drafts), "teacher_looks": looks(policy.teacher_looks, teacher)
+        "draft_stops": stops(policy.draft_stops, drafts), "teacher_stops": stops(policy.teacher_stops, teacher)
     }  # fmt: skip
     if drafts is not None:
         changes["threshold"] = moved(policy.threshold, drafts.scores[:, :, -1])

@@ -7,6 +7,7 @@ chosen elsewhere, by `cascade.runner` offline and by an engine in a server.
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from allaprima.cascade.job import Job, Stage
+from allaprima.cascade.job import Job, PreviewScore, Stage
 from allaprima.cascade.model import ImageScorer
 from allaprima.cascade.policy import Context, Decision, Policy
 from allaprima.cascade.request import GenerationRequest
@@ -60,6 +61,7 @@ class BaseCascade(ABC):
         actions = {
             Stage.NEW: self.start,
             Stage.STUDENT: self.step,
+            Stage.PREVIEW: self.score_previews,
             Stage.SCORE: self.score,
             Stage.TEACHER: self.step,
             Stage.DECODE: self.decode,
@@ -87,22 +89,60 @@ class BaseCascade(ABC):
         drafts = self._drafts(jobs)
         started = self._clock()
         for job, draft, score in zip(jobs, drafts, self._scores(jobs, drafts), strict=True):
+            if _keeps_scores(job.policy or self.policy):
+                _note(job, STUDENT, job.attempts, score)
             job.attempts += 1
             if job.draft is None or beats(score, job.score):
                 job.draft, job.score, job.best_x = draft.clone(), score, job.x
         # One by one and in order: a steered threshold moves with every decision, and each is kept with its own.
         for job in jobs:
-            policy = job.policy or self.policy
-            job.threshold = policy.threshold
-            (job.decision,) = policy.decide([float("nan") if job.score is None else job.score], _context(job))
+            self._decide(job)
         self._charge(jobs, "oracle", 1 if self.oracle is not None else 0, started)
         for job in jobs:
-            if job.decision is Decision.ACCEPT:
-                self._accept(job)
-            elif job.decision is Decision.REDRAFT:
-                self._enter_student(job)
-            else:
+            self._follow(job)
+
+    def _decide(self, job: Job) -> None:
+        policy = job.policy or self.policy
+        job.threshold = policy.threshold
+        (job.decision,) = policy.decide([float("nan") if job.score is None else job.score], _context(job))
+
+    def _follow(self, job: Job) -> None:
+        """Send a job where its decision says."""
+        if job.decision is Decision.ACCEPT:
+            self._accept(job)
+        elif job.decision is Decision.REDRAFT:
+            self._enter_student(job)
+        else:
+            self._enter_teacher(job)
+
+    @torch.inference_mode()
+    def score_previews(self, jobs: Sequence[Job]) -> None:
+        """Score clean predictions on the way; runs that fall short are given up, the others go on."""
+        previews = self._previews(jobs)
+        started = self._clock()
+        for job, score in zip(jobs, self._scores(jobs, previews), strict=True):
+            teacher = _is_teachers(job)
+            attempt = job.tries if teacher else job.attempts
+            least = (job.policy or self.policy).early_threshold(teacher, job.step_index, attempt)
+            # A score that is not a number says nothing against a run.
+            given_up = least is not None and score is not None and score < least
+            _note(job, TEACHER if teacher else STUDENT, attempt, score, given_up)
+            job.stage = Stage.TEACHER if teacher else Stage.STUDENT
+        self._charge(jobs, "oracle", 1 if self.oracle is not None else 0, started)
+        for job in jobs:
+            if not job.previews[-1].given_up:
+                continue
+            if _is_teachers(job):
+                job.tries += 1
                 self._enter_teacher(job)
+            else:
+                job.attempts += 1
+                self._decide(job)
+                self._follow(job)
+
+    def _previews(self, jobs: Sequence[Job]) -> Tensor:
+        """Return images `(B, 3, H, W)` of clean predictions. Whole images have none on the way."""
+        raise NotImplementedError
 
     def decode(self, jobs: Sequence[Job]) -> None:
         """Decode final images. Whole images need no decoding, and their jobs don't come to this stage."""
@@ -110,14 +150,23 @@ class BaseCascade(ABC):
 
     @torch.inference_mode()
     def recheck(self, jobs: Sequence[Job]) -> None:
-        """Score what the teacher made, and keep the better of it and the draft."""
+        """Score what the teacher made; it tries again where the policy says so, and the best image is kept."""
         started = self._clock()
         images = torch.stack([j.image for j in jobs if j.image is not None])
-        for job, score in zip(jobs, self._scores(jobs, images), strict=True):
-            job.final_score, job.selected, job.stage = score, "final", Stage.DONE
-            if beats(job.score, score, (job.policy or self.policy).margin):
-                job.image, job.selected = self._final_draft(job), "draft"
+        scores = self._scores(jobs, images)
         self._charge(jobs, "oracle", 1, started)
+        for job, score in zip(jobs, scores, strict=True):
+            policy = job.policy or self.policy
+            if _keeps_scores(policy):
+                _note(job, TEACHER, job.tries - 1, score)
+            if job.best_image is None or beats(score, job.final_score):
+                job.best_image, job.final_score = job.image, score
+            if policy.tries_again(float("nan") if score is None else score, job.tries):
+                self._enter_teacher(job)
+                continue
+            job.image, job.selected, job.stage = job.best_image, "final", Stage.DONE
+            if beats(job.score, job.final_score, policy.margin):
+                job.image, job.selected = self._final_draft(job), "draft"
 
     @abstractmethod
     def _encode(self, jobs: Sequence[Job]) -> None:
@@ -143,9 +192,11 @@ class BaseCascade(ABC):
         return job.draft
 
     def _finish(self, job: Job, image: Tensor) -> None:
-        """Take a final image; the teacher's is scored too where the policy wants that and there is a draft."""
-        teachers = job.decision is not Decision.ACCEPT and job.draft is not None
-        rechecks = teachers and self.oracle is not None and (job.policy or self.policy).rechecks
+        """Take a final image; the teacher's is scored too where a draft may be kept in its place or another try follow."""
+        policy = job.policy or self.policy
+        job.tries += _is_teachers(job)
+        matters = job.draft is not None or policy.max_teacher_tries > 1
+        rechecks = policy.rechecks and _is_teachers(job) and matters and self.oracle is not None
         job.image, job.stage = image, Stage.RECHECK if rechecks else Stage.DONE
 
     def _scores(self, jobs: Sequence[Job], images: Tensor) -> list[float | None]:
@@ -157,6 +208,21 @@ class BaseCascade(ABC):
         each = [evaluations] * len(jobs) if isinstance(evaluations, int | float) else evaluations
         for job, n in zip(jobs, each, strict=True):
             job.cost.add(name, n, seconds)
+
+
+def _is_teachers(job: Job) -> bool:
+    """Whether a job is, or was last, the teacher's."""
+    return job.decision in (Decision.REFINE, Decision.REGENERATE)
+
+
+def _keeps_scores(policy: Policy) -> bool:
+    """Whether every score is told, not the best ones alone: where runs are given up, or the teacher tries again."""
+    return policy.scores_previews or policy.max_teacher_tries > 1
+
+
+def _note(job: Job, model: str, attempt: int, score: float | None, given_up: bool = False) -> None:
+    known = score if score is not None and math.isfinite(score) else None
+    job.previews = (*job.previews, PreviewScore(model, attempt, job.step_index, known, given_up))
 
 
 def _context(job: Job) -> Context:

@@ -217,9 +217,9 @@ class LatentCascade(BaseCascade):
         s = torch.tensor([p.s for p in steps], dtype=torch.float64)
         noise = None
         if config.solver.needs_noise:
-            # A later draft has noises of its own: no plan is longer than MAX_STEPS.
-            drafts = [j.request.attempt + j.attempts if config.name == STUDENT else 0 for j in jobs]
-            places = [j.step_index + MAX_STEPS * d for j, d in zip(jobs, drafts, strict=True)]
+            # A later attempt has noises of its own: no plan is longer than MAX_STEPS.
+            attempts = [j.request.attempt + j.attempts if config.name == STUDENT else j.tries for j in jobs]
+            places = [j.step_index + MAX_STEPS * k for j, k in zip(jobs, attempts, strict=True)]
             noise = noise_batch([j.request.seed for j in jobs], config.name, places, self.shape)
         state = {k: torch.stack([j.state[k] for j in jobs]) for k in jobs[0].state}
         phase = torch.tensor([p.phase for p in steps])
@@ -235,7 +235,21 @@ class LatentCascade(BaseCascade):
             job.step_index += 1
             if job.step_index == len(self._config_of(job).timesteps):
                 job.stage = Stage.SCORE if job.stage is Stage.STUDENT else Stage.DECODE
+            elif self._is_previewed(job):
+                job.x0, job.stage = x0[i].clone(), Stage.PREVIEW
         self._charge(jobs, config.name, evaluations, started)
+
+    def _is_previewed(self, job: Job) -> bool:
+        """Whether the oracle looks at the clean prediction of the step that was taken."""
+        policy, teacher = job.policy or self.policy, job.stage is Stage.TEACHER
+        attempts = job.tries if teacher else job.attempts
+        return policy.scores_previews and policy.early_threshold(teacher, job.step_index, attempts) is not None
+
+    def _previews(self, jobs: Sequence[Job]) -> Tensor:
+        started = self._clock()
+        images = self._decode(self._student.model.decode_preview, jobs, [j.x0 for j in jobs])
+        self._charge(jobs, "decode", 0, started)
+        return images
 
     def _denoise(self, config: SamplerConfig, jobs: Sequence[Job], x_t: Tensor, t: Tensor) -> tuple[Tensor, list[int]]:
         """Clean predictions and each job's network evaluations. Jobs at scale 1 need no guidance, and half the work.
@@ -266,15 +280,18 @@ class LatentCascade(BaseCascade):
 
     def _enter_teacher(self, job: Job) -> None:
         if job.decision is Decision.REFINE:
-            eps = noise_batch([job.request.seed], "rollback", [0], self.shape)
+            eps = noise_batch([job.request.seed], "rollback", [job.tries], self.shape)
             t = torch.tensor([self._refine.timesteps[0].t], dtype=torch.float64)
             x = add_noise(job.best_x[None], eps, t, self._refine.model.schedule)[0]
             self._enter(job, Stage.TEACHER, self._refine, x)
         else:
             self._refuse_noise(job.request)
-            # The paper's regeneration: same prompt and the same initial noise as the (first) draft, so that a repainted
-            # picture is what the teacher alone paints with this seed.
-            self._enter_from(job, Stage.TEACHER, job.noise)
+            # The paper's regeneration: same prompt and the same initial noise as the (first) draft, so that a regenerated
+            # image is what the teacher alone makes with this seed.
+            noise, place = job.noise, (job.policy or self.policy).teacher_noise(job.tries)
+            if place:
+                (noise,) = noise_batch([job.request.seed], "regenerate", [place], self.shape)
+            self._enter_from(job, Stage.TEACHER, noise)
 
     def _drafts(self, jobs: Sequence[Job]) -> Tensor:
         started = self._clock()
@@ -307,8 +324,11 @@ class LatentCascade(BaseCascade):
                     self._finish(job, image.clone())
         self._charge(jobs, "decode", 0, started)
 
-    def _decode(self, decode: Callable[[Tensor], Tensor], jobs: Sequence[Job]) -> Tensor:
-        images = decode(self._pad(torch.stack([j.x for j in jobs])))[: len(jobs)]
+    def _decode(
+        self, decode: Callable[[Tensor], Tensor], jobs: Sequence[Job], latents: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        x = torch.stack([j.x for j in jobs] if latents is None else list(latents))
+        images = decode(self._pad(x))[: len(jobs)]
         if all(j.mask is None for j in jobs):
             return images
         return torch.stack([paste_outside_mask(job, image) for job, image in zip(jobs, images, strict=True)])

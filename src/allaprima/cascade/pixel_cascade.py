@@ -62,6 +62,10 @@ class PixelCascade(BaseCascade):
             raise SettingError(
                 f"{type(policy).__name__} reads prompts' hidden states, which models that are called whole don't show."
             )
+        if policy.scores_previews:
+            raise SettingError(
+                "early stops need models that are sampled step by step here, these are called whole: leave the stops out."
+            )
         refines = Decision.REFINE in policy.actions(Decision(self.settings.strategy))
         if refines and not self._teacher.paints_over:
             raise SettingError("this teacher can't paint over a picture: choose strategy='regenerate'.")
@@ -150,6 +154,8 @@ class PixelCascade(BaseCascade):
 
     def _teacher_request(self, job: Job) -> GeneratorRequest:
         if job.decision is not Decision.REFINE:
-            return self._request(job.request, False)
-        seed = derived(job.request.seed, "rollback", 0)
+            place = (job.policy or self.policy).teacher_noise(job.tries)
+            seed = {"seed": derived(job.request.seed, "regenerate", place)} if place else {}
+            return self._request(job.request, False, **seed)
+        seed = derived(job.request.seed, "rollback", job.tries)
         return self._request(job.request, False, seed=seed, image=job.draft, strength=self.strength or 0.5)

@@ -1,4 +1,4 @@
-"""The sequential policy: draft, look, draft again, then the teacher, and the best by the oracle is kept."""
+"""The sequential policy: draft, score, draft again, then the teacher, and the best by the oracle is kept."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ NOISES = ("same", "fresh")
 
 
 @dataclass(frozen=True)
-class EarlyLook:
-    """The oracle looks at the clean prediction after a step; below the threshold the run is given up.
+class EarlyStop:
+    """The clean prediction after a step is scored; below the threshold the run is given up.
 
     Args:
         step: Steps that have been taken, 1 the first.
@@ -28,44 +28,43 @@ class EarlyLook:
 
     def __post_init__(self) -> None:
         if self.step < 1:
-            raise SettingError(f"step={self.step!r} of an early look is out of range: 1 is after the first step.")
+            raise SettingError(f"step={self.step!r} of an early stop is out of range: 1 is after the first step.")
         if math.isnan(self.threshold):
-            raise SettingError("threshold=nan of an early look compares with nothing: expected a number.")
+            raise SettingError("threshold=nan of an early stop compares with nothing: expected a number.")
 
 
 @dataclass(frozen=True)
 class SequentialPolicy(DraftFirstPolicy):
     """Draft again below a threshold, then ask the teacher, up to so many times each, and keep the best by the oracle.
 
-    The paper's policy (arXiv 2312.10835, algorithm 1) is one draft, one try of the teacher and `keep_best=False`. Several
-    drafts without a teacher are best of n with a stop; no drafts and several tries are the same of the teacher.
+    The paper's policy (arXiv 2312.10835, algorithm 1) is one draft, one try of the teacher and `margin=inf`. Several drafts
+    without a teacher are best of n with a stop; no drafts and several tries are the same of the teacher.
 
     Args:
         threshold: Score from which on the best draft so far is accepted.
         max_drafts: Drafts at most; 0 asks the teacher at once.
         max_teacher_tries: Tries of the teacher at most; 0 never asks it.
-        action: What the teacher does: `refine` the best draft or `regenerate`.
+        action: What the teacher does: `refine` the best draft or `regenerate`; without drafts it regenerates.
         regenerate_below: With refining, drafts whose score is below this are regenerated instead.
         teacher_threshold: Score from which on a try of the teacher is the last.
         noise: Where the teacher's first try begins when it regenerates: with the `same` noise as the first draft, as in
             the paper, or a `fresh` one. Further tries are always fresh.
-        keep_best: Whether the teacher's images are scored too, and the best of drafts and tries is kept.
-        margin: By how much a draft must lead the teacher's best image to be kept.
-        draft_looks: Early looks at drafts. A last draft is looked at early only where the teacher regenerates after it.
-        teacher_looks: Early looks at the teacher's tries but the last.
+        margin: By how much the best draft must lead the teacher's best image to be kept; infinity never keeps it, as in
+            the paper, and needs no score of a single try.
+        draft_stops: Early stops of drafts. A last draft is stopped only where the teacher regenerates after it.
+        teacher_stops: Early stops of the teacher's tries but the last.
     """
 
     threshold: float
     max_drafts: int = 1
     max_teacher_tries: int = 1
-    action: Decision = Decision.REGENERATE
+    action: Decision = Decision.REFINE
     regenerate_below: float | None = None
     teacher_threshold: float = -math.inf
     noise: Literal["same", "fresh"] = "same"
-    keep_best: bool = True
     margin: float = 0.0
-    draft_looks: tuple[EarlyLook, ...] = ()
-    teacher_looks: tuple[EarlyLook, ...] = ()
+    draft_stops: tuple[EarlyStop, ...] = ()
+    teacher_stops: tuple[EarlyStop, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in (("max_drafts", self.max_drafts), ("max_teacher_tries", self.max_teacher_tries)):
@@ -75,8 +74,6 @@ class SequentialPolicy(DraftFirstPolicy):
             raise SettingError("max_drafts=0 and max_teacher_tries=0 generate nothing: allow one of them at least once.")
         if self.action not in (Decision.REFINE, Decision.REGENERATE):
             raise SettingError(f"action={str(self.action)!r} is not known: 'refine' or 'regenerate'.")
-        if self.action is Decision.REFINE and not self.max_drafts:
-            raise SettingError("action='refine' with max_drafts=0 has nothing to refine: allow a draft, or regenerate.")
         if self.noise not in NOISES:
             raise SettingError(f"noise={self.noise!r} is not known: {', '.join(NOISES)} are.")
         for name, value in (("threshold", self.threshold), ("teacher_threshold", self.teacher_threshold)):
@@ -93,12 +90,24 @@ class SequentialPolicy(DraftFirstPolicy):
     @property
     def rechecks(self) -> bool:
         """Whether the teacher's images are scored."""
-        return self.keep_best or self.tries_again
+        return self.margin < math.inf or self._can_try_again
 
     @property
-    def tries_again(self) -> bool:
-        """Whether a teacher's image can be followed by another try."""
+    def _can_try_again(self) -> bool:
         return self.max_teacher_tries > 1 and self.teacher_threshold > -math.inf
+
+    @property
+    def scores_previews(self) -> bool:
+        """Whether clean predictions are scored on the way."""
+        return bool(self.draft_stops or self.teacher_stops)
+
+    def tries_again(self, score: float, tries: int) -> bool:
+        """Whether the latest of the teacher's images falls short, and another try is left."""
+        return tries < self.max_teacher_tries and not score >= self.teacher_threshold
+
+    def teacher_noise(self, tries: int) -> int:
+        """Return the number of the noise: the first try's is as `noise` says, further ones are fresh."""
+        return tries + (self.noise == "fresh")
 
     def actions(self, strategy: Decision) -> frozenset[Decision]:
         """Accept; draft again and ask the teacher, where either is allowed."""
@@ -107,7 +116,7 @@ class SequentialPolicy(DraftFirstPolicy):
             found.add(Decision.REDRAFT)
         if self.max_teacher_tries:
             found.add(self.action)
-            if self.regenerate_below is not None:
+            if self.regenerate_below is not None or not self.max_drafts:
                 found.add(Decision.REGENERATE)
         return frozenset(found)
 
@@ -131,16 +140,10 @@ class SequentialPolicy(DraftFirstPolicy):
             return Decision.REGENERATE
         return self.action
 
-    def look_at(self, teacher: bool, step: int, attempts: int) -> float | None:
-        """Return the threshold of an early look, None where there is none.
-
-        Args:
-            teacher: Whether the teacher's run is asked about.
-            step: Steps that the run has taken.
-            attempts: Drafts, or tries of the teacher, before this one.
-        """
-        looks, most = (self.teacher_looks, self.max_teacher_tries) if teacher else (self.draft_looks, self.max_drafts)
+    def early_threshold(self, teacher: bool, step: int, attempts: int) -> float | None:
+        """Return the threshold of an early stop; None where there is none, and for a last attempt that nothing follows."""
+        stops, most = (self.teacher_stops, self.max_teacher_tries) if teacher else (self.draft_stops, self.max_drafts)
         followed = not teacher and self.max_teacher_tries > 0 and self.action is Decision.REGENERATE
         if attempts + 1 >= most and not followed:
             return None
-        return next((look.threshold for look in looks if look.step == step), None)
+        return next((stop.threshold for stop in stops if stop.step == step), None)
