@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from allaprima.calibration.sequential import (
     Attempts,
     AttemptTable,
-    Family,
+    PolicyFamily,
     SequentialCandidate,
     interpolated,
     random_escalation,
@@ -125,16 +125,16 @@ def test_the_search_finds_what_pays():
     """Drafts at 2.5, a teacher at 10.5: with a good oracle three drafts beat one try, and the search says so."""
     held = table(800, 2)
     budget = 6.0
-    retried, out = search_policy(Family("student retried", 4, 0), held, budget, drawn=300, moves=100)
+    retried, out = search_policy(PolicyFamily("student retried", 4, 0), held, budget, drawn=300, moves=100)
     assert retried.teacher is None
     assert out.mean_cost <= budget
     once = simulate(SequentialCandidate(SequentialPolicy(-math.inf, 1, 0), 3, None), held)
     assert out.mean_value > once.mean_value + 0.15
-    paper = search_policy(Family("paper", 1, 1), held, budget, drawn=300, moves=100)
+    paper = search_policy(PolicyFamily("paper", 1, 1), held, budget, drawn=300, moves=100)
     assert paper is not None
     assert paper[1].mean_value < out.mean_value
-    assert search_policy(Family("teacher", 0, 1), held, 5.0, drawn=50) is None
-    assert search_policy(Family("paper", 1, 1), held, 1.0, drawn=50) is None
+    assert search_policy(PolicyFamily("teacher", 0, 1), held, 5.0, drawn=50) is None
+    assert search_policy(PolicyFamily("paper", 1, 1), held, 1.0, drawn=50) is None
 
 
 def test_early_stops_pay_where_steps_are_dear():
@@ -143,8 +143,8 @@ def test_early_stops_pay_where_steps_are_dear():
     # Known for certain after the first of four steps.
     certain = Attempts(np.repeat((value * 2 - 1)[:, :, None], 4, 2), value, 1.0)
     held = AttemptTable({4: certain}, {}, 0.1)
-    early = search_policy(Family("early", 4, 0, early=True), held, 6.0, drawn=300, moves=100)
-    blind = search_policy(Family("without", 4, 0), held, 6.0, drawn=300, moves=100)
+    early = search_policy(PolicyFamily("early", 4, 0, early=True), held, 6.0, drawn=300, moves=100)
+    blind = search_policy(PolicyFamily("without", 4, 0), held, 6.0, drawn=300, moves=100)
     assert early[1].mean_value > blind[1].mean_value + 0.03
 
 

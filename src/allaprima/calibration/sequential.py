@@ -202,7 +202,7 @@ def _held(attempts: Mapping[int, Attempts], steps: int | None, number: int, what
 
 
 @dataclass(frozen=True)
-class Family:
+class PolicyFamily:
     """Policies that a search may choose from.
 
     Args:
@@ -222,7 +222,7 @@ class Family:
     exact: bool = False
 
 
-def _draw(family: Family, table: AttemptTable, rng: np.random.Generator) -> SequentialCandidate:
+def _draw(family: PolicyFamily, table: AttemptTable, rng: np.random.Generator) -> SequentialCandidate:
     """Draw a candidate: thresholds are quantiles of the scores that they are compared with."""
     drafts = teacher = None
     most = {"max_drafts": 0, "max_teacher_tries": 0}
@@ -291,7 +291,13 @@ def _moved(candidate: SequentialCandidate, table: AttemptTable, rng: np.random.G
 
 
 def search_policy(
-    family: Family, table: AttemptTable, budget: float, seed: int = 0, drawn: int = 1500, moves: int = 500, keep: int = 5
+    family: PolicyFamily,
+    table: AttemptTable,
+    budget: float,
+    seed: int = 0,
+    drawn: int = 1500,
+    moves: int = 500,
+    keep: int = 5,
 ) -> tuple[SequentialCandidate, SequentialOutcome] | None:
     """Return the policy of a family whose images are worth most at a mean cost within the budget, with its outcome.
 
