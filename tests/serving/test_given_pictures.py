@@ -177,6 +177,6 @@ def test_strengths_are_a_strangers_choice_and_take_no_room_for_ever():
             [EngineRequest(GenerationRequest("0.1", k, edit=Edit(image, 0.2 + k / 1000)), REGENERATE, POLICIES[4])]
         )
         handle.result(10)
-    (cascade_entry,) = engine._machines._benches.values()
+    (loaded,) = engine._cascades._loaded.values()
     engine.stop()
-    assert len(cascade_entry.cascade._edits) <= 64
+    assert len(loaded.cascade._edits) <= 64
