@@ -12,7 +12,7 @@ from allaprima.calibration.sequential import (
     AttemptTable,
     PolicyFamily,
     SequentialCandidate,
-    interpolated,
+    best_mixture,
     random_escalation,
     search_policy,
     simulate,
@@ -159,10 +159,11 @@ def test_escalation_by_chance_lies_between_none_and_all():
 
 
 def test_settings_are_mixed_between_their_costs():
-    assert interpolated([10, 20], [0.5, 0.7], 15) == pytest.approx(0.6)
-    assert interpolated([10, 20], [0.5, 0.7], 40) == 0.7
-    assert interpolated([10, 20], [0.5, 0.7], 5) is None
-    assert interpolated([10, 20, 30], [0.7, 0.5, 0.9], 20) == pytest.approx(0.8), "a poor setting between is skipped"
+    assert best_mixture([10, 20], [0.5, 0.7], 15) == pytest.approx([0.5, 0.5])
+    assert best_mixture([10, 20], [0.5, 0.7], 40) == [0, 1]
+    assert best_mixture([10, 20], [0.7, 0.5], 40) == [1, 0], "what is dearer and worse is not taken"
+    assert best_mixture([10, 20], [0.5, 0.7], 5) is None
+    assert best_mixture([10, 20, 30], [0.7, 0.5, 0.9], 20) == pytest.approx([0.5, 0, 0.5]), "a poor one between is skipped"
 
 
 def test_halves_share_no_prompt():

@@ -19,7 +19,7 @@ from toys import SETTINGS, Grey, Toy
 
 from allaprima.cascade.policy import AlwaysPolicy, Decision, ThresholdPolicy
 from allaprima.cascade.request import GenerationRequest
-from allaprima.cascade.sequential import SequentialPolicy
+from allaprima.cascade.sequential import EarlyStop, SequentialPolicy
 from allaprima.core.errors import DeadlinePassedError, PictureFailedError, QueueFullError
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.serving.handle import LAST, Cancelled, Draft, EngineRequest, Failed, Finished, Started
@@ -35,6 +35,16 @@ POLICIES = (
     SequentialPolicy(0.6, regenerate_below=0.3, margin=math.inf),
     SequentialPolicy(0.55, 3, margin=math.inf),
     SequentialPolicy(0.7),
+    SequentialPolicy(
+        0.6,
+        3,
+        2,
+        Decision.REGENERATE,
+        teacher_threshold=0.8,
+        noise="fresh",
+        draft_stops=(EarlyStop(1, 0.3),),
+        teacher_stops=(EarlyStop(2, 0.4),),
+    ),
     AlwaysPolicy(Decision.ACCEPT),
     AlwaysPolicy(Decision.REGENERATE),
 )

@@ -211,7 +211,6 @@ class PolicyFamily:
         tries: The most tries of the teacher; 0: none.
         early: Whether early stops are allowed.
         stops: Whether thresholds end a run; without, all drafts and tries are made and the best is taken.
-        exact: Whether there are always that many drafts and tries allowed, not fewer.
     """
 
     name: str
@@ -219,7 +218,6 @@ class PolicyFamily:
     tries: int
     early: bool = False
     stops: bool = True
-    exact: bool = False
 
 
 def _draw(family: PolicyFamily, table: AttemptTable, rng: np.random.Generator) -> SequentialCandidate:
@@ -228,7 +226,7 @@ def _draw(family: PolicyFamily, table: AttemptTable, rng: np.random.Generator) -
     most = {"max_drafts": 0, "max_teacher_tries": 0}
     for name, limit in (("max_drafts", family.drafts), ("max_teacher_tries", family.tries)):
         least = 1 if name == "max_drafts" and limit else 0
-        most[name] = limit if family.exact else int(rng.integers(least, limit + 1))
+        most[name] = int(rng.integers(least, limit + 1))
     if not any(most.values()):
         most["max_teacher_tries"] = 1
     changes: dict[str, Any] = {**most, "action": Decision.REGENERATE}
@@ -356,21 +354,24 @@ def random_escalation(candidate: SequentialCandidate, table: AttemptTable) -> fl
     return (1 - share) * never + share * always
 
 
-def interpolated(costs: Sequence[float], values: Sequence[float], budget: float) -> float | None:
-    """Return the value at a budget by mixing the two settings around it by chance; None below the cheapest.
+def best_mixture(costs: Sequence[float], values: Sequence[float], budget: float) -> list[float] | None:
+    """Return how often each setting is taken, by chance, for the most value at a mean cost within the budget.
 
     Args:
         costs: Mean cost of each setting.
         values: Mean value of each.
-        budget: Mean cost that may be spent; above the dearest, that or a better one is taken.
+        budget: Mean cost that may be spent.
+
+    Returns:
+        Shares that sum to 1, at most two of them above 0; None where every setting costs more.
     """
-    best: float | None = None
-    points = sorted(zip(costs, values, strict=True))
-    for cost, value in points:
-        if cost <= budget and (best is None or value > best):
-            best = value
-    for (c, v), (d, w) in ((p, q) for i, p in enumerate(points) for q in points[i + 1 :]):
-        if c < budget < d:
-            mixed = v + (w - v) * (budget - c) / (d - c)
-            best = mixed if best is None or mixed > best else best
-    return best
+    best, shares = -math.inf, None
+    settings = list(enumerate(zip(costs, values, strict=True)))
+    for i, (c, v) in (s for s in settings if s[1][0] <= budget):
+        for j, (d, w) in settings:
+            share = (budget - c) / (d - c) if d > budget else float(i == j)
+            if v + share * (w - v) > best:
+                best, shares = v + share * (w - v), [0.0] * len(costs)
+                shares[j] += share
+                shares[i] += 1 - share
+    return shares

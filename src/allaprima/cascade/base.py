@@ -104,7 +104,10 @@ class BaseCascade(ABC):
     def _decide(self, job: Job) -> None:
         policy = job.policy or self.policy
         job.threshold = policy.threshold
-        (job.decision,) = policy.decide([float("nan") if job.score is None else job.score], _context(job))
+        if job.draft is None:
+            job.decision = policy.decide_without_draft(job.attempts)
+        else:
+            (job.decision,) = policy.decide([float("nan") if job.score is None else job.score], _context(job))
 
     def _follow(self, job: Job) -> None:
         """Send a job where its decision says."""

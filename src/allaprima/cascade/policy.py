@@ -96,6 +96,10 @@ class Policy(Protocol):
         """
         ...
 
+    def decide_without_draft(self, attempts: int) -> Decision:
+        """Return what follows when so many drafts have been given up and none is finished: REDRAFT or REGENERATE."""
+        ...
+
     def tries_again(self, score: float, tries: int) -> bool:
         """Whether the teacher is asked once more after its latest image scored so, the `tries`-th."""
         ...
@@ -130,6 +134,10 @@ class DraftFirstPolicy:
     def early_threshold(self, teacher: bool, step: int, attempts: int) -> float | None:
         """Return None: nothing is scored on the way."""
         return None
+
+    def decide_without_draft(self, attempts: int) -> Decision:
+        """Return REGENERATE; no draft is given up."""
+        return Decision.REGENERATE
 
     def tries_again(self, score: float, tries: int) -> bool:
         """Return False: one try."""
@@ -221,6 +229,9 @@ class PolicyWrapper:
 
     def early_threshold(self, teacher: bool, step: int, attempts: int) -> float | None:
         return self.inner.early_threshold(teacher, step, attempts)
+
+    def decide_without_draft(self, attempts: int) -> Decision:
+        return self.inner.decide_without_draft(attempts)
 
     def tries_again(self, score: float, tries: int) -> bool:
         return self.inner.tries_again(score, tries)

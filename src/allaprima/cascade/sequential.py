@@ -101,6 +101,10 @@ class SequentialPolicy(DraftFirstPolicy):
         """Whether clean predictions are scored on the way."""
         return bool(self.draft_stops or self.teacher_stops)
 
+    def decide_without_draft(self, attempts: int) -> Decision:
+        """Return REDRAFT while drafts are left, else REGENERATE."""
+        return Decision.REDRAFT if attempts < self.max_drafts else Decision.REGENERATE
+
     def tries_again(self, score: float, tries: int) -> bool:
         """Whether the latest of the teacher's images falls short, and another try is left."""
         return tries < self.max_teacher_tries and not score >= self.teacher_threshold

@@ -253,7 +253,7 @@ class Engine:
 
         Here, under the lock, because another lane may move the ceiling between a decision and the account of it.
         """
-        request, first = item.handle.request, item.job.stage is Stage.SCORE and item.job.attempts == 0
+        request, first = item.handle.request, item.job.stage is Stage.SCORE and item.job.draft is None
         if self.controller is not None and request.adjustable and first:
             item.job.policy = when_unscored(self.controller.lowered(request.policy), self._on_failure)
 

@@ -80,6 +80,8 @@ def unsound(job: Job, stage: Stage) -> str | None:
 
 def unscored(job: Job, stage: Stage) -> bool:
     """Whether the oracle gave no number in this stage, though it was asked."""
+    if stage is Stage.PREVIEW:
+        return job.previews[-1].score is None
     score = job.score if stage is Stage.SCORE else job.final_score
     return stage in (Stage.SCORE, Stage.RECHECK) and (score is None or math.isnan(score))
 
