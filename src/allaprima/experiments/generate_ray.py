@@ -20,10 +20,10 @@ from rich.console import Console
 
 from allaprima.cascade.metadata import ImageRecord, RecordWriter
 from allaprima.cascade.request import GenerationRequest
-from allaprima.cli.generate import NONE, GenerateOptions, loaded, prompt_rows, requests_of, say_word, vocabulary_of
 from allaprima.conditioning.prompt_inputs import extra_prompts
 from allaprima.core.errors import PromptError, SettingError
 from allaprima.experiments.drift_watch import DriftWatch
+from allaprima.experiments.generate import NONE, GenerateOptions, loaded, prompt_rows, requests_of, say_word, vocabulary_of
 from allaprima.experiments.run_folder import RunFolder
 from allaprima.experiments.runner import Bar, digest, end, identity_of, keep, summary, watch_of, write_tables
 from allaprima.fleet.ray_batch import BatchWork, Item, WorkerConfig, paint
