@@ -36,6 +36,7 @@ from allaprima.cli.options import (
 )
 
 
+# Long: the signature has a line for each option.
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; quote each.")] = None,
     prompts_file: Annotated[str | None, typer.Option(help="Text, CSV or JSONL with prompts; '-' reads stdin.")] = None,
