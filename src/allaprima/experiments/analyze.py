@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from allaprima._version import __version__
@@ -25,6 +24,7 @@ from allaprima.core.errors import PromptError, SettingError
 from allaprima.data.prompts import read_prompts
 from allaprima.experiments.analysis_folder import AnalysisFolder
 from allaprima.experiments.analysis_sections import AnalysisMeasures, sections_of
+from allaprima.experiments.progress import Bars
 from allaprima.pipeline import AdaptivePipeline
 
 FIRST_SEED = 7_000_000
@@ -85,18 +85,6 @@ class AnalyzeOptions:
         return " ".join(["allaprima analyze", *parts])
 
 
-class Counted:
-    """Progress bars on stderr, one a task."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-
-    def task(self, what: str, total: int) -> Callable[[int], None]:
-        """Call it with how many more are done."""
-        made = self.progress.add_task(what, total=total)
-        return lambda n: self.progress.advance(made, n)
-
-
 def prompts_of(o: AnalyzeOptions, pipe: AdaptivePipeline) -> list[str]:
     """Different prompts, as they will be painted. Raises `PromptError` for too few."""
     if o.prompts_file is not None:
@@ -126,7 +114,7 @@ def requests_of(prompts: list[str], o: AnalyzeOptions) -> list[GenerationRequest
 
 @torch.inference_mode()
 def paint(
-    pipe: AdaptivePipeline, requests: list[GenerationRequest], folder: AnalysisFolder, wanted: list[str], bars: Counted
+    pipe: AdaptivePipeline, requests: list[GenerationRequest], folder: AnalysisFolder, wanted: list[str], bars: Bars
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All pairs, batch by batch, each kept at once; beside them why something was not watched, by measure."""
     steps, missing = pipe.level == "steps", dict[str, str]()
@@ -166,7 +154,7 @@ def paint(
 
 
 def kept_columns(
-    folder: AnalysisFolder, bars: Counted, count: int
+    folder: AnalysisFolder, bars: Bars, count: int
 ) -> Callable[[str, str, Callable[[slice], Tensor]], np.ndarray]:
     """Return a function that measures `(N,)` values in slices, or reads them if the same measure was taken before."""
 
@@ -204,9 +192,7 @@ def analyze_command(o: AnalyzeOptions) -> None:
         "settings": pipe.settings.to_dict(), "fingerprints": pipe.fingerprints(),
     }  # fmt: skip
     folder.claim(identity)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        bars = Counted(progress)
+    with Bars.show(console, transient=False) as bars:
         painted, missing = paint(pipe, requests, folder, o.wanted, bars)
         column = kept_columns(folder, bars, len(requests))
         measured = AnalysisMeasures(pipe, o.wanted, prompts, requests, painted, missing, o.features, o.icnet, o.tie)

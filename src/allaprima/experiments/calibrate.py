@@ -213,8 +213,7 @@ def measured_prices(
 
 
 def trusted_score(pipe: AdaptivePipeline, images: Any, prompts: Sequence[str]) -> Any:
-    """Return the oracle's scores `(B,)`; raises `CalibrationError` where it fails, for no policy can be fitted around that.
-    Return the oracle's scores `(B,)`; raises `CalibrationError` where it fails, for no policy can be fitted around that."""
+    """Return the oracle's scores `(B,)`. Raises `CalibrationError` where it fails: no policy can be fitted around that."""
     import torch
 
     assert pipe.oracle is not None
@@ -234,8 +233,7 @@ def trusted_score(pipe: AdaptivePipeline, images: Any, prompts: Sequence[str]) -
 def painted_bank(
     pipe: AdaptivePipeline, settings: CascadeSettings, prompts: Sequence[str], o: CalibrateOptions, console: Console
 ) -> OutcomeTable:
-    """Return what a policy beyond the threshold is fitted on: drafts, refinements and repaintings of the held-out prompts.
-    Return what a policy beyond the threshold is fitted on: drafts, refinements and repaintings of the held-out prompts."""
+    """Return what a policy beyond the threshold is fitted on: drafts and both actions of the teacher on held-out prompts."""
     with Progress(console=console) as progress:
 
         def paint(requests: Sequence[GenerationRequest], settings: CascadeSettings, policy: Policy) -> list[Result]:

@@ -1,4 +1,4 @@
-"""`allaprima control`: pictures that say where things are, and prompts that say what; the student paints first."""
+"""Generating from prompts and control images into a run folder; the student paints first."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from allaprima.conditioning.vocabulary import ResolvedPrompt
 from allaprima.core.errors import SettingError
 from allaprima.data.control_maps import GIVEN, HOLE, MAPS, control_map, with_hole
 from allaprima.data.edits import EditRow
-from allaprima.experiments.edit import check_asked, read_file, rows_of
-from allaprima.experiments.generate import PaintOptions, cascade_settings, policy_beside, texts_of, words_for
+from allaprima.experiments.edit import read_file
+from allaprima.experiments.generate import cascade_settings, policy_beside, texts_of, words_for
+from allaprima.experiments.options import ImageOptions
 from allaprima.experiments.runner import RunPlan, paint
 from allaprima.models.cards.card import Card
 from allaprima.pipeline import AdaptivePipeline
@@ -26,21 +27,18 @@ from allaprima.pipeline.requests import compose_requests
 
 
 @dataclass(frozen=True)
-class ControlOptions(PaintOptions):
+class ControlOptions(ImageOptions):
     """Options of the command, as given."""
 
-    picture: Path | None
-    mask: Path | None
     controls_file: Path | None
     nets: tuple[str, ...]
     maps: tuple[str, ...]
     scales: tuple[float, ...]
     condition_weight: float
-    fit: bool
 
     def check(self) -> None:
         """Raise `SettingError` or `PromptError` before anything is loaded."""
-        check_asked(self, self.controls_file, "--controls-file")
+        self.check_rows(self.controls_file, "--controls-file")
         for name, given in (("maps", self.maps), ("scales", self.scales)):
             if len(given) not in (0, max(1, len(self.nets))):
                 raise SettingError(f"{name}={list(given)!r} for {max(1, len(self.nets))} ControlNets: one each, or none.")
@@ -81,7 +79,7 @@ def read_map(row: EditRow, size: tuple[int, int], fit: bool, name: str) -> Tenso
 def prepare_controls(o: ControlOptions, console: Console) -> RunPlan:
     """Load the models, compute every map, and turn rows into requests."""
     o.check()
-    rows = rows_of(o, o.controls_file)
+    rows = o.rows(o.controls_file)
     with console.status("loading models"):
         pipe = AdaptivePipeline.from_card(o.card)
         assert pipe.card is not None

@@ -1,11 +1,10 @@
-"""`allaprima edit`: pictures and new prompts to a run folder; the student edits first (SDEdit in the cascade)."""
+"""Editing images by prompts into a run folder; the student edits first (SDEdit in the cascade)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
@@ -13,28 +12,21 @@ from torch import Tensor
 
 from allaprima.cascade.request import GenerationRequest
 from allaprima.conditioning.edit import DEFAULT_STRENGTH, Edit, ImageInput
-from allaprima.core.errors import PromptError, SettingError
-from allaprima.data.edits import EditRow, read_edits
+from allaprima.core.errors import SettingError
 from allaprima.data.images import as_mask, as_tensor, covering, opaque
-from allaprima.experiments.generate import PaintOptions, cascade_settings, policy_beside, texts_of, words_for
+from allaprima.experiments.generate import cascade_settings, policy_beside, texts_of, words_for
+from allaprima.experiments.options import ImageOptions
 from allaprima.experiments.runner import RunPlan, paint
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.pipeline.requests import compose_requests
 
 
 @dataclass(frozen=True)
-class EditOptions(PaintOptions):
+class EditOptions(ImageOptions):
     """Options of the command, as given."""
 
-    picture: Path | None
-    mask: Path | None
     edits_file: Path | None
     strengths: tuple[float, ...]
-    fit: bool
-
-    def check(self) -> None:
-        """Raise `SettingError` before anything is loaded."""
-        check_asked(self, self.edits_file, "--edits-file")
 
 
 def read_file(path: Path, size: tuple[int, int], fit: bool, mask: bool) -> Tensor:
@@ -58,44 +50,10 @@ def read_file(path: Path, size: tuple[int, int], fit: bool, mask: bool) -> Tenso
         raise SettingError(f"{path} cannot be read as a picture: {e}. Make it again, or leave it out.") from e
 
 
-class ImageRowOptions(Protocol):
-    """Options of a command that takes a picture with prompts, or a file of such rows."""
-
-    @property
-    def picture(self) -> Path | None: ...
-
-    @property
-    def mask(self) -> Path | None: ...
-
-    @property
-    def prompts(self) -> list[str] | None: ...
-
-
-def check_asked(o: ImageRowOptions, file: Path | None, option: str) -> None:
-    """Raise `SettingError` or `PromptError` unless there is one of the two; `option` is the file's name on the command."""
-    if (o.picture is None) == (file is None):
-        raise SettingError(f"a picture with prompts, or {option} with rows of image and prompt: give one of the two.")
-    if file is not None and (o.prompts or o.mask is not None):
-        raise SettingError(f"{option} has the prompts and masks: leave prompts and --mask out.")
-    if o.picture is not None and not o.prompts:
-        raise PromptError(f"no prompt for {o.picture}: say what is to be painted, for example 'owl, fluent 3d'.")
-
-
-def rows_of(o: ImageRowOptions, file: Path | None) -> list[EditRow]:
-    """Return what is asked. Raises `PromptError` when that is nothing."""
-    if file is not None:
-        rows = list(read_edits(file))
-        if not rows:
-            raise PromptError(f"{file} has no rows: image and prompt are due in each.")
-        return rows
-    assert o.picture is not None
-    return [EditRow(o.picture, prompt, mask=o.mask) for prompt in o.prompts or []]
-
-
 def prepare_edits(o: EditOptions, console: Console) -> RunPlan:
     """Load the models, look at every picture, and turn rows into requests."""
-    o.check()
-    rows = rows_of(o, o.edits_file)
+    o.check_rows(o.edits_file, "--edits-file")
+    rows = o.rows(o.edits_file)
     with console.status("loading models"):
         pipe = AdaptivePipeline.from_card(o.card)
     settings = cascade_settings(pipe.settings, o)

@@ -20,8 +20,9 @@ from allaprima.data.pictures import RESULTS, PictureSet, Which, open_pictures
 from allaprima.evaluation.intervals import Interval
 from allaprima.evaluation.paired import paired
 from allaprima.experiments.evaluation_table import print_table
-from allaprima.experiments.metric_suite import Bars, MeasuredSet, MetricOutcome, MetricSuite
+from allaprima.experiments.metric_suite import MeasuredSet, MetricOutcome, MetricSuite
 from allaprima.experiments.needs import Needs, Reference, features_sha256, metric_names, read_features
+from allaprima.experiments.progress import Bars
 
 SCHEMA = 1
 KINDS: tuple[Which, ...] = ("final", "draft")

@@ -19,6 +19,7 @@ from allaprima.core.errors import PromptError, SettingError
 from allaprima.data.prompts import PromptRow, read_prompts
 from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.diffusion.noising import Variance
+from allaprima.experiments.options import PaintOptions
 from allaprima.experiments.runner import RunPlan, paint
 from allaprima.models.placement.device_config import DeviceConfig
 from allaprima.pipeline import AdaptivePipeline
@@ -26,45 +27,6 @@ from allaprima.pipeline.requests import PROMPT_TEXTS, compose_requests, settings
 
 MAX_PICTURES = 1_000_000
 NONE = "no prompts: give some as arguments, --prompts-file FILE (or - for stdin), or --demo."
-
-
-@dataclass(frozen=True)
-class PaintOptions:
-    """Options that generate, edit and control have in common, as given."""
-
-    prompts: list[str] | None
-    card: str
-    out: Path
-    student_only: bool
-    teacher_only: bool
-    strategy: str | None
-    threshold: float | None
-    sigma: float | None
-    sigma_is: str | None
-    solver: str | None
-    steps: int | None
-    last_time: float | None
-    student_steps: int | None
-    guidance: float | None
-    negative_prompt: str
-    prompt_2: str
-    negative_prompt_2: str
-    prompt_3: str
-    negative_prompt_3: str
-    clip_skip: int | None
-    guidance_rescale: float | None
-    seed: int
-    images_per_prompt: int
-    batch_size: int | None
-    nearest: bool
-    resume: bool
-
-    @property
-    def mode(self) -> str:
-        """The pipeline's mode."""
-        if self.student_only and self.teacher_only:
-            raise SettingError("--student-only and --teacher-only contradict each other: give one.")
-        return "student-only" if self.student_only else "teacher-only" if self.teacher_only else "adaptive"
 
 
 @dataclass(frozen=True)

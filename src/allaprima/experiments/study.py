@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,7 @@ def create_command(
 
 def invite_command(folder: Path, annotators: int, revoke: int | None, database: str | None) -> None:
     """Print tokens as the end of a link."""
-    store = open_study(folder, database)
-    try:
+    with closing(open_study(folder, database)) as store:
         if revoke is not None:
             store.revoke(revoke)
             _console().print(f"annotator {revoke} votes no more; their votes stay (report --drop-flagged, or by export)")
@@ -71,8 +71,6 @@ def invite_command(folder: Path, annotators: int, revoke: int | None, database: 
         _console().print("invitations, one an annotator; they can't be shown again. Put the server's address before each:")
         for token in store.invite(annotators):
             print(f"/#token={token}", flush=True)
-    finally:
-        store.close()
 
 
 def serve_command(folder: Path, host: str, port: int, database: str | None) -> None:
@@ -82,16 +80,14 @@ def serve_command(folder: Path, host: str, port: int, database: str | None) -> N
     from allaprima.study.app.service import StudyService
 
     console = _console()
-    store = open_study(folder, database)
-    gone = missing_files(folder, store.files())
-    if gone:
-        console.print(f"[yellow]note:[/] {len(gone)} pictures are gone, their pairs aren't shown: {', '.join(gone[:3])} ...")
-    try:
+    with closing(open_study(folder, database)) as store:
+        gone = missing_files(folder, store.files())
+        if gone:
+            first = ", ".join(gone[:3])
+            console.print(f"[yellow]note:[/] {len(gone)} pictures are gone, their pairs aren't shown: {first} ...")
         serve(create_app(StudyService(folder, store)), host, port, lambda where: print(f"{where}/", flush=True))
         counts = store.counts()
         console.print(f"stopped: {counts['votes']} of {counts['slots']} votes")
-    finally:
-        store.close()
 
 
 def made_folder(out: Path) -> Path:
@@ -107,11 +103,8 @@ def export_command(folder: Path, out: Path, question: str, database: str | None)
     """Write the tables."""
     from allaprima.study.export import write_votes
 
-    store = open_study(folder, database)
-    try:
+    with closing(open_study(folder, database)) as store:
         written: dict[str, Any] = write_votes(store, folder, made_folder(out), question)
-    finally:
-        store.close()
     _console().print(", ".join(f"{out / name}: {rows} rows" for name, rows in written.items()))
 
 
@@ -121,15 +114,13 @@ def report_command(
     """Write the report and print where it is."""
     from allaprima.study.report import write_report
 
-    store = open_study(folder, database)
-    try:
+    with closing(open_study(folder, database)) as store:
         scores = None
         if card is not None:
+            # Torch and the models, which only scores need.
             from allaprima.experiments.study_scores import scores_of
 
             scores = scores_of(card, store, folder)
         for line in write_report(store, folder, made_folder(out), level, drop_flagged, scores):
             _console().print(line)
-    finally:
-        store.close()
     print(out / "report.html")
