@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +23,10 @@ from allaprima.core.errors import PromptError, SettingError
 from allaprima.data.prompts import read_prompts
 from allaprima.experiments.analysis_folder import AnalysisFolder
 from allaprima.experiments.analysis_sections import AnalysisMeasures, sections_of
+from allaprima.experiments.calibrate import check_prompts
 from allaprima.experiments.progress import Bars
 from allaprima.pipeline import AdaptivePipeline
 
-FIRST_SEED = 7_000_000
-"""Far from the seeds that trained, calibrated or compared anything."""
 MEASURED_AT_ONCE = 32
 """Pictures."""
 
@@ -183,8 +181,7 @@ def analyze_command(o: AnalyzeOptions) -> None:
         raise SettingError(f"card {o.card!r} has no oracle: who says how good a picture is? Give the card one.")
     prompts = prompts_of(o, pipe)
     requests = requests_of(prompts, o)
-    for prompt in prompts:
-        _check(pipe, prompt)
+    check_prompts(pipe, prompts)
     folder = AnalysisFolder(o.out)
     identity = {
         "card": o.card, "prompts": len(prompts), "seeds": o.seeds, "seed": o.seed,
@@ -224,10 +221,3 @@ def lead_of(o: AnalyzeOptions, pipe: AdaptivePipeline, prompts: int) -> list[str
         " when it holds zero.",
         *([f"Left out as asked: {', '.join(left)}."] if left else []),
     ]
-
-
-def _check(pipe: AdaptivePipeline, prompt: str) -> None:
-    """Before anything is painted."""
-    check: Any = getattr(pipe.student, "check_prompt", None)
-    if check is not None:
-        check(prompt)

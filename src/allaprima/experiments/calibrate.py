@@ -127,11 +127,15 @@ def held_out_prompts(pipe: AdaptivePipeline, o: CalibrateOptions, console: Conso
         )
     if len(prompts) < 10:
         raise PromptError(f"{o.prompts_file} has {len(prompts)} different prompts: 10 or more are due, 500 are usual.")
+    check_prompts(pipe, prompts)
+    return prompts[: o.samples]
+
+
+def check_prompts(pipe: AdaptivePipeline, prompts: Sequence[str]) -> None:
+    """Raise what the student raises for a prompt that it can't read; generators of complete images tell it themselves."""
     student: Any = pipe.student
-    # Pipelines that are called whole say themselves what they can't read.
     for prompt in prompts if hasattr(student, "check_prompt") else ():
         student.check_prompt(prompt)
-    return prompts[: o.samples]
 
 
 class ScoreBook:

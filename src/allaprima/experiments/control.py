@@ -13,17 +13,15 @@ from torch import Tensor
 from allaprima.cascade.request import GenerationRequest
 from allaprima.conditioning.control import check_scales
 from allaprima.conditioning.edit import ImageInput
-from allaprima.conditioning.vocabulary import ResolvedPrompt
 from allaprima.core.errors import SettingError
 from allaprima.data.control_maps import GIVEN, HOLE, MAPS, control_map, with_hole
 from allaprima.data.edits import EditRow
 from allaprima.experiments.edit import read_file
-from allaprima.experiments.generate import cascade_settings, policy_beside, texts_of, words_for
+from allaprima.experiments.generate import cascade_settings, filled, policy_beside, requests_of
 from allaprima.experiments.options import ImageOptions
 from allaprima.experiments.runner import RunPlan, paint
 from allaprima.models.cards.card import Card
 from allaprima.pipeline import AdaptivePipeline
-from allaprima.pipeline.requests import compose_requests
 
 
 @dataclass(frozen=True)
@@ -89,21 +87,16 @@ def prepare_controls(o: ControlOptions, console: Console) -> RunPlan:
     settings = cascade_settings(pipe.settings, o)
     policy = policy_beside(pipe, settings, usual, o, console)
     pipe.cascade(settings, policy)
-    words = words_for(pipe, [row.prompt for row in rows], o.nearest, console)
-    requests: list[GenerationRequest] = []
-    wordings: list[ResolvedPrompt] = []
-    for row, word in zip(rows, words, strict=True):
-        size = settings.width, settings.height
-        pictures = tuple(ImageInput.read_by(partial(read_map, row, size, o.fit, m)) for m in maps)
-        for k in range(o.images_per_prompt):
-            i = len(requests)
-            seed = o.seed + i if row.seed is None else row.seed + k
-            requests += compose_requests([word.painted], [seed], None, [pictures], o.scales, i, texts=texts_of(row, o))
-            wordings.append(word)
     beside: dict[str, Any] = {"nets": list(nets)}
     if o.condition_weight:
         beside["condition"] = {"maps": list(maps), "weight": o.condition_weight}
-    return RunPlan(pipe, policy, settings, requests, wordings, beside)
+    size = settings.width, settings.height
+
+    def compose(row: EditRow, painted: str, first: int, _: int) -> list[GenerationRequest]:
+        images = tuple(ImageInput.read_by(partial(read_map, row, size, o.fit, m)) for m in maps)
+        return requests_of(row, painted, first, o, [images], o.scales)
+
+    return filled(RunPlan(pipe, policy, settings, extras=beside), rows, o, console, compose)
 
 
 def control_command(o: ControlOptions) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor
 from allaprima.cascade.request import GenerationRequest
 from allaprima.conditioning.edit import DEFAULT_STRENGTH, Edit, ImageInput
 from allaprima.core.errors import SettingError
+from allaprima.data.edits import EditRow
 from allaprima.data.images import as_mask, as_tensor, covering, opaque
-from allaprima.experiments.generate import cascade_settings, policy_beside, texts_of, words_for
+from allaprima.experiments.generate import cascade_settings, filled, policy_beside, texts_of
 from allaprima.experiments.options import ImageOptions
 from allaprima.experiments.runner import RunPlan, paint
 from allaprima.pipeline import AdaptivePipeline
@@ -62,24 +63,20 @@ def prepare_edits(o: EditOptions, console: Console) -> RunPlan:
     usual = None if pipe.calibration is None else pipe.calibration.threshold
     policy = policy_beside(pipe, settings, usual, o, console)
     pipe.cascade(settings, policy)
-    words = words_for(pipe, [row.prompt for row in rows], o.nearest, console)
     size = settings.width, settings.height
-    requests: list[GenerationRequest] = []
-    wordings = []
-    for number, (row, word) in enumerate(zip(rows, words, strict=True)):
+
+    def compose(row: EditRow, painted: str, first: int, number: int) -> list[GenerationRequest]:
         image = ImageInput.read_by(partial(read_file, row.image, size, o.fit, False))
         mask = None if row.mask is None else ImageInput.read_by(partial(read_file, row.mask, size, o.fit, True))
-        strengths = o.strengths or ((DEFAULT_STRENGTH,) if mask is None else (1.0,))
+        usual = o.strengths or ((DEFAULT_STRENGTH,) if mask is None else (1.0,))
+        strengths = usual if row.strength is None else (row.strength,)
+        begin = o.seed + number * o.images_per_prompt if row.seed is None else row.seed
         # One seed for all strengths: what differs between them is the strength.
-        first = o.seed + number * o.images_per_prompt if row.seed is None else row.seed
-        for k in range(o.images_per_prompt):
-            for strength in strengths if row.strength is None else (row.strength,):
-                edit = Edit(image, strength, mask)
-                requests += compose_requests(
-                    [word.painted], [first + k], [edit], first_index=len(requests), texts=texts_of(row, o)
-                )
-                wordings.append(word)
-    return RunPlan(pipe, policy, settings, requests, wordings)
+        seeds = [begin + k for k in range(o.images_per_prompt) for _ in strengths]
+        edits = [Edit(image, strength, mask) for strength in strengths] * o.images_per_prompt
+        return compose_requests([painted] * len(seeds), seeds, edits, first_index=first, texts=texts_of(row, o))
+
+    return filled(RunPlan(pipe, policy, settings), rows, o, console, compose)
 
 
 def edit_command(o: EditOptions) -> None:

@@ -69,7 +69,7 @@ class EvaluateOptions:
                     "nothing to measure: give PICTURES (a folder or a run), or --prompts-file to paint first."
                 )
             if self.out is None or self.out.suffix == ".json":
-                raise SettingError(f"out={_text(self.out)}: painting needs a run folder. Give --out FOLDER.")
+                raise SettingError(f"out={self.out and str(self.out)!r}: painting needs a run folder. Give --out FOLDER.")
             return
         for name in ("seed", "images_per_prompt", "budget", "threshold"):
             if getattr(self, name) is not None:
@@ -91,10 +91,6 @@ class EvaluateOptions:
         if self.cache is not None:
             return self.cache
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "allaprima"
-
-
-def _text(path: Path | None) -> str:
-    return repr(None if path is None else str(path))
 
 
 def evaluate_command(o: EvaluateOptions, generate: Callable[[], None]) -> None:

@@ -24,8 +24,6 @@ from allaprima.experiments.reproduction import CARD_STEPS, write_study
 from allaprima.experiments.scorers import scorers_for
 from allaprima.pipeline import AdaptivePipeline
 
-BUDGETS = (5.0, 8.0, 10.0, 12.0, 15.0, 20.0)
-
 
 @dataclass(frozen=True)
 class FrontierOptions:

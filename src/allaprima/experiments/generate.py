@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
@@ -14,8 +14,10 @@ from allaprima.calibration.artifact import Calibration
 from allaprima.cascade.policy import Policy
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.settings import CascadeSettings, make_sigma
+from allaprima.conditioning.edit import ImageInput
 from allaprima.conditioning.vocabulary import ResolvedPrompt, Vocabulary
 from allaprima.core.errors import PromptError, SettingError
+from allaprima.data.edits import EditRow
 from allaprima.data.prompts import PromptRow, read_prompts
 from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.diffusion.noising import Variance
@@ -26,6 +28,9 @@ from allaprima.pipeline import AdaptivePipeline
 from allaprima.pipeline.requests import PROMPT_TEXTS, compose_requests, settings_changes
 
 MAX_PICTURES = 1_000_000
+Row = TypeVar("Row", PromptRow, EditRow)
+Compose = Callable[[Row, str, int, int], list[GenerationRequest]]
+"""A row, its prompt as it is encoded, the index of its first request, its number -> its requests."""
 NONE = "no prompts: give some as arguments, --prompts-file FILE (or - for stdin), or --demo."
 
 
@@ -144,20 +149,30 @@ def prepare(o: GenerateOptions, console: Console) -> RunPlan:
     """Load the models and turn prompts into requests."""
     rows = collect_prompts(o, console)
     pipe, settings, policy = loaded(o, console)
-    words = words_for(pipe, [row.prompt for row in rows], o.nearest, console)
-    requests: list[GenerationRequest] = []
-    for row, word in zip(rows, words, strict=True):
-        requests += requests_of(row, word.painted, len(requests), o)
     said = o.device_config.to_dict()
-    wordings = [w for w in words for _ in range(o.images_per_prompt)]
-    return RunPlan(pipe, policy, settings, requests, wordings, {"placement": said} if said else {})
+    plan = RunPlan(pipe, policy, settings, extras={"placement": said} if said else {})
+    return filled(plan, rows, o, console, lambda row, painted, first, _: requests_of(row, painted, first, o))
 
 
-def requests_of(row: PromptRow, painted: str, first: int, o: PaintOptions) -> list[GenerationRequest]:
-    """Return a prompt's pictures, of which the first is picture `first` of the run."""
+def filled(plan: RunPlan, rows: Sequence[Row], o: PaintOptions, console: Console, compose: Compose[Row]) -> RunPlan:
+    """Return a plan with the requests of all rows, their prompts in words that the card knows."""
+    words = words_for(plan.pipe, [row.prompt for row in rows], o.nearest, console)
+    requests: list[GenerationRequest] = []
+    wordings: list[ResolvedPrompt] = []
+    for number, (row, word) in enumerate(zip(rows, words, strict=True)):
+        requests += compose(row, word.painted, len(requests), number)
+        wordings += [word] * (len(requests) - len(wordings))
+    return dataclasses.replace(plan, requests=requests, wordings=wordings)
+
+
+def requests_of(
+    row: PromptRow | EditRow, painted: str, first: int, o: PaintOptions, controls: Sequence[tuple[ImageInput, ...]] = (),
+    scales: tuple[float, ...] = (),
+) -> list[GenerationRequest]:  # fmt: skip
+    """Return a prompt's images, of which the first is image `first` of the run; `controls`: those of the prompt, if any."""
     begin = o.seed + first if row.seed is None else row.seed
     seeds = range(begin, begin + o.images_per_prompt)
-    return compose_requests([painted], seeds, first_index=first, texts=texts_of(row, o))
+    return compose_requests([painted], seeds, None, controls or None, scales, first, texts=texts_of(row, o))
 
 
 def texts_of(row: object, o: PaintOptions) -> dict[str, str | None]:

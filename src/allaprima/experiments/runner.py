@@ -39,8 +39,8 @@ class RunPlan:
     pipe: AdaptivePipeline
     policy: Policy
     settings: CascadeSettings
-    requests: Sequence[GenerationRequest]
-    wordings: Sequence[ResolvedPrompt]
+    requests: Sequence[GenerationRequest] = ()
+    wordings: Sequence[ResolvedPrompt] = ()
     extras: Mapping[str, Any] = field(default_factory=dict)
     """What was put on the card's models, as accounts tell it (`record.RECORD_EXTRAS`)."""
 

@@ -276,11 +276,13 @@ class AdaptivePipeline:
 
     def fingerprints(self) -> dict[str, str]:
         """Return what a calibration is tied to."""
+        # Of models of other makes nothing is known.
+        prints: list[Any] = [getattr(model, "fingerprints", {}) for model in (self.student, self.teacher)]
         return {
             "student": str(getattr(self.student, "fingerprint", "unknown")),
             "teacher": str(getattr(self.teacher, "fingerprint", "unknown")),
             "oracle": self.oracle.fingerprint if self.oracle is not None else "none",
-            "backend": " + ".join(dict.fromkeys(_backend(model) for model in (self.student, self.teacher))),
+            "backend": " + ".join(dict.fromkeys(str(p.get("backend", DEFAULT)) for p in prints)),
         }
 
     student_settings = staticmethod(student_settings)
@@ -430,8 +432,3 @@ class AdaptivePipeline:
             cascade.on_step = CallbackOnStepEnd(self, callback_on_step_end, bool(callback_on_step_end_tensor_inputs))
         results = list(run(cascade, requests, isolate=callback_on_step_end is None))
         return output_of(results, output_type, return_dict)
-
-
-def _backend(model: object) -> str:
-    """Return what a painter's networks run on; of painters of other makes nothing is known."""
-    return str(getattr(model, "fingerprints", {}).get("backend", DEFAULT))
