@@ -55,10 +55,10 @@ def evaluate(
     """Measure pictures: quality, fit to prompts, diversity, with intervals; alone or against others."""
     from allaprima.experiments.evaluate import EvaluateOptions, evaluate_command
 
-    def generate_images() -> None:
+    def generate_images(folder: Path) -> None:
         # The same command goes on with a run that was stopped.
         generate(
-            prompts_file=prompts_file, card=card or "emoji", out=out or Path("out"), budget=budget, threshold=threshold,
+            prompts_file=prompts_file, card=card or "emoji", out=folder, budget=budget, threshold=threshold,
             seed=seed or 0, images_per_prompt=1 if images_per_prompt is None else images_per_prompt, resume=True,
         )  # fmt: skip
 

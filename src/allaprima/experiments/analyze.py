@@ -1,4 +1,4 @@
-"""`allaprima analyze`: the paper's look inside a pair (section 3, appendices B and D), as one page with its numbers."""
+"""Analysis of a pair as the paper has it (section 3, appendices B and D), as one page with its numbers."""
 
 from __future__ import annotations
 

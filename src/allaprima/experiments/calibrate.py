@@ -1,4 +1,4 @@
-"""`allaprima calibrate`: held-out drafts, scored, to a threshold (or another policy) for a budget. Resumable."""
+"""Calibration: scores of held-out drafts to a threshold, or another policy, for a budget. Resumable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`allaprima convert-oracle`: a published checkpoint to a folder that cards can name."""
+"""Conversion of a published oracle's checkpoint to a folder that cards can name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`allaprima distill`: a recipe to a student, its card and its page. Run again to resume."""
+"""Distillation by a recipe to a student, its card and its page. Run again to resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`allaprima evaluate`: pictures of a folder or a run, or painted here first, to metrics with intervals."""
+"""Evaluation of the images of a folder or a run by metrics with intervals, alone or against others."""
 
 from __future__ import annotations
 
@@ -93,12 +93,12 @@ class EvaluateOptions:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "allaprima"
 
 
-def evaluate_command(o: EvaluateOptions, generate: Callable[[], None]) -> None:
+def evaluate_command(o: EvaluateOptions, generate: Callable[[Path], None]) -> None:
     """Measure, compare, and write the report.
 
     Args:
         o: Options of the command.
-        generate: Generate images into `o.out`; called where no images are given.
+        generate: Generate images into a run folder, `o.out`; called where no images are given.
     """
     o.check()
     names = metric_names(o.metrics)
@@ -107,9 +107,9 @@ def evaluate_command(o: EvaluateOptions, generate: Callable[[], None]) -> None:
     needs = Needs(reference, o.card or ("emoji" if o.pictures is None else card_of(o.pictures)), o.clip)
     needs.check_options(names)
     where = o.pictures or o.out
-    if o.pictures is None:
-        generate()
     assert where is not None
+    if o.pictures is None:
+        generate(where)
     prompts_file = None if o.pictures is None else o.prompts_file
     kinds: list[Which] = [k for k in KINDS if o.which in (k, "both")]
     sets = [open_pictures(where, kind, prompts_file) for kind in kinds]

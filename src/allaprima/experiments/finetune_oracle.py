@@ -1,4 +1,4 @@
-"""`allaprima finetune-oracle`: labelled pairs to an oracle that agrees with them better, and a card that uses it."""
+"""Fine-tuning of an oracle on labelled pairs, and a card that uses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`allaprima frontier`: methods, budgets and seeds to quality against cost. Resumable; every picture is painted once."""
+"""The report of a frontier: quality against cost of methods and budgets. Resumable; every image is generated once."""
 
 from __future__ import annotations
 

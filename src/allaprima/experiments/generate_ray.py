@@ -1,4 +1,4 @@
-"""`allaprima generate --engine ray`: the same folder, painted by workers of a Ray cluster.
+"""Generation by workers of a Ray cluster, into the folder that one process would make.
 
 Prompts are never all in memory: they are read once, put into words that the card knows, and laid on disk until a worker is
 free; the folder's own pictures say what is done. So the folder is what one process makes, to the byte, and either goes on

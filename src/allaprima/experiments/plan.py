@@ -1,4 +1,4 @@
-"""`allaprima plan`: a demand and kinds of hardware to machines, threshold, cost and latency."""
+"""Planning of a fleet: a demand and kinds of hardware to machines, threshold, cost and latency."""
 
 from __future__ import annotations
 

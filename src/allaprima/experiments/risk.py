@@ -1,4 +1,4 @@
-"""`allaprima risk`: judged drafts to a threshold with a promise about what accepted drafts lose."""
+"""Risk control: judged drafts to a threshold with a guarantee on what accepted drafts lose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`allaprima serve`: one card behind OpenAI's images endpoints."""
+"""Serving of one card behind OpenAI's images endpoints."""
 
 from __future__ import annotations
 

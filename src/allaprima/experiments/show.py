@@ -1,4 +1,4 @@
-"""`allaprima show`: what made a picture, and the picture again."""
+"""The record inside an image, and the image generated again from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`allaprima study`: create, serve, invite, report, export."""
+"""Preference studies: create, serve, invite, report, export."""
 
 from __future__ import annotations
 
