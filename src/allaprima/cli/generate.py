@@ -11,29 +11,18 @@ from allaprima.cli.options import (
     Backend,
     BatchSize,
     Card,
-    ClipSkip,
     Device,
     Dtype,
-    Guidance,
-    GuidanceRescale,
-    ImagesPerPrompt,
-    Nearest,
-    NegativePrompt,
-    NegativePrompt2,
-    NegativePrompt3,
-    Prompt2,
-    Prompt3,
     RayAddress,
-    Resume,
-    Seed,
-    SigmaIs,
-    Solver,
-    Strategy,
-    StudentOnly,
     StudentSteps,
-    TeacherOnly,
     options_of,
 )
+
+BEYOND_IMAGES = (
+    "prompts_file", "demo", "budget", "steer", "calibration", "guidance_interval", "guidance_outside", "engine",
+    "ray_address", "workers", "backend", "device", "teacher_device", "dtype", "lazy_teacher", "offload",
+)  # fmt: skip
+"""Options that verbs which condition on images don't have."""
 
 
 # Long: the signature has a line for each option.
@@ -43,9 +32,11 @@ def generate(
     demo: Annotated[bool, typer.Option(help="Paint the card's own 24 demonstration prompts.")] = False,
     card: Card = "emoji",
     out: Annotated[Path, typer.Option(help="Run folder: images/, drafts/, results.jsonl, sheet.png.")] = Path("out"),
-    student_only: StudentOnly = False,
-    teacher_only: TeacherOnly = False,
-    strategy: Strategy = None,
+    student_only: Annotated[bool, typer.Option("--student-only", help="Accept every draft.")] = False,
+    teacher_only: Annotated[bool, typer.Option("--teacher-only", help="No drafts: the teacher paints everything.")] = False,
+    strategy: Annotated[
+        str | None, typer.Option(help="What the teacher does with a poor draft: refine or regenerate.")
+    ] = None,
     budget: Annotated[
         float | None, typer.Option(help="Mean cost a picture, in the unit (usually steps) of the card's calibration.")
     ] = None,
@@ -57,14 +48,14 @@ def generate(
         Path | None, typer.Option(help="Artifact of calibrate, with its settings, in place of the card's own.")
     ] = None,
     sigma: Annotated[float | None, typer.Option(help="Rollback depth in (0, 1): how much of a draft is repainted.")] = None,
-    sigma_is: SigmaIs = None,
-    solver: Solver = None,
+    sigma_is: Annotated[str | None, typer.Option(help="'variance' (the paper's formula) or 'strength' (diffusers).")] = None,
+    solver: Annotated[str | None, typer.Option(help="The teacher's solver: ddim, dpm_solver, ...")] = None,
     steps: Annotated[int | None, typer.Option(help="Teacher steps; N means N network steps, whatever sigma.")] = None,
     last_time: Annotated[
         float | None, typer.Option(help="Where the teacher's last step is evaluated; default: the card's for its solver.")
     ] = None,
     student_steps: StudentSteps = None,
-    guidance: Guidance = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of both models.")] = None,
     guidance_interval: Annotated[
         tuple[float, float] | None,
         typer.Option(help="Times LOW HIGH between which the teacher's guidance is full; 0 1000 is always."),
@@ -72,18 +63,22 @@ def generate(
     guidance_outside: Annotated[
         float | None, typer.Option(help="The teacher's guidance scale outside that interval; 1 is none, and half the work.")
     ] = None,
-    negative_prompt: NegativePrompt = "",
-    prompt_2: Prompt2 = "",
-    negative_prompt_2: NegativePrompt2 = "",
-    prompt_3: Prompt3 = "",
-    negative_prompt_3: NegativePrompt3 = "",
-    clip_skip: ClipSkip = None,
-    guidance_rescale: GuidanceRescale = None,
-    seed: Seed = 0,
-    images_per_prompt: ImagesPerPrompt = 1,
+    negative_prompt: Annotated[str, typer.Option(help="What not to paint.")] = "",
+    prompt_2: Annotated[str, typer.Option("--prompt-2", help="Prompt of the second text encoder (sdxl, sd3, flux).")] = "",
+    negative_prompt_2: Annotated[
+        str, typer.Option("--negative-prompt-2", help="What not to paint, for the second text encoder.")
+    ] = "",
+    prompt_3: Annotated[str, typer.Option("--prompt-3", help="Prompt of the third text encoder (sd3 with T5).")] = "",
+    negative_prompt_3: Annotated[
+        str, typer.Option("--negative-prompt-3", help="What not to paint, for the third text encoder.")
+    ] = "",
+    clip_skip: Annotated[int | None, typer.Option(help="CLIP's last layers that are left out (sd, sdxl, sd3).")] = None,
+    guidance_rescale: Annotated[float | None, typer.Option(help="Guidance rescale of both models, 0..1 (sd, sdxl).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    images_per_prompt: Annotated[int, typer.Option(help="Pictures a prompt.")] = 1,
     batch_size: BatchSize = None,
-    nearest: Nearest = True,
-    resume: Resume = False,
+    nearest: Annotated[bool, typer.Option(help="Move unknown words to the nearest concept the card knows.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     engine: Annotated[
         str,
         typer.Option(help="process (here), or ray: workers of a Ray cluster, for very many prompts (docs/serving.md)."),

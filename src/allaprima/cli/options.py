@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, TypeVar, cast
 
 import typer
 
 T = TypeVar("T")
+V = TypeVar("V", bound=Callable[..., None])
 Card = Annotated[str, typer.Option(help="Bundled card by name, or path of a card.yaml.")]
-StudentOnly = Annotated[bool, typer.Option("--student-only", help="Accept every draft.")]
-TeacherOnly = Annotated[bool, typer.Option("--teacher-only", help="No drafts: the teacher paints everything.")]
-Strategy = Annotated[str | None, typer.Option(help="What the teacher does with a poor draft: refine or regenerate.")]
-SigmaIs = Annotated[str | None, typer.Option(help="'variance' (the paper's formula) or 'strength' (diffusers).")]
-Solver = Annotated[str | None, typer.Option(help="The teacher's solver: ddim, dpm_solver, ...")]
 RayAddress = Annotated[
     str | None, typer.Option(help="Of a Ray cluster that runs, or auto; default: one is started here, for this run.")
 ]
 StudentSteps = Annotated[int | None, typer.Option(help="Student steps.")]
-Guidance = Annotated[float | None, typer.Option(help="Guidance scale of both models.")]
-NegativePrompt = Annotated[str, typer.Option(help="What not to paint.")]
-Prompt2 = Annotated[str, typer.Option("--prompt-2", help="Prompt of the second text encoder (sdxl, sd3, flux).")]
-NegativePrompt2 = Annotated[str, typer.Option("--negative-prompt-2", help="What not to paint, for the second text encoder.")]
-Prompt3 = Annotated[str, typer.Option("--prompt-3", help="Prompt of the third text encoder (sd3 with T5).")]
-NegativePrompt3 = Annotated[str, typer.Option("--negative-prompt-3", help="What not to paint, for the third text encoder.")]
-ClipSkip = Annotated[int | None, typer.Option(help="CLIP's last layers that are left out (sd, sdxl, sd3).")]
-GuidanceRescale = Annotated[float | None, typer.Option(help="Guidance rescale of both models, 0..1 (sd, sdxl).")]
-Seed = Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")]
-ImagesPerPrompt = Annotated[int, typer.Option(help="Pictures a prompt.")]
 BatchSize = Annotated[int | None, typer.Option(help="Pictures a network call; constant, padded.")]
-Nearest = Annotated[bool, typer.Option(help="Move unknown words to the nearest concept the card knows.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
 Threshold = Annotated[
     float | None, typer.Option(help="Accept drafts that score at least this; default: the card's calibrated one.")
 ]
@@ -43,6 +28,31 @@ Backend = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu (default), cuda, cuda:1, or auto.")]
 Dtype = Annotated[str | None, typer.Option(help="float32 (default), bfloat16, float16, or auto.")]
 Steps = Annotated[int | None, typer.Option(help="Teacher steps.")]
+
+
+def like(base: Callable[..., None], without: Collection[str]) -> Callable[[V], V]:
+    """Give a verb the options of another: its own parameters, then those of `base`, which arrive in its `**` mapping.
+
+    Args:
+        base: The other verb.
+        without: Options of `base` that the verb doesn't have.
+
+    Returns:
+        A decorator. A keyword-only parameter of the verb stands in the place of the one of that name in `base`.
+    """
+
+    def decorated(verb: V) -> V:
+        own = [p for p in inspect.signature(verb, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        first = [p for p in own if p.kind is not p.KEYWORD_ONLY]
+        instead = {p.name: p for p in own}
+        shared = inspect.signature(base, eval_str=True).parameters.values()
+        taken = {*without, *(p.name for p in first)}
+        both = [*first, *(instead.get(p.name, p) for p in shared if p.name not in taken)]
+        made = [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in both]
+        cast(Any, verb).__signature__ = inspect.Signature(made)
+        return verb
+
+    return decorated
 
 
 def options_of(kind: type[T], values: Mapping[str, Any], **others: Any) -> T:
