@@ -13,10 +13,11 @@ from allaprima.calibration.outcome_table import (
 )
 from allaprima.calibration.policies import fit_all, fit_threshold, spend
 from allaprima.cascade.latent_cascade import LatentCascade
-from allaprima.cascade.policy import AlwaysPolicy, BandPolicy, BestOf, Decision, PreRoute, Recheck, ThresholdPolicy
+from allaprima.cascade.policy import AlwaysPolicy, Decision, PreRoute, ThresholdPolicy
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.router import PromptRouter
 from allaprima.cascade.runner import run
+from allaprima.cascade.sequential import SequentialPolicy
 from allaprima.core.errors import SettingError
 from tests.toys import SETTINGS, Grey, Toy
 
@@ -38,11 +39,11 @@ ROUTER = PromptRouter.fit([torch.tensor([[v]]) for v in (0.1, 0.5, 0.9)], [0.1, 
 POLICIES = {
     "threshold": ThresholdPolicy(0.5),
     "regenerate": ThresholdPolicy(0.5, Decision.REGENERATE),
-    "band": BandPolicy(0.7, 0.3),
-    "best of 3": BestOf(ThresholdPolicy(0.5), 3),
-    "recheck": Recheck(ThresholdPolicy(0.5)),
-    "clear recheck": Recheck(ThresholdPolicy(0.5), lead=0.05),
-    "pre-route": PreRoute(BestOf(ThresholdPolicy(0.5), 2), ROUTER, 0.2),
+    "band": SequentialPolicy(0.7, regenerate_below=0.3, margin=math.inf),
+    "best of 3": SequentialPolicy(0.5, 3, margin=math.inf),
+    "recheck": SequentialPolicy(0.5),
+    "clear recheck": SequentialPolicy(0.5, margin=0.05),
+    "pre-route": PreRoute(SequentialPolicy(0.5, 2, margin=math.inf), ROUTER, 0.2),
     "teacher": AlwaysPolicy(Decision.REGENERATE),
 }
 
@@ -70,7 +71,7 @@ def test_a_replay_is_what_a_live_run_does(name, bias):
 
 def test_a_policy_that_wants_more_than_the_bank_holds_is_told(painted):
     with pytest.raises(SettingError, match="wants draft 4, the bank holds 3"):
-        simulate_policy(BestOf(ThresholdPolicy(9.0), 4), painted)
+        simulate_policy(SequentialPolicy(9.0, 4, margin=math.inf), painted)
     only = OutcomeTable(**{**painted.__dict__, "made": {Decision.REFINE: painted.made[Decision.REFINE]}})
     with pytest.raises(SettingError, match="wants to regenerate, the bank holds refine"):
         simulate_policy(ThresholdPolicy(9.0, Decision.REGENERATE), only)

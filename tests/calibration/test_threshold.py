@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from allaprima.calibration.artifact import Calibration
 from allaprima.calibration.budget import Prices
 from allaprima.calibration.threshold import threshold_for
-from allaprima.cascade.policy import BandPolicy, Decision, Recheck, ThresholdPolicy
+from allaprima.cascade.policy import Decision, ThresholdPolicy
+from allaprima.cascade.sequential import SequentialPolicy
 from allaprima.core.errors import CalibrationError, SettingError
 
 
@@ -63,11 +64,11 @@ def test_seconds_hold_for_the_settings_they_were_measured_with():
 
 
 def test_a_fitted_policy_holds_for_its_budget_and_action(tmp_path):
-    c = made(policy=Recheck(BandPolicy(0.6, 0.2)))
+    c = made(policy=SequentialPolicy(0.6, regenerate_below=0.2))
     c.save(tmp_path / "c.json")
     c = Calibration.load(tmp_path / "c.json")
-    assert c.policy_for(None, ACTION) == Recheck(BandPolicy(0.6, 0.2))
-    with pytest.raises(CalibrationError, match=r"\(recheck\) was fitted to 15 steps, not to 10"):
+    assert c.policy_for(None, ACTION) == SequentialPolicy(0.6, regenerate_below=0.2)
+    with pytest.raises(CalibrationError, match=r"\(sequential\) was fitted to 15 steps, not to 10"):
         c.policy_for(10, ACTION)
     with pytest.raises(CalibrationError, match=r"action\.strategy was 'refine', is now 'regenerate'"):
         c.policy_for(15, {**ACTION, "strategy": "regenerate"})

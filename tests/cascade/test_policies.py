@@ -13,12 +13,9 @@ from allaprima.cascade.job import Job, Stage
 from allaprima.cascade.latent_cascade import LatentCascade
 from allaprima.cascade.policy import (
     AlwaysPolicy,
-    BandPolicy,
-    BestOf,
     Context,
     Decision,
     PreRoute,
-    Recheck,
     ThresholdPolicy,
     policy_from_dict,
     policy_to_dict,
@@ -26,6 +23,7 @@ from allaprima.cascade.policy import (
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.router import PromptRouter, Ridge, prompt_features
 from allaprima.cascade.runner import run
+from allaprima.cascade.sequential import SequentialPolicy
 from allaprima.cascade.value import GainModel, ValuePolicy, draft_features
 from allaprima.core.errors import SettingError
 from tests.toys import SETTINGS, Grey, Toy
@@ -42,22 +40,22 @@ def decisions(results):
 
 
 def test_a_band_refines_the_middling_and_regenerates_the_poor():
-    policy = BandPolicy(0.6, 0.3)
+    policy = SequentialPolicy(0.6, regenerate_below=0.3, margin=math.inf)
     assert policy.decide([0.1, 0.3, 0.59, 0.6, math.nan]) == ["regenerate", "refine", "refine", "accept", "regenerate"]
     assert decisions(paint(["0.05", "0.45", "0.9"], policy)) == ["regenerate", "refine", "accept"]
     with pytest.raises(SettingError, match=r"regenerate_below=0.7.*threshold=0.6"):
-        BandPolicy(0.6, 0.7)
+        SequentialPolicy(0.6, regenerate_below=0.7, margin=math.inf)
 
 
 def test_best_of_stops_when_a_draft_will_do_and_keeps_the_best():
-    easy, hard = paint(["0.9", "0.1"], BestOf(ThresholdPolicy(0.5), 3))
+    easy, hard = paint(["0.9", "0.1"], SequentialPolicy(0.5, 3, margin=math.inf))
     assert (easy.attempts, hard.attempts) == (1, 3)
     assert easy.cost.evaluations == {"student": 4, "oracle": 1}
     assert hard.cost.evaluations == {"student": 12, "oracle": 3, "teacher": 6}
     assert decisions([easy, hard]) == ["accept", "refine"]
     # Guided steps count two. The first draft is one of the three; the others come from other noise.
     (_, first) = paint(["0.9", "0.1"], ThresholdPolicy(0.5))
-    (_, second) = paint(["0.9", "0.1"], BestOf(ThresholdPolicy(0.5), 2))
+    (_, second) = paint(["0.9", "0.1"], SequentialPolicy(0.5, 2, margin=math.inf))
     scores = [first.score, second.score, hard.score]
     assert scores == sorted(scores)
     assert len(set(scores)) > 1, "the seeds of this test never gave a better draft: it shows nothing"
@@ -76,31 +74,29 @@ def test_a_later_draft_can_be_painted_by_itself(steps):
 
     first, second = (scores(AlwaysPolicy(Decision.ACCEPT), k) for k in (0, 1))
     assert max(abs(a - b) for a, b in zip(first, second, strict=True)) > 0.01
-    assert scores(BestOf(ThresholdPolicy(0.9), 2), 0) == [max(ab) for ab in zip(first, second, strict=True)]
+    assert scores(SequentialPolicy(0.9, 2, margin=math.inf), 0) == [max(ab) for ab in zip(first, second, strict=True)]
 
 
 def test_the_refined_draft_is_the_best_one():
-    _, result = paint(["0.9", "0.1"], BestOf(ThresholdPolicy(0.5, Decision.REFINE), 3))
-    shades = {
-        n: float(paint(["0.9", "0.1"], BestOf(ThresholdPolicy(0.5, Decision.REFINE), n))[1].image.mean()) for n in (1, 2, 3)
-    }
+    _, result = paint(["0.9", "0.1"], SequentialPolicy(0.5, 3, margin=math.inf))
+    shades = {n: float(paint(["0.9", "0.1"], SequentialPolicy(0.5, n, margin=math.inf))[1].image.mean()) for n in (1, 2, 3)}
     assert float(result.image.mean()) == shades[3]
     assert shades[3] > shades[1], "a lighter draft leaves a lighter picture"
 
 
 def test_a_second_look_keeps_the_better_of_draft_and_picture():
-    (kept,) = paint(["0.1"], Recheck(ThresholdPolicy(0.5)))
+    (kept,) = paint(["0.1"], SequentialPolicy(0.5))
     assert (kept.selected, decisions([kept])) == ("final", ["refine"])
     assert kept.final_score > kept.score
     assert kept.cost.evaluations == {"student": 4, "teacher": 6, "oracle": 2}
-    (worse,) = paint(["0.1"], Recheck(ThresholdPolicy(0.5)), bias=-0.3)
+    (worse,) = paint(["0.1"], SequentialPolicy(0.5), bias=-0.3)
     assert worse.selected == "draft"
     assert torch.equal(worse.image, worse.draft)
     lead = worse.score - worse.final_score
     for margin, gets in ((0.9 * lead, "draft"), (1.1 * lead, "final")):
-        (again,) = paint(["0.1"], Recheck(ThresholdPolicy(0.5), margin), bias=-0.3)
+        (again,) = paint(["0.1"], SequentialPolicy(0.5, margin=margin), bias=-0.3)
         assert again.selected == gets
-    (accepted,) = paint(["0.9"], Recheck(ThresholdPolicy(0.5)))
+    (accepted,) = paint(["0.9"], SequentialPolicy(0.5))
     assert (accepted.selected, accepted.final_score) == (None, None)
 
 
@@ -201,8 +197,8 @@ def test_draft_features_see_edges_speckle_and_background():
     [
         ThresholdPolicy(0.4, Decision.REGENERATE),
         AlwaysPolicy(Decision.ACCEPT),
-        BandPolicy(0.6, 0.2),
-        Recheck(BestOf(ThresholdPolicy(0.4), 3)),
+        SequentialPolicy(0.6, regenerate_below=0.2, margin=math.inf),
+        SequentialPolicy(0.4, 3),
         PreRoute(ThresholdPolicy(0.1), PromptRouter(Ridge((1.0,), (math.inf,), (2.0,), 0.3)), 0.2),
         value_policy(0.3, 2),
     ],
@@ -220,8 +216,8 @@ def test_an_unknown_kind_is_named():
 
 
 def test_a_lead_below_nothing_is_refused():
-    with pytest.raises(SettingError, match=r"lead=-0.1 is below 0"):
-        Recheck(ThresholdPolicy(0.5), -0.1)
+    with pytest.raises(SettingError, match=r"margin=-0.1 is below 0"):
+        SequentialPolicy(0.5, margin=-0.1)
 
 
 def test_jobs_of_one_batch_may_bring_policies_of_their_own():
@@ -248,7 +244,7 @@ def test_a_requests_own_policy_is_what_it_is_checked_by():
 
 def test_the_margin_of_a_second_look_is_the_jobs_own():
     cascade = LatentCascade(Toy(), Toy(-0.1), Grey(), AlwaysPolicy(Decision.ACCEPT), SETTINGS)
-    jobs = [Job(GenerationRequest("0.6", 7), Recheck(AlwaysPolicy(Decision.REFINE), lead)) for lead in (0.0, 5.0)]
+    jobs = [Job(GenerationRequest("0.6", 7), SequentialPolicy(math.inf, margin=lead)) for lead in (0.0, 5.0)]
     while active := [j for j in jobs if j.stage is not Stage.DONE]:
         cascade.act(active[0].stage, active)
     assert [j.selected for j in jobs] == ["draft", "final"]

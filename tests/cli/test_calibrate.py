@@ -7,8 +7,9 @@ import pytest
 from calibrated import SETTINGS, Counting, allaprima, greys, serve, toy_pipeline
 
 from allaprima.calibration.artifact import Calibration
-from allaprima.cascade.policy import BandPolicy, BestOf, ThresholdPolicy, policy_from_dict
+from allaprima.cascade.policy import ThresholdPolicy, policy_from_dict
 from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.sequential import SequentialPolicy
 from allaprima.cascade.value import ValuePolicy
 from allaprima.core.errors import CalibrationError
 
@@ -205,7 +206,9 @@ def test_another_oracles_artifact_is_refused(tmp_path, prompts, monkeypatch):
     assert isinstance(toy_pipeline(Counting(), made).policy(SETTINGS), ThresholdPolicy)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("band", BandPolicy), ("value", ValuePolicy), ("best_of_2", BestOf)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("band", SequentialPolicy), ("value", ValuePolicy), ("best_of_2", SequentialPolicy)]
+)
 def test_another_policy_is_written_and_holds_the_budget(tmp_path, prompts, monkeypatch, name, kind):
     serve(monkeypatch, Counting())
     args = ("--drafts", "2") if name == "best_of_2" else ()

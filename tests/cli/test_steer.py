@@ -1,6 +1,7 @@
 """`allaprima generate` with a calibrated budget on the toy pair: steering, what a kill leaves of it, and drift."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from calibrated import SETTINGS, Counting, allaprima, greys, serve, toy_pipeline
 
 from allaprima.calibration.artifact import Calibration
 from allaprima.calibration.budget import Prices
-from allaprima.cascade.policy import BandPolicy
+from allaprima.cascade.sequential import SequentialPolicy
 from allaprima.data.images import read_chunks
 from allaprima.experiments.drift_watch import DriftWatch
 from allaprima.pipeline import AdaptivePipeline
@@ -144,9 +145,13 @@ def test_what_cannot_be_steered_is_said(tmp_path, prompts, monkeypatch, capsys, 
 
 
 def test_only_thresholds_are_steered(tmp_path, prompts, monkeypatch, capsys):
-    serve(monkeypatch, Counting(), calibration(BandPolicy(0.5, 0.3)))
+    serve(
+        monkeypatch,
+        Counting(),
+        calibration(SequentialPolicy(0.5, regenerate_below=0.3, margin=math.inf)),
+    )
     generate(prompts, tmp_path / "run", "--steer")
-    assert "policy is band, and only a threshold can be steered" in said(capsys)
+    assert "policy is sequential, and only a threshold can be steered" in said(capsys)
 
 
 @pytest.mark.parametrize("steer", [["--steer"], []])

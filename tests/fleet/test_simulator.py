@@ -11,7 +11,7 @@ from allaprima.core.errors import SettingError
 from allaprima.fleet.queueing import erlang_c
 from allaprima.fleet.simulator import EngineRule, MachineGroup, SimulatedRequest, Trace, simulate
 from allaprima.fleet.workload import LAYOUTS, STAGES, Demand, Kind
-from allaprima.serving.scheduler import PATIENCE
+from allaprima.serving.batching import PATIENCE
 
 SEEDS = range(6)
 

@@ -273,9 +273,9 @@ def test_drafts_are_looked_at_by_the_small_autoencoder_and_handed_out_by_the_ful
 
 def test_a_draft_that_beats_the_teacher_is_handed_out_by_the_full_autoencoder(path, tmp_path):
     from allaprima.cascade.latent_cascade import LatentCascade
-    from allaprima.cascade.policy import Decision, Recheck, ThresholdPolicy
     from allaprima.cascade.request import GenerationRequest
     from allaprima.cascade.runner import run
+    from allaprima.cascade.sequential import SequentialPolicy
 
     class Falling:
         """Every later look is worse."""
@@ -291,9 +291,7 @@ def test_a_draft_that_beats_the_teacher_is_handed_out_by_the_full_autoencoder(pa
     due = painted(load_pair(load_card(path)), path, mode="student-only")
     rough = load_pair(load_card(with_draft_vae(path, tmp_path)))
     settings = card_settings(load_card(path)).changed(batch_size=2)
-    cascade = LatentCascade(
-        rough.student, rough.teacher, Falling(), Recheck(ThresholdPolicy(0.0, Decision.REFINE)), settings
-    )
+    cascade = LatentCascade(rough.student, rough.teacher, Falling(), SequentialPolicy(0.0), settings)
     found = sorted(
         run(cascade, [GenerationRequest("red", 0, "", 0), GenerationRequest("a red", 1, "", 1)]),
         key=lambda r: r.request.index,

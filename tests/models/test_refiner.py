@@ -1,12 +1,15 @@
 """SDXL's refiner as a teacher, alone and after its base, against diffusers' own two pipelines."""
 
+import math
+
 import pytest
 import torch
 import yaml
 from tiny_folders import SIZE, card, refiner
 
-from allaprima.cascade.policy import BandPolicy, BestOf, Decision, Recheck, ThresholdPolicy
+from allaprima.cascade.policy import Decision
 from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.sequential import SequentialPolicy
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import ModelError, PaintingError, SettingError
 from allaprima.core.seeds import noise_batch
@@ -179,8 +182,12 @@ def test_a_refiner_alone_cannot_paint_from_noise(alone, folder):
         pipe = AdaptivePipeline(alone.student, alone.teacher, _Never(), SETTINGS)
         with pytest.raises(SettingError, match="can't paint from pure noise"):
             pipe("fox", seed=1, **asked)
-    short = ThresholdPolicy(0.5, Decision.REGENERATE)
-    for policy in (BandPolicy(0.6, 0.2), Recheck(short), BestOf(short, 2), Recheck(BestOf(BandPolicy(0.6, 0.2)))):
+    for policy in (
+        SequentialPolicy(0.6, regenerate_below=0.2, margin=math.inf),
+        SequentialPolicy(0.6, action=Decision.REGENERATE),
+        SequentialPolicy(0.6, 2, action=Decision.REGENERATE, margin=math.inf),
+        SequentialPolicy(0.6, 2, regenerate_below=0.2),
+    ):
         with pytest.raises(SettingError, match="can't paint from pure noise"):
             pipe.cascade(pipe.settings, policy).check(GenerationRequest("fox", 1))
     assert paint(alone, mode="student-only", strategy="regenerate").shape[0] == 2

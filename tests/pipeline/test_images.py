@@ -1,5 +1,7 @@
 """The cascade of whole pictures paints what diffusers' pipelines paint when they are called by hand."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from tiny_oracles import Brightness, seeded
 
 from allaprima.cascade.generator_adapter import GeneratorAdapter
 from allaprima.cascade.pixel_cascade import derived
-from allaprima.cascade.policy import BestOf, PreRoute, Recheck, ThresholdPolicy
+from allaprima.cascade.policy import PreRoute, ThresholdPolicy
+from allaprima.cascade.sequential import SequentialPolicy
 from allaprima.core.errors import ModelError, PaintingError, PromptError, SettingError
 from allaprima.data.images import to_pil
 from allaprima.diffusion.noising import Strength, Variance
@@ -84,14 +87,14 @@ def test_adaptive_from_end_to_end(whole):
 
 def test_policies_draft_again_and_look_again(whole):
     requests = requests_of(PROMPTS, SEEDS)
-    twice = list(whole.stream(requests, policy=BestOf(ThresholdPolicy(9.0), 3)))
+    twice = list(whole.stream(requests, policy=SequentialPolicy(9.0, 3, margin=math.inf)))
     assert {r.attempts for r in twice} == {3}
     assert {r.cost.evaluations["student"] for r in twice} == {6}
     drafts = {r.request.index: r for r in twice}
     seeds = [SEEDS[0], derived(SEEDS[0], "initial", 1), derived(SEEDS[0], "initial", 2)]
     three = whole([PROMPTS[0]] * 3, seed=seeds, mode="student-only").results
     assert drafts[0].score == max(r.draft.mean().item() for r in three)
-    for r in whole.stream(requests, policy=Recheck(ThresholdPolicy(9.0))):
+    for r in whole.stream(requests, policy=SequentialPolicy(9.0)):
         assert r.selected == ("draft" if r.score > r.final_score else "final")
 
 
@@ -180,7 +183,8 @@ def test_a_later_draft_that_fails_leaves_the_one_before_it(whole):
     pipe = AdaptivePipeline(Once(whole.student), whole.teacher, Brightness(), whole.settings.changed(batch_size=4))
     drafts = whole(PROMPTS, seed=SEEDS, mode="student-only", output_type="pt").images
     found = sorted(
-        pipe.stream(requests_of(PROMPTS, SEEDS), policy=BestOf(ThresholdPolicy(9.0), 3)), key=lambda r: r.request.index
+        pipe.stream(requests_of(PROMPTS, SEEDS), policy=SequentialPolicy(9.0, 3, margin=math.inf)),
+        key=lambda r: r.request.index,
     )
     assert [r.warning for r in found] == ["the student failed: RuntimeError: no; the draft before it is kept"] * 3
     assert all(torch.equal(r.image, draft) for r, draft in zip(found, drafts, strict=True))

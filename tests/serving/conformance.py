@@ -8,6 +8,7 @@ Requests arrive at random times, some together, with random neighbours, settings
 taken back, some have deadlines, and some can't be painted: `broken` ones raise in their batch, `nan` ones give no numbers.
 """
 
+import math
 import random
 import threading
 import time
@@ -16,8 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from toys import SETTINGS, Grey, Toy
 
-from allaprima.cascade.policy import AlwaysPolicy, BandPolicy, BestOf, Decision, Recheck, ThresholdPolicy
+from allaprima.cascade.policy import AlwaysPolicy, Decision, ThresholdPolicy
 from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.sequential import EarlyStop, SequentialPolicy
 from allaprima.core.errors import DeadlinePassedError, PictureFailedError, QueueFullError
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.serving.handle import LAST, Cancelled, Draft, EngineRequest, Failed, Finished, Started
@@ -30,9 +32,19 @@ OTHERS = (
 POLICIES = (
     ThresholdPolicy(0.5),
     ThresholdPolicy(0.4, Decision.REGENERATE),
-    BandPolicy(0.6, 0.3),
-    BestOf(ThresholdPolicy(0.55), 3),
-    Recheck(ThresholdPolicy(0.7)),
+    SequentialPolicy(0.6, regenerate_below=0.3, margin=math.inf),
+    SequentialPolicy(0.55, 3, margin=math.inf),
+    SequentialPolicy(0.7),
+    SequentialPolicy(
+        0.6,
+        3,
+        2,
+        Decision.REGENERATE,
+        teacher_threshold=0.8,
+        noise="fresh",
+        draft_stops=(EarlyStop(1, 0.3),),
+        teacher_stops=(EarlyStop(2, 0.4),),
+    ),
     AlwaysPolicy(Decision.ACCEPT),
     AlwaysPolicy(Decision.REGENERATE),
 )

@@ -1,25 +1,25 @@
 """The waiting room: priorities that age, fair shares, deadlines; without an engine."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from toys import SETTINGS
 
+from allaprima.cascade.policy import AlwaysPolicy, Decision
 from allaprima.cascade.request import GenerationRequest
 from allaprima.conditioning.edit import Edit, ImageInput
 from allaprima.core.errors import SettingError
-from allaprima.serving.queue import EngineLimits, QueueEntry, RequestQueue, given_bytes, job_bytes, work
-
-
-@dataclass(eq=False)
-class Who:
-    name: str
-    entry: QueueEntry
+from allaprima.serving.handle import EngineRequest, RequestHandle
+from allaprima.serving.in_flight import InFlightRequest, given_bytes, job_bytes, work
+from allaprima.serving.queue import EngineLimits, RequestQueue
 
 
 def who(name, client="a", priority=0, accepted=0.0, deadline=None, cost=1.0, held=0):
-    return Who(name, QueueEntry(client, priority, deadline, accepted, cost, held))
+    request = EngineRequest(GenerationRequest(name, 0), SETTINGS, AlwaysPolicy(Decision.ACCEPT), priority, deadline, client)
+    return InFlightRequest(RequestHandle(request, lambda _: None), None, None, accepted, 0, held, cost)
+
+
+def name_of(item):
+    return item.handle.request.request.prompt
 
 
 def served(room, n, now=0.0):
@@ -27,7 +27,7 @@ def served(room, n, now=0.0):
     for _ in range(n):
         first = room.next(now)
         room.serve(first)
-        names.append(first.name)
+        names.append(name_of(first))
     return names
 
 
@@ -81,8 +81,8 @@ def test_higher_priorities_go_first_and_lower_ones_age():
     room.add([who("low", "a"), who("high", "b", priority=2, accepted=5)])
     assert served(room, 1, now=6) == ["high"]
     room.add([who("high", "b", priority=2, accepted=25)])
-    assert room.next(26).name == "low", "26 s of waiting are two priorities, and its client has had less"
-    assert room.next(15).name == "high"
+    assert name_of(room.next(26)) == "low", "26 s of waiting are two priorities, and its client has had less"
+    assert name_of(room.next(15)) == "high"
 
 
 def test_late_ones_and_leaving():

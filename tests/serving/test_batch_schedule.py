@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allaprima.serving.scheduler import PAINTING, BatchGroup, choose, oldest_first, passed_after
+from allaprima.serving.batching import PAINTING, BatchGroup, choose, oldest_first, passed_after
 
 
 def group(key, ready, stage="student", size=8, oldest=0.0, passed=0):

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from allaprima.cascade.policy import AlwaysPolicy, BestOf, Context, Decision, ThresholdPolicy
+from allaprima.cascade.policy import AlwaysPolicy, Context, Decision, ThresholdPolicy
+from allaprima.cascade.sequential import SequentialPolicy
 from allaprima.core.errors import SettingError
 from allaprima.serving.controller import Controller, Objective
 
@@ -123,7 +124,7 @@ def test_a_lowered_policy_accepts_from_the_ceiling_on_and_keeps_the_rest():
     assert easy.threshold == 0.5, "what is below the ceiling stays"
     always = controller.lowered(AlwaysPolicy(Decision.REFINE))
     assert (always.threshold, always.decide([0.9])) == (None, [Decision.REFINE])
-    best = controller.lowered(BestOf(ThresholdPolicy(0.8), 3))
+    best = controller.lowered(SequentialPolicy(0.8, 3, margin=math.inf))
     context = Context(["a", "b"], [], attempts=[1, 1])
     assert [str(d) for d in best.decide([0.5, 0.65], context)] == ["redraft", "accept"]
 

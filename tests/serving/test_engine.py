@@ -124,11 +124,11 @@ def test_a_request_joins_its_batch_at_the_next_step(engines):
 
 
 def test_a_machine_for_each_settings_and_the_oldest_is_let_go(engines):
-    engine = engines(limits=EngineLimits(machines=2))
+    engine = engines(limits=EngineLimits(cascades=2))
     for settings in (*OTHERS, OTHERS[0]):
         (handle,) = engine.submit([request(settings=settings)])
         same(handle.result(10), alone(toy_pipe(), request(settings=settings)))
-    assert engine.snapshot().machines == 2
+    assert engine.snapshot().cascades == 2
 
 
 def test_all_or_none_and_how_long_to_wait(engines):
@@ -244,8 +244,8 @@ def test_deadlines_in_the_queue_in_flight_and_those_that_cannot_be_met(engines):
         with pytest.raises(DeadlinePassedError, match=words):
             handle.result(10)
     assert met.result(10).image is not None
-    (cascade_entry,) = engine._machines._benches.values()
-    cascade_entry.seconds = dict.fromkeys(cascade_entry.seconds, 50.0)
+    (loaded,) = engine._cascades._loaded.values()
+    loaded.seconds = dict.fromkeys(loaded.seconds, 50.0)
     (hopeless,) = engine.submit([request("0.9", 5, deadline=now[0] + 190)])
     with pytest.raises(DeadlinePassedError, match="can't be met"):
         hopeless.result(10)
@@ -257,8 +257,8 @@ def test_what_a_deadline_needs_is_told_by_the_deadlines_clock(engines):
     for seed in range(3):
         (handle,) = engine.submit([request("0.1", seed, deadline=7.1)])
         assert handle.result(10).image is not None
-    (cascade_entry,) = engine._machines._benches.values()
-    assert set(cascade_entry.seconds.values()) == {0.0}, "on this clock nothing takes any time"
+    (loaded,) = engine._cascades._loaded.values()
+    assert set(loaded.seconds.values()) == {0.0}, "on this clock nothing takes any time"
     assert engine.snapshot().seconds["student"] > 0
 
 
@@ -300,7 +300,7 @@ def test_stopping_hands_back_what_is_unfinished(engines):
 def test_a_bug_in_the_engine_is_told_to_everyone(engines, monkeypatch, caplog):
     engine = engines(start=False)
     handles = engine.submit([request("0.9", i) for i in range(3)])
-    monkeypatch.setattr(engine, "_next", lambda lane: 1 / 0)
+    monkeypatch.setattr(engine._scheduler, "next_batch", lambda lane: 1 / 0)
     engine.start()
     with pytest.raises(EngineStoppedError, match="ZeroDivisionError"):
         handles[2].result(10)
@@ -351,9 +351,9 @@ def test_nothing_is_left_of_what_was_served(engines):
         assert [r for r in refs if r() is not None] == [], "not even until garbage is next collected"
     finally:
         gc.enable()
-    assert len(engine._room._had) == 0
-    assert (engine._flying, engine._open, engine._gone) == ([], {}, [])
-    assert all(len(p) == 0 for p in engine._passed.values())
+    assert len(engine._scheduler.queue._had) == 0
+    assert (engine._scheduler.running, engine._scheduler.requests, engine._scheduler.take_cancelled()) == ([], {}, [])
+    assert all(len(p) == 0 for p in engine._scheduler._passed.values())
 
 
 def test_submitting_does_not_wait_for_a_step(engines):

@@ -1,5 +1,6 @@
 """Oracles that raise, hang or give no number, under each rule for that."""
 
+import math
 import threading
 import time
 
@@ -8,8 +9,9 @@ import torch
 from conformance import alone, same
 from toys import SETTINGS, Grey, Toy
 
-from allaprima.cascade.policy import AlwaysPolicy, BestOf, Decision, ThresholdPolicy
+from allaprima.cascade.policy import AlwaysPolicy, Decision, ThresholdPolicy
 from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.sequential import SequentialPolicy
 from allaprima.core.errors import ModelError, PictureFailedError, SettingError
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.serving.engine import Engine
@@ -69,7 +71,11 @@ def same_but_nan(found, offline):
 
 
 def test_no_further_draft_is_painted_for_an_oracle_that_is_out():
-    (handle,), _ = served(Grey(broken=[BAD]), [request(BAD, 2, BestOf(ThresholdPolicy(0.5), 3))], on_oracle_failure="accept")
+    (handle,), _ = served(
+        Grey(broken=[BAD]),
+        [request(BAD, 2, SequentialPolicy(0.5, 3, margin=math.inf))],
+        on_oracle_failure="accept",
+    )
     assert handle.result(0).attempts == 1
 
 

@@ -1,19 +1,18 @@
 """The fair queue's virtual clock: it advances by the work done divided by the number of clients that wait."""
 
-from dataclasses import dataclass
-
 import pytest
+from toys import SETTINGS
 
-from allaprima.serving.queue import QueueEntry, RequestQueue
-
-
-@dataclass(eq=False)
-class Waiting:
-    entry: QueueEntry
+from allaprima.cascade.policy import AlwaysPolicy, Decision
+from allaprima.cascade.request import GenerationRequest
+from allaprima.serving.handle import EngineRequest, RequestHandle
+from allaprima.serving.in_flight import InFlightRequest
+from allaprima.serving.queue import RequestQueue
 
 
 def requests(client, n, work=1.0, since=0.0):
-    return [Waiting(QueueEntry(client, 0, None, since + i, work, 0)) for i in range(n)]
+    request = EngineRequest(GenerationRequest("x", 0), SETTINGS, AlwaysPolicy(Decision.ACCEPT), client=client)
+    return [InFlightRequest(RequestHandle(request, lambda _: None), None, None, since + i, 0, work=work) for i in range(n)]
 
 
 def serve(queue, n):
@@ -22,7 +21,7 @@ def serve(queue, n):
     for _ in range(n):
         first = queue.next(now=0.0)
         queue.serve(first)
-        clients.append(first.entry.client)
+        clients.append(first.handle.request.client)
     return clients
 
 

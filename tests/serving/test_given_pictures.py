@@ -1,5 +1,6 @@
 """Edits, masks, pictures that control and several students in the engine: to the byte what they are offline."""
 
+import math
 import random
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from conformance import alone, check, play, random_cases, same
 from toys import SETTINGS, Grey, Toy
 
-from allaprima.cascade.policy import AlwaysPolicy, BestOf, Decision, ThresholdPolicy
+from allaprima.cascade.policy import AlwaysPolicy, Decision, ThresholdPolicy
 from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.sequential import SequentialPolicy
 from allaprima.conditioning.edit import Edit, ImageInput
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition
@@ -23,7 +25,7 @@ REFINE, REGENERATE, CAREFUL = SETTINGS, SETTINGS.changed(strategy="regenerate"),
 POLICIES = (
     ThresholdPolicy(0.5),
     ThresholdPolicy(0.5, Decision.REGENERATE),
-    BestOf(ThresholdPolicy(0.55), 2),
+    SequentialPolicy(0.55, 2, margin=math.inf),
     AlwaysPolicy(Decision.ACCEPT),
     AlwaysPolicy(Decision.REGENERATE),
 )
@@ -175,6 +177,6 @@ def test_strengths_are_a_strangers_choice_and_take_no_room_for_ever():
             [EngineRequest(GenerationRequest("0.1", k, edit=Edit(image, 0.2 + k / 1000)), REGENERATE, POLICIES[4])]
         )
         handle.result(10)
-    (cascade_entry,) = engine._machines._benches.values()
+    (loaded,) = engine._cascades._loaded.values()
     engine.stop()
-    assert len(cascade_entry.cascade._edits) <= 64
+    assert len(loaded.cascade._edits) <= 64

@@ -66,8 +66,8 @@ def test_a_retried_job_keeps_no_time_of_the_attempt_that_failed():
             [EngineRequest(GenerationRequest("0.3", i), SETTINGS, Once(Decision.ACCEPT)) for i in range(2)]
         )
         # Each stage then lasts one tick of this clock, shared evenly by its jobs.
-        for item in engine._open.values():
-            item.cascade_entry.cascade._clock = clock
+        for item in engine._scheduler.requests.values():
+            item.loaded.cascade._clock = clock
         engine.start()
         costs = [handle.result(30).cost.seconds for handle in handles]
     finally:

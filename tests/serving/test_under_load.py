@@ -6,6 +6,7 @@ Time is the test's own: a picture takes as long as the test says, whatever this 
 import base64
 import io
 import json
+import math
 
 import pytest
 from conformance import alone, same
@@ -14,16 +15,9 @@ from served import LOCAL, calibrated, create_app, service
 from starlette.testclient import TestClient
 from toys import SETTINGS, Grey, Toy
 
-from allaprima.cascade.policy import (
-    BandPolicy,
-    BestOf,
-    Capped,
-    Decision,
-    ThresholdPolicy,
-    policy_from_dict,
-    policy_to_dict,
-)
+from allaprima.cascade.policy import Capped, Decision, ThresholdPolicy, policy_from_dict, policy_to_dict
 from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.sequential import SequentialPolicy
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.serving.controller import Controller, Objective
 from allaprima.serving.engine import Engine
@@ -124,7 +118,13 @@ def test_each_is_what_it_is_offline_with_the_threshold_it_tells(loaded):
         same(result, alone(one.pipe, EngineRequest(result.request, one.settings, ThresholdPolicy(result.threshold))))
 
 
-@pytest.mark.parametrize("policy", [BandPolicy(0.8, 0.55), BestOf(ThresholdPolicy(0.8), 3)])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        SequentialPolicy(0.8, regenerate_below=0.55, margin=math.inf),
+        SequentialPolicy(0.8, 3, margin=math.inf),
+    ],
+)
 def test_other_policies_too(loaded, policy):
     one = loaded()
     results = one.burst(20, policy=policy, start=True)

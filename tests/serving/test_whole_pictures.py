@@ -1,5 +1,6 @@
 """Painters of whole pictures in the engine, servers among them: what waits has a thread of its own."""
 
+import math
 import threading
 
 import pytest
@@ -8,8 +9,9 @@ from conformance import alone, check, play, random_cases, same
 from toys import Grey, Toy
 
 from allaprima.cascade.pixel_cascade import derived
-from allaprima.cascade.policy import AlwaysPolicy, BestOf, Decision, Recheck, ThresholdPolicy
+from allaprima.cascade.policy import AlwaysPolicy, Decision, ThresholdPolicy
 from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.sequential import SequentialPolicy
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import PictureFailedError, SettingError
 from allaprima.diffusion.noising import Strength, Variance
@@ -25,8 +27,8 @@ SETTINGS = CascadeSettings(
 )  # fmt: skip
 POLICIES = (
     ThresholdPolicy(0.5),
-    BestOf(ThresholdPolicy(0.55), 3),
-    Recheck(ThresholdPolicy(0.7)),
+    SequentialPolicy(0.55, 3, margin=math.inf),
+    SequentialPolicy(0.7),
     AlwaysPolicy(Decision.REGENERATE),
 )
 
@@ -148,7 +150,7 @@ def test_every_further_draft_has_a_seed_of_its_own():
             return super()._one(request)
 
     seeds = []
-    made = alone(pipe(student=Notes()), request("0.1", 7, BestOf(ThresholdPolicy(0.9), 3)))
+    made = alone(pipe(student=Notes()), request("0.1", 7, SequentialPolicy(0.9, 3, margin=math.inf)))
     assert made.attempts == 3
     assert seeds == [7, derived(7, "initial", 1), derived(7, "initial", 2)]
     assert len(set(seeds)) == 3

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from allaprima.core.errors import SettingError
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from allaprima.evaluation.composition import CompositionJudge
     from allaprima.evaluation.metric import PerImageScorer
 
 JUDGED = ("emoji", "scenes")
@@ -30,3 +35,30 @@ def load_judge_score(card: str, encode: Callable[[Sequence[str]], Tensor]) -> Pe
     from allaprima.evaluation.retrieval import JudgeEncoder
 
     return JudgeScore(JudgeEncoder(load_judge(), encode))
+
+
+def load_composition_judge(card: str | None, detector: Path | None = None, prompts: Path | None = None) -> CompositionJudge:
+    """Return what judges composition: the exact judge of `scenes`, else a detector with the prompts' requirements.
+
+    Args:
+        card: Name of the card whose pictures are judged, if it is known.
+        detector: Folder of an OWLv2 model.
+        prompts: GenEval's `evaluation_metadata.jsonl`, or a file of your own in its format.
+
+    Raises:
+        SettingError: If one of the two files is missing where no card has an exact judge.
+    """
+    if detector is None and prompts is None and card == "scenes":
+        from allaprima.bundled.scenes.score import ExactJudgeScore
+
+        return ExactJudgeScore()
+    if detector is None or prompts is None:
+        raise SettingError(
+            "composition needs a detector and what prompts ask for: give --detector with the folder of an OWLv2 model and"
+            " --composition-prompts with a file in the format of GenEval's evaluation_metadata.jsonl."
+        )
+    from allaprima.evaluation.composition import DetectorJudge
+    from allaprima.oracles.composition import read_composition_prompts
+    from allaprima.oracles.owlv2 import Owlv2Detector
+
+    return DetectorJudge(Owlv2Detector(detector), read_composition_prompts(prompts))

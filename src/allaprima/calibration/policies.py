@@ -16,17 +16,15 @@ from torch import Tensor
 
 from allaprima.calibration.outcome_table import OutcomeTable, simulate_policy
 from allaprima.cascade.policy import (
-    BandPolicy,
-    BestOf,
     Context,
     Decision,
     Policy,
     PolicyWrapper,
     PreRoute,
-    Recheck,
     ThresholdPolicy,
 )
 from allaprima.cascade.router import PromptRouter
+from allaprima.cascade.sequential import SequentialPolicy
 from allaprima.cascade.value import GainModel, ValuePolicy, draft_features
 from allaprima.core.errors import SettingError
 
@@ -82,12 +80,16 @@ def fit_threshold(table: OutcomeTable, budget: float, otherwise: Decision) -> Po
 
 def fit_best_of(table: OutcomeTable, budget: float, otherwise: Decision, drafts: int) -> Policy:
     """Up to `drafts` attempts."""
-    return spend(lambda tau: BestOf(ThresholdPolicy(tau, otherwise), drafts), *_range(table), table, budget)
+
+    def family(tau: float) -> Policy:
+        return SequentialPolicy(tau, drafts, action=otherwise, margin=math.inf)
+
+    return spend(family, *_range(table), table, budget)
 
 
 def fit_recheck(table: OutcomeTable, budget: float, otherwise: Decision) -> Policy:
     """Return the threshold, with a second look (which costs no steps)."""
-    return Recheck(fit_threshold(table, budget, otherwise))
+    return _rechecked(table, budget, otherwise, 0.0)
 
 
 def fit_clear_recheck(table: OutcomeTable, budget: float, otherwise: Decision) -> Policy:
@@ -98,7 +100,13 @@ def fit_clear_recheck(table: OutcomeTable, budget: float, otherwise: Decision) -
     """
     leads = table.draft_scores[0] - table.made_scores[otherwise][0]
     leads = leads[leads > 0]
-    return Recheck(fit_threshold(table, budget, otherwise), float(leads.median()) if len(leads) else 0.0)
+    return _rechecked(table, budget, otherwise, float(leads.median()) if len(leads) else 0.0)
+
+
+def _rechecked(table: OutcomeTable, budget: float, otherwise: Decision, margin: float) -> Policy:
+    threshold = fit_threshold(table, budget, otherwise).threshold
+    assert threshold is not None
+    return SequentialPolicy(threshold, action=otherwise, margin=margin)
 
 
 def fit_bands(table: OutcomeTable, budget: float, shares: Sequence[float] = (0, 0.1, 0.2, 0.3, 0.5, 0.7, 1)) -> list[Policy]:
@@ -110,7 +118,8 @@ def fit_bands(table: OutcomeTable, budget: float, shares: Sequence[float] = (0, 
 
         def family(tau: float, share: float = share) -> Policy:
             below = int(np.searchsorted(scores, tau) * share)
-            return BandPolicy(tau, low if below == 0 else min(tau, float(scores[min(below, len(scores) - 1)])))
+            least = low if below == 0 else min(tau, float(scores[min(below, len(scores) - 1)]))
+            return SequentialPolicy(tau, regenerate_below=least, margin=math.inf)
 
         found.append(spend(family, low, high, table, budget))
     return found

@@ -22,7 +22,7 @@ from allaprima.models.external.image_generator import GeneratedImage, GeneratorR
 
 
 class GeneratorAdapter:
-    """Paints with a machine of its own, the model on both sides of it; batches and bits are the machine's.
+    """Generate with a latent cascade of its own, whose student and teacher are both the model.
 
     `drafts`: it paints as a student does (costs and noises go by that name). `last_time`, `interval`: as in
     `CascadeSettings`, of the teacher.
@@ -34,7 +34,7 @@ class GeneratorAdapter:
         self.model = model
         self._more: dict[str, Any] = {"teacher_last_time": last_time, "teacher_guidance_interval": interval}
         self._policy = AlwaysPolicy(Decision.ACCEPT if drafts else Decision.REGENERATE)
-        self._machines: dict[Any, LatentCascade] = {}
+        self._cascades: dict[Any, LatentCascade] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -52,11 +52,11 @@ class GeneratorAdapter:
 
     def check(self, request: GeneratorRequest) -> None:
         """Raise `PromptError` or `SettingError` for what can't be painted."""
-        self._machine(request, 1).check(_request(request, 0))
+        self._cascade_of(request, 1).check(_request(request, 0))
 
     def paint(self, requests: Sequence[GeneratorRequest], batch: int) -> list[GeneratedImage | Exception]:
         """One answer an ask."""
-        cascade = self._machine(requests[0], batch)
+        cascade = self._cascade_of(requests[0], batch)
         found: list[GeneratedImage | Exception] = [PromptError("nothing was painted")] * len(requests)
         for r in run(cascade, [_request(request, i) for i, request in enumerate(requests)]):
             evaluations = sum(r.cost.evaluations.values())
@@ -66,12 +66,12 @@ class GeneratorAdapter:
             )
         return found
 
-    def _machine(self, request: GeneratorRequest, batch: int) -> LatentCascade:
+    def _cascade_of(self, request: GeneratorRequest, batch: int) -> LatentCascade:
         """Asks of a run differ in prompt, seed and picture only."""
         over = request.image is not None
         told = request.solver, request.steps, request.guidance, request.guidance_rescale, request.clip_skip
         key = (*told, request.height, request.width, request.strength if over else None, batch)
-        if key not in self._machines:
+        if key not in self._cascades:
             steps = steps_for_strength(request.steps, request.strength) if over else request.steps
             settings = CascadeSettings(
                 student_steps=steps, student_solver=request.solver, student_guidance=request.guidance, teacher_steps=steps,
@@ -80,8 +80,8 @@ class GeneratorAdapter:
                 student_guidance_rescale=request.guidance_rescale, teacher_guidance_rescale=request.guidance_rescale,
                 **self._more,
             )  # fmt: skip
-            self._machines[key] = LatentCascade(self.model, self.model, None, self._policy, settings)
-        return self._machines[key]
+            self._cascades[key] = LatentCascade(self.model, self.model, None, self._policy, settings)
+        return self._cascades[key]
 
 
 def _request(request: GeneratorRequest, index: int) -> GenerationRequest:

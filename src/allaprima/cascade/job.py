@@ -19,11 +19,31 @@ class Stage(StrEnum):
 
     NEW = "new"
     STUDENT = "student"
+    PREVIEW = "preview"
     SCORE = "score"
     TEACHER = "teacher"
     DECODE = "decode"
     RECHECK = "recheck"
     DONE = "done"
+
+
+@dataclass(frozen=True)
+class PreviewScore:
+    """The oracle's score of a clean prediction on the way, or of an image at the end.
+
+    Args:
+        model: `student` or `teacher`.
+        attempt: Drafts, or tries of the teacher, before the one that was scored.
+        step: Steps it had taken.
+        score: The oracle's; None where it gave no number.
+        given_up: Whether the run ended there.
+    """
+
+    model: str
+    attempt: int
+    step: int
+    score: float | None
+    given_up: bool
 
 
 @dataclass
@@ -35,7 +55,7 @@ class Job:
 
     request: GenerationRequest
     policy: Policy | None = None
-    """Its own; None: the machine's."""
+    """Its own; None: the cascade's."""
     stage: Stage = Stage.NEW
     step_index: int = 0
     x: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -46,7 +66,7 @@ class Job:
     negative: Condition = field(default_factory=lambda: Condition({}))
     """The negative prompt, the same."""
     student_index: int = 0
-    """Which of several students paints this prompt (`painter.Routed`)."""
+    """Which of several students generates the draft (`DiffusionModel.route`)."""
     source: Tensor = field(default_factory=lambda: torch.empty(0))
     """Latents of the picture that is edited."""
     mask: Tensor | None = None
@@ -61,11 +81,19 @@ class Job:
     threshold: float | None = None
     """What `score` was compared with when `decision` was made; None before that, and where nothing is compared."""
     attempts: int = 0
-    """Drafts painted so far."""
+    """Drafts so far, those that were given up included."""
+    tries: int = 0
+    """Tries of the teacher so far, the same."""
+    x0: Tensor = field(default_factory=lambda: torch.empty(0))
+    """The clean prediction that is scored on the way."""
+    previews: tuple[PreviewScore, ...] = ()
+    """Every score, where runs are given up early or the teacher tries again."""
     best_x: Tensor = field(default_factory=lambda: torch.empty(0))
     """Latents of the best draft so far, which `draft` shows."""
     final_score: float | None = None
-    """The oracle's, of the teacher's picture, when the policy looked again."""
+    """The oracle's, of the teacher's best image, when the policy re-checked it."""
+    best_image: Tensor | None = None
+    """The teacher's best image, which `final_score` is of."""
     selected: str | None = None
     """After a second look: `draft` or `final`, whichever scored higher."""
     warning: str | None = None
@@ -78,5 +106,5 @@ class Job:
 
     @property
     def prompt_embeds(self) -> Tensor:
-        """`(L, D)`: what policies and routers know of the prompt."""
-        return self.cond.tensors["prompt_embeds"][0]
+        """`(L, D)`: what policies and routers know of the prompt; empty where models are called whole."""
+        return self.cond.tensors.get("prompt_embeds", torch.zeros(1, 0, 0))[0]

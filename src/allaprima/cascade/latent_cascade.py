@@ -1,20 +1,19 @@
-"""The machine knows what a step is: it advances a batch of jobs that are in the same stage by one network call.
+"""The latent cascade: student and teacher are sampled step by step, a batch of jobs by one network call at a time.
 
-Who steps together is not its business (that is `run`'s, or a server's). Every network call has the same batch shape,
-padded with copies of its first row, and every noise belongs to a sample's seed: a picture doesn't depend on its batch
-mates, to the bit (eager float32, fixed threads).
+Every network call has the same batch shape, padded with copies of its first row, and every noise belongs to a sample's
+seed: an image doesn't depend on its batch mates, to the bit (eager float32, fixed threads).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from allaprima.cascade.base import STUDENT, TEACHER, BaseCascade
 from allaprima.cascade.image_conditioning import (
     check_image_inputs,
     control_condition,
@@ -27,19 +26,10 @@ from allaprima.cascade.image_conditioning import (
 )
 from allaprima.cascade.job import Job, Stage
 from allaprima.cascade.model import DiffusionModel, ImageScorer
-from allaprima.cascade.policy import Context, Decision, Policy
+from allaprima.cascade.policy import Decision, Policy
 from allaprima.cascade.prompt_encoding import check_prompt_settings, check_prompts, encode_conditions
 from allaprima.cascade.request import GenerationRequest
-from allaprima.cascade.scoring import (
-    charge,
-    check_oracle,
-    count_draft,
-    decide_job,
-    pad_rows,
-    recheck_jobs,
-    route_one,
-    score_images,
-)
+from allaprima.cascade.scoring import pad_rows
 from allaprima.cascade.settings import MAX_STEPS, CascadeSettings
 from allaprima.core.errors import SettingError
 from allaprima.core.seeds import noise_batch
@@ -54,13 +44,11 @@ OnStep = Callable[[Tensor, Tensor], Tensor]
 """What a caller does after a step: `(latents (B, C, h, w), times (B,)) -> latents`."""
 PLAN_CACHE_SIZE = 64
 """Plans of edits that are kept, by strength: a server's callers choose those, as many as they like."""
-STUDENT = "student"
-"""The student's name for noises and costs."""
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """One painter's side of the machine: its denoiser, solver, plan and name for noises and costs."""
+    """How one model is sampled: its denoiser, solver, timesteps, guidance, and its name for noises and costs."""
 
     name: str
     model: DiffusionModel
@@ -76,8 +64,8 @@ class SamplerConfig:
         return scales_at(t, self.guidance, self.interval)
 
 
-class LatentCascade:
-    """Student, oracle, policy and teacher, one batch and one step at a time."""
+class LatentCascade(BaseCascade):
+    """Student, oracle, policy and teacher, one batch and one network step at a time."""
 
     def __init__(
         self,
@@ -87,8 +75,8 @@ class LatentCascade:
         policy: Policy,
         settings: CascadeSettings,
     ) -> None:
-        self.settings, self.policy, self.oracle = settings, policy, oracle
-        check_oracle(oracle, policy)
+        super().__init__(oracle, policy, settings)
+        self._check_policy(policy)
         if student.controls != teacher.controls:
             raise SettingError(
                 f"the student's ControlNets read pictures of {student.controls} channels, the teacher's of"
@@ -103,21 +91,19 @@ class LatentCascade:
                 f"the student's latents of a {s.width}x{s.height} picture are {tuple(self.shape)}, the teacher's"
                 f" {tuple(theirs)}: a draft can't be refined there. Choose two models of one autoencoder."
             )
-        self._clock = time.perf_counter
         self.on_step: OnStep | None = None
-        self._routed = student if student.students > 1 else None
         self._preview = student.preview_decoder
         self._student = self._config(STUDENT, student, s.student_solver, s.student_steps, s.student_guidance)
         start = start_time(self._schedule(teacher), s.sigma, s.teacher_steps)
-        args = ("teacher", teacher, s.teacher_solver, s.teacher_steps, s.teacher_guidance, s.teacher_guidance_interval)
+        args = (TEACHER, teacher, s.teacher_solver, s.teacher_steps, s.teacher_guidance, s.teacher_guidance_interval)
         self._refine = self._config(*args, start, s.teacher_last_time)
         self._regenerate = self._config(*args, None, s.teacher_last_time)
         self._edits: dict[tuple[str, float], SamplerConfig] = {}
 
     @property
     def students(self) -> int:
-        """How many students share the drafts: a batch holds those of one, so that many drafts are due to fill batches."""
-        return 1 if self._routed is None else self._routed.students
+        """How many students share the drafts."""
+        return self._student.model.students
 
     def _schedule(self, model: DiffusionModel) -> Schedule:
         """Return a painter's, for the size of this run."""
@@ -132,13 +118,10 @@ class LatentCascade:
         rescale = s.student_guidance_rescale if name == STUDENT else s.teacher_guidance_rescale
         return SamplerConfig(name, model, model.denoiser, made, made.timesteps(steps, start), guidance, interval, rescale)
 
-    def check(self, request: GenerationRequest, policy: Policy | None = None) -> None:
-        """Raise `PromptError` or `SettingError` for a request that can't be painted; `policy`: the one that it brings."""
-        policy = policy or self.policy
-        check_oracle(self.oracle, policy)
+    def _check_request(self, request: GenerationRequest, actions: frozenset[Decision]) -> None:
         model = self._student.model
         check_prompts(model, request)
-        if Decision.REGENERATE in policy.actions(Decision(self.settings.strategy)):
+        if Decision.REGENERATE in actions:
             self._refuse_noise(request)
         check_image_inputs(request, model.reads_images, model.controls, self.settings.height, self.settings.width)
 
@@ -151,37 +134,28 @@ class LatentCascade:
                 " pure noise. Say strategy='refine' (or mode='refine-all'), or give the card's teacher a base and a refiner."
             )
 
-    def start(self, jobs: Sequence[Job]) -> None:
-        """Encode prompts and draw the initial noise; drafts begin, unless the policy wants the teacher at once."""
-        model = self._student.model
+    def _encode(self, jobs: Sequence[Job]) -> None:
+        """Encode prompts and images, draw the initial noise, and choose among several students."""
+        model, s = self._student.model, self.settings
         started = self._clock()
-        s = self.settings
         cond, negative = encode_conditions(model, [j.request for j in jobs], s.batch_size, s.clip_skip)
         noises = noise_batch([j.request.seed for j in jobs], "initial", [0] * len(jobs), self.shape)
-        firsts = noise_batch([j.request.seed for j in jobs], "initial", [j.request.attempt for j in jobs], self.shape)
         for i, job in enumerate(jobs):
             job.cond, job.negative = cond.rows([i]), negative.rows([i])
             job.noise = noises[i]
             if job.request.controls:
-                given = control_condition(job.request, model.controls, self.settings.height, self.settings.width)
-                job.cond = Condition({**job.cond.tensors, **given.tensors})
-        self._read([j for j in jobs if j.request.edit is not None])
-        if self._routed is not None:
-            embeds = cond.tensors["prompt_embeds"][: len(jobs)]
-            for job, route in zip(jobs, self._routed.route(embeds).tolist(), strict=True):
+                control = control_condition(job.request, model.controls, s.height, s.width)
+                job.cond = Condition({**job.cond.tensors, **control.tensors})
+        self._encode_images([j for j in jobs if j.request.edit is not None])
+        if self.students > 1:
+            routes = model.route(cond.tensors["prompt_embeds"][: len(jobs)])
+            for job, route in zip(jobs, routes.tolist(), strict=True):
                 job.student_index = route
         self._charge(jobs, "text", 0, started)
-        for job, first in zip(jobs, firsts, strict=True):
-            decision = route_one(self.policy, job, self._context([job]))
-            if decision is None:
-                self._enter_from(job, Stage.STUDENT, first)
-            else:
-                job.decision = decision
-                self._enter_teacher(job)
 
     @torch.inference_mode()
-    def _read(self, jobs: Sequence[Job]) -> None:
-        """Latents and masks of the pictures that are edited."""
+    def _encode_images(self, jobs: Sequence[Job]) -> None:
+        """Encode the images that are edited, with their masks."""
         if not jobs:
             return
         model, images = self._student.model, list[Tensor]()
@@ -193,14 +167,9 @@ class LatentCascade:
         for job, source in zip(jobs, latents, strict=False):
             job.source = source.clone()
 
-    @staticmethod
-    def _context(jobs: Sequence[Job]) -> Context:
-        return Context(
-            [j.request.prompt for j in jobs],
-            [j.prompt_embeds for j in jobs],
-            [j.draft for j in jobs if j.draft is not None],
-            [j.attempts for j in jobs],
-        )
+    def _enter_student(self, job: Job) -> None:
+        (noise,) = noise_batch([job.request.seed], "initial", [job.request.attempt + job.attempts], self.shape)
+        self._enter_from(job, Stage.STUDENT, noise)
 
     def _enter(self, job: Job, stage: Stage, config: SamplerConfig, x: Tensor) -> None:
         job.stage, job.step_index, job.x = stage, 0, x
@@ -220,21 +189,20 @@ class LatentCascade:
         return self._refine if job.decision is Decision.REFINE else self._from(self._regenerate, job)
 
     def _from(self, config: SamplerConfig, job: Job) -> SamplerConfig:
-        """Return the hand, with an edit's plan if it is one."""
+        """Return the configuration, with the timesteps of an edit if the job is one."""
         edit = job.request.edit
         if edit is None or edit.strength == 1:
             return config
         key = config.name, edit.strength
         if key not in self._edits:
-            student = config.name == STUDENT
-            plan = (
+            timesteps = (
                 student_steps(edit, config.solver, self.settings.student_steps)
-                if student
+                if config.name == STUDENT
                 else teacher_steps(edit, config.timesteps)
             )
             if len(self._edits) >= PLAN_CACHE_SIZE:
                 del self._edits[next(iter(self._edits))]
-            self._edits[key] = dataclasses.replace(config, timesteps=plan)
+            self._edits[key] = dataclasses.replace(config, timesteps=timesteps)
         return self._edits[key]
 
     @torch.inference_mode()
@@ -249,9 +217,9 @@ class LatentCascade:
         s = torch.tensor([p.s for p in steps], dtype=torch.float64)
         noise = None
         if config.solver.needs_noise:
-            # A later draft has noises of its own: no plan is longer than MAX_STEPS.
-            drafts = [j.request.attempt + j.attempts if config.name == STUDENT else 0 for j in jobs]
-            places = [j.step_index + MAX_STEPS * d for j, d in zip(jobs, drafts, strict=True)]
+            # A later attempt has noises of its own: no plan is longer than MAX_STEPS.
+            attempts = [j.request.attempt + j.attempts if config.name == STUDENT else j.tries for j in jobs]
+            places = [j.step_index + MAX_STEPS * k for j, k in zip(jobs, attempts, strict=True)]
             noise = noise_batch([j.request.seed for j in jobs], config.name, places, self.shape)
         state = {k: torch.stack([j.state[k] for j in jobs]) for k in jobs[0].state}
         phase = torch.tensor([p.phase for p in steps])
@@ -267,7 +235,21 @@ class LatentCascade:
             job.step_index += 1
             if job.step_index == len(self._config_of(job).timesteps):
                 job.stage = Stage.SCORE if job.stage is Stage.STUDENT else Stage.DECODE
+            elif self._is_previewed(job):
+                job.x0, job.stage = x0[i].clone(), Stage.PREVIEW
         self._charge(jobs, config.name, evaluations, started)
+
+    def _is_previewed(self, job: Job) -> bool:
+        """Whether the oracle looks at the clean prediction of the step that was taken."""
+        policy, teacher = job.policy or self.policy, job.stage is Stage.TEACHER
+        attempts = job.tries if teacher else job.attempts
+        return policy.scores_previews and policy.early_threshold(teacher, job.step_index, attempts) is not None
+
+    def _previews(self, jobs: Sequence[Job]) -> Tensor:
+        started = self._clock()
+        images = self._decode(self._student.model.decode_preview, jobs, [j.x0 for j in jobs])
+        self._charge(jobs, "decode", 0, started)
+        return images
 
     def _denoise(self, config: SamplerConfig, jobs: Sequence[Job], x_t: Tensor, t: Tensor) -> tuple[Tensor, list[int]]:
         """Clean predictions and each job's network evaluations. Jobs at scale 1 need no guidance, and half the work.
@@ -283,7 +265,7 @@ class LatentCascade:
         }
         if config.rescale:
             known["guidance_rescale"] = torch.full_like(scale, config.rescale)
-        if config.name == STUDENT and self._routed is not None:
+        if config.name == STUDENT and self.students > 1:
             known["route"] = torch.tensor([j.student_index for j in jobs])
         cond = Condition(known)
         x0 = torch.empty_like(x_t)
@@ -296,90 +278,60 @@ class LatentCascade:
                 x0[rows] = denoise(self._pad(x_t[rows]), self._pad(t[rows]), here)[: len(rows)]
         return x0, [1 if w == 1 else config.denoiser.evaluations_per_call for w in scale.tolist()]
 
-    @torch.inference_mode()
-    def score(self, jobs: Sequence[Job]) -> None:
-        """Decode drafts, score them, decide, and send them on."""
-        started = self._clock()
-        drafts = self._decode(self._student.model.decode_preview if self._preview else self._student.model.decode, jobs)
-        self._charge(jobs, "decode", 0, started)
-        started = self._clock()
-        scores = score_images(self.oracle, jobs, drafts, self.settings.batch_size)
-        for job, draft, score in zip(jobs, drafts, scores, strict=True):
-            count_draft(job, draft, score)
-        for job in jobs:
-            decide_job(self.policy, job, self._context([job]))
-        self._charge(jobs, "oracle", 1 if self.oracle is not None else 0, started)
-        for job in jobs:
-            decision = job.decision
-            if decision is Decision.ACCEPT and self._preview:
-                job.x, job.stage = job.best_x, Stage.DECODE
-            elif decision is Decision.ACCEPT:
-                job.image, job.stage = job.draft, Stage.DONE
-            elif decision is Decision.REDRAFT:
-                place = job.request.attempt + job.attempts
-                (noise,) = noise_batch([job.request.seed], "initial", [place], self.shape)
-                self._enter_from(job, Stage.STUDENT, noise)
-            else:
-                self._enter_teacher(job)
-
     def _enter_teacher(self, job: Job) -> None:
         if job.decision is Decision.REFINE:
-            eps = noise_batch([job.request.seed], "rollback", [0], self.shape)
+            eps = noise_batch([job.request.seed], "rollback", [job.tries], self.shape)
             t = torch.tensor([self._refine.timesteps[0].t], dtype=torch.float64)
             x = add_noise(job.best_x[None], eps, t, self._refine.model.schedule)[0]
             self._enter(job, Stage.TEACHER, self._refine, x)
         else:
             self._refuse_noise(job.request)
-            # The paper's regeneration: same prompt and the same initial noise as the (first) draft, so that a repainted
-            # picture is what the teacher alone paints with this seed.
-            self._enter_from(job, Stage.TEACHER, job.noise)
+            # The paper's regeneration: same prompt and the same initial noise as the (first) draft, so that a regenerated
+            # image is what the teacher alone makes with this seed.
+            noise, place = job.noise, (job.policy or self.policy).teacher_noise(job.tries)
+            if place:
+                (noise,) = noise_batch([job.request.seed], "regenerate", [place], self.shape)
+            self._enter_from(job, Stage.TEACHER, noise)
+
+    def _drafts(self, jobs: Sequence[Job]) -> Tensor:
+        started = self._clock()
+        drafts = self._decode(self._student.model.decode_preview, jobs)
+        self._charge(jobs, "decode", 0, started)
+        return drafts
+
+    def _accept(self, job: Job) -> None:
+        if self._preview:
+            job.x, job.stage = job.best_x, Stage.DECODE
+        else:
+            super()._accept(job)
+
+    def _final_draft(self, job: Job) -> Tensor | None:
+        if not self._preview:
+            return job.draft
+        job.x = job.best_x
+        (image,) = self._decode(self._student.model.decode, [job])
+        return image
 
     @torch.inference_mode()
     def decode(self, jobs: Sequence[Job]) -> None:
-        """Turn the teacher's latents into pictures, and those of drafts that were accepted by rough ones."""
+        """Decode the teacher's latents, and those of accepted drafts that were scored by previews."""
         started = self._clock()
-        for config in (self._student, self._refine):
-            mine = [j for j in jobs if (j.decision is Decision.ACCEPT) == (config is self._student)]
-            for job, image in zip(mine, self._decode(config.model.decode, mine) if mine else (), strict=True):
-                rechecks = (job.policy or self.policy).rechecks
-                again = rechecks and job.draft is not None and self.oracle is not None and config is self._refine
-                job.image, job.stage = image.clone(), Stage.RECHECK if again else Stage.DONE
+        accepted = [j for j in jobs if j.decision is Decision.ACCEPT]
+        others = [j for j in jobs if j.decision is not Decision.ACCEPT]
+        for config, group in ((self._student, accepted), (self._refine, others)):
+            if group:
+                for job, image in zip(group, self._decode(config.model.decode, group), strict=True):
+                    self._finish(job, image.clone())
         self._charge(jobs, "decode", 0, started)
 
-    @torch.inference_mode()
-    def recheck(self, jobs: Sequence[Job]) -> None:
-        """Score what the teacher made, and keep the better of it and the draft."""
-        started = self._clock()
-        recheck_jobs(self.oracle, self.policy, jobs, self.settings.batch_size)
-        for job in jobs:
-            if self._preview and job.selected == "draft":
-                job.x = job.best_x
-                (job.image,) = self._decode(self._student.model.decode, [job])
-        self._charge(jobs, "oracle", 1, started)
-
-    def _decode(self, decode: Callable[[Tensor], Tensor], jobs: Sequence[Job]) -> Tensor:
-        images = decode(self._pad(torch.stack([j.x for j in jobs])))[: len(jobs)]
+    def _decode(
+        self, decode: Callable[[Tensor], Tensor], jobs: Sequence[Job], latents: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        x = torch.stack([j.x for j in jobs] if latents is None else list(latents))
+        images = decode(self._pad(x))[: len(jobs)]
         if all(j.mask is None for j in jobs):
             return images
         return torch.stack([paste_outside_mask(job, image) for job, image in zip(jobs, images, strict=True)])
 
     def _pad(self, x: Tensor) -> Tensor:
         return pad_rows(x, self.settings.batch_size)
-
-    def _charge(self, jobs: Sequence[Job], name: str, evaluations: int | Sequence[int], started: float) -> None:
-        charge(jobs, name, evaluations, self._clock() - started)
-
-    def act(self, stage: Stage, jobs: Sequence[Job]) -> None:
-        """Take jobs that are in one stage a step further."""
-        ACTIONS[stage](self, jobs)
-
-
-ACTIONS: dict[Stage, Callable[[LatentCascade, Sequence[Job]], None]] = {
-    Stage.NEW: LatentCascade.start,
-    Stage.STUDENT: LatentCascade.step,
-    Stage.SCORE: LatentCascade.score,
-    Stage.TEACHER: LatentCascade.step,
-    Stage.DECODE: LatentCascade.decode,
-    Stage.RECHECK: LatentCascade.recheck,
-}
-"""What to call for jobs in a stage."""

@@ -1,4 +1,4 @@
-"""The cascade of whole pictures: a machine with the same stages, policies, costs and results, for painters that are called.
+"""The pixel cascade: the same stages, policies, costs and results for models that are called whole, image by image.
 
 For models of families that aren't known, and for servers: the student is asked for a picture, the oracle looks, and the
 teacher paints over it (image to image at a strength) or paints anew. Step-level batching doesn't apply; painters get up to
@@ -12,17 +12,17 @@ A picture that fails costs itself only: without a draft it is an error, with one
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from allaprima.cascade.base import STUDENT, TEACHER, BaseCascade
 from allaprima.cascade.job import Job, Stage
 from allaprima.cascade.model import ImageScorer
-from allaprima.cascade.policy import Context, Decision, Policy
+from allaprima.cascade.policy import Decision, Policy
 from allaprima.cascade.request import GenerationRequest
-from allaprima.cascade.scoring import charge, check_oracle, count_draft, decide_job, recheck_jobs, route_one, score_images
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.conditioning.prompt_inputs import extra_prompts
 from allaprima.core.errors import SettingError
@@ -39,10 +39,8 @@ def derived(seed: int, purpose: str, step: int) -> int:
     return derive(seed, purpose, step) % SEEDS
 
 
-class PixelCascade:
-    """Student, oracle, policy and teacher, a batch of whole pictures at a time."""
-
-    students = 1
+class PixelCascade(BaseCascade):
+    """Student, oracle, policy and teacher, a batch of whole images at a time."""
 
     def __init__(
         self,
@@ -52,162 +50,112 @@ class PixelCascade:
         policy: Policy,
         settings: CascadeSettings,
     ) -> None:
-        self.settings, self.policy, self.oracle = settings, policy, oracle
+        super().__init__(oracle, policy, settings)
         self._student, self._teacher = student, teacher
         self.strength = settings.sigma.value if isinstance(settings.sigma, Strength) else None
-        self._ways = self._ways_of(policy)
+        self._check_policy(policy)
 
-    def _ways_of(self, policy: Policy) -> frozenset[Decision]:
-        """How the teacher may be asked under a policy. Raises `SettingError` for what these painters can't do."""
-        check_oracle(self.oracle, policy)
+    def _check_policy(self, policy: Policy) -> None:
+        """Raise `SettingError` for a policy that these models can't follow."""
+        super()._check_policy(policy)
         if policy.uses_embeddings:
             raise SettingError(
                 f"{type(policy).__name__} reads prompts' hidden states, which models that are called whole don't show."
             )
-        ways = policy.actions(Decision(self.settings.strategy))
-        if Decision.REFINE in ways and not self._teacher.paints_over:
+        if policy.scores_previews:
+            raise SettingError(
+                "early stops need models that are sampled step by step here, these are called whole: leave the stops out."
+            )
+        refines = Decision.REFINE in policy.actions(Decision(self.settings.strategy))
+        if refines and not self._teacher.paints_over:
             raise SettingError("this teacher can't paint over a picture: choose strategy='regenerate'.")
-        if Decision.REFINE in ways and self.strength is None:
+        if refines and self.strength is None:
             raise SettingError(
                 f"sigma={self.settings.sigma!r}: how much of a draft is painted over is a share of the schedule here,"
                 " Strength(0.5) or --sigma 0.5 --sigma-is strength, for the schedule itself isn't known."
             )
-        return ways & {Decision.REFINE, Decision.REGENERATE}
 
-    def check(self, request: GenerationRequest, policy: Policy | None = None) -> None:
-        """Raise `PromptError` or `SettingError` for a request that can't be painted; `policy`: the one that it brings."""
+    def _check_request(self, request: GenerationRequest, actions: frozenset[Decision]) -> None:
         if request.edit is not None or request.controls:
             raise SettingError("pictures to edit or to be led by need models of a known family: ask for text alone.")
-        self._student.check(self._ask(request, True))
-        for way in sorted(self._ways if policy is None else self._ways_of(policy)):
+        self._student.check(self._request(request, True))
+        for decision in sorted(actions & {Decision.REFINE, Decision.REGENERATE}):
             # As it will be asked: some can only paint over a picture.
             blank = torch.zeros(3, self.settings.height, self.settings.width)
-            over = {"image": blank, "strength": self.strength} if way is Decision.REFINE else {}
-            self._teacher.check(self._ask(request, False, **over))
+            over = {"image": blank, "strength": self.strength} if decision is Decision.REFINE else {}
+            self._teacher.check(self._request(request, False, **over))
 
-    def _ask(self, request: GenerationRequest, drafts: bool, **more: Any) -> GeneratorRequest:
-        # Not by who is asked: one painter may be both, in fewer steps and in more.
+    def _request(self, request: GenerationRequest, drafts: bool, **more: Any) -> GeneratorRequest:
+        # Not by who is asked: one model may be both, in fewer steps and in more.
         s = self.settings
         steps, guidance, rescale, solver = (
             (s.student_steps, s.student_guidance, s.student_guidance_rescale, s.student_solver)
             if drafts
             else (s.teacher_steps, s.teacher_guidance, s.teacher_guidance_rescale, s.teacher_solver)
         )
-        words = {"prompt": request.prompt, "negative_prompt": request.negative_prompt, **extra_prompts(request)}
-        asked: dict[str, Any] = {**words, "seed": request.seed % SEEDS, **more}
-        how: dict[str, Any] = {"steps": steps, "guidance": guidance, "guidance_rescale": rescale, "solver": solver}
-        return GeneratorRequest(**asked, **how, clip_skip=s.clip_skip, height=s.height, width=s.width)
+        texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt, **extra_prompts(request)}
+        inputs: dict[str, Any] = {**texts, "seed": request.seed % SEEDS, **more}
+        sampling: dict[str, Any] = {"steps": steps, "guidance": guidance, "guidance_rescale": rescale, "solver": solver}
+        return GeneratorRequest(**inputs, **sampling, clip_skip=s.clip_skip, height=s.height, width=s.width)
 
-    def act(self, stage: Stage, jobs: Sequence[Job]) -> None:
-        """Take jobs that are in one stage a step further."""
-        ACTIONS[stage](self, jobs)
+    def _encode(self, jobs: Sequence[Job]) -> None:
+        """Do nothing: the models encode prompts themselves."""
 
-    def start(self, jobs: Sequence[Job]) -> None:
-        """Drafts begin, unless the policy wants the teacher at once."""
-        for job in jobs:
-            decision = route_one(self.policy, job, self._context([job]))
-            job.decision, job.stage = decision, Stage.STUDENT if decision is None else Stage.TEACHER
+    def _enter_student(self, job: Job) -> None:
+        job.stage = Stage.STUDENT
 
-    @staticmethod
-    def _context(jobs: Sequence[Job]) -> Context:
-        nothing = torch.zeros(0, 0)
-        drafts = [j.draft for j in jobs if j.draft is not None]
-        return Context([j.request.prompt for j in jobs], [nothing] * len(jobs), drafts, [j.attempts for j in jobs])
+    def _enter_teacher(self, job: Job) -> None:
+        job.stage = Stage.TEACHER
 
-    def draft(self, jobs: Sequence[Job]) -> None:
-        """Let the student generate drafts."""
-        requests: list[GeneratorRequest] = []
-        for job in jobs:
-            place = job.request.attempt + job.attempts
-            seed = derived(job.request.seed, "initial", place) if place else job.request.seed % SEEDS
-            requests.append(self._ask(job.request, True, seed=seed))
-        for job, found in zip(jobs, self._painted(jobs, requests, self._student, "student"), strict=True):
-            if isinstance(found, GeneratedImage):
-                job.x, job.stage = found.image, Stage.SCORE
-            elif job.draft is not None:
-                # A later draft failed: the best so far goes on as it would have with the last attempt used.
-                job.warning, job.image, job.stage = _said("student", found, "the draft before it"), job.draft, Stage.DONE
-            else:
-                job.error, job.stage = f"the student failed: {_words(found)}", Stage.DONE
+    def _drafts(self, jobs: Sequence[Job]) -> Tensor:
+        return torch.stack([j.x for j in jobs])
 
-    def _painted(
-        self, jobs: Sequence[Job], requests: Sequence[GeneratorRequest], model: ImageGenerator, name: str
-    ) -> list[GeneratedImage | Exception]:
-        started = time.perf_counter()
-        found = model.paint(requests, self.settings.batch_size)
-        size = (3, self.settings.height, self.settings.width)
-        for i, (job, one) in enumerate(zip(jobs, found, strict=True)):
-            if isinstance(one, GeneratedImage) and tuple(one.image.shape) != size:
-                shape = tuple(one.image.shape)
-                found[i] = one = SettingError(f"it painted {shape}, not {size}: choose a size that it paints.")
-            if isinstance(one, GeneratedImage):
-                job.steps = (job.steps or 0) + one.steps
-        charge(
-            jobs, name, [f.evaluations if isinstance(f, GeneratedImage) else 0 for f in found], time.perf_counter() - started
-        )
-        return found
-
-    @torch.inference_mode()
-    def score(self, jobs: Sequence[Job]) -> None:
-        """Score drafts, decide, and send them on."""
-        started = time.perf_counter()
-        drafts = torch.stack([j.x for j in jobs])
-        for job, draft, score in zip(
-            jobs, drafts, score_images(self.oracle, jobs, drafts, self.settings.batch_size), strict=True
-        ):
-            count_draft(job, draft, score)
-        for job in jobs:
-            decide_job(self.policy, job, self._context([job]))
-        charge(jobs, "oracle", 1 if self.oracle is not None else 0, time.perf_counter() - started)
-        stages = {Decision.ACCEPT: Stage.DONE, Decision.REDRAFT: Stage.STUDENT}
-        for job in jobs:
-            job.stage = stages.get(job.decision or Decision.ACCEPT, Stage.TEACHER)
-            job.image = job.draft if job.stage is Stage.DONE else None
-
-    def repaint(self, jobs: Sequence[Job]) -> None:
-        """Let the teacher generate over drafts, or anew; a group of each."""
+    def step(self, jobs: Sequence[Job]) -> None:
+        """Let the student generate drafts, or the teacher generate over drafts and anew: one call of each kind."""
         for over in (True, False):
-            some = [j for j in jobs if (j.decision is Decision.REFINE) is over]
-            if some:
-                self._repaint(some, over)
+            group = [j for j in jobs if (j.decision is Decision.REFINE) is over]
+            if group:
+                self._generate(group)
 
-    def _repaint(self, jobs: Sequence[Job], over: bool) -> None:
-        requests: list[GeneratorRequest] = []
-        for job in jobs:
-            seed = derived(job.request.seed, "rollback", 0)
-            more = {"seed": seed, "image": job.draft, "strength": self.strength or 0.5} if over else {}
-            requests.append(self._ask(job.request, False, **more))
-        for job, found in zip(jobs, self._painted(jobs, requests, self._teacher, "teacher"), strict=True):
-            if isinstance(found, GeneratedImage):
-                rechecks = (job.policy or self.policy).rechecks
-                again = rechecks and job.draft is not None and self.oracle is not None
-                job.image, job.stage = found.image, Stage.RECHECK if again else Stage.DONE
-            elif job.draft is not None:
-                job.image, job.warning, job.stage = job.draft, _said("teacher", found, "the draft"), Stage.DONE
+    def _generate(self, jobs: Sequence[Job]) -> None:
+        drafts = jobs[0].stage is Stage.STUDENT
+        model, name, kept = (
+            (self._student, STUDENT, "the draft before it") if drafts else (self._teacher, TEACHER, "the draft")
+        )
+        size = (3, self.settings.height, self.settings.width)
+        started = self._clock()
+        images = model.paint(
+            [self._draft_request(j) if drafts else self._teacher_request(j) for j in jobs], self.settings.batch_size
+        )
+        evaluations: list[float] = []
+        for job, image in zip(jobs, images, strict=True):
+            if isinstance(image, GeneratedImage) and tuple(image.image.shape) != size:
+                image = SettingError(f"it painted {tuple(image.image.shape)}, not {size}: choose a size that it paints.")
+            if isinstance(image, GeneratedImage):
+                evaluations.append(image.evaluations)
+                job.steps = (job.steps or 0) + image.steps
+                if drafts:
+                    job.x, job.stage = image.image, Stage.SCORE
+                else:
+                    self._finish(job, image.image)
+                continue
+            evaluations.append(0)
+            failure = f"the {name} failed: {type(image).__name__}: {image}"
+            job.stage = Stage.DONE
+            if job.draft is None:
+                job.error = failure
             else:
-                job.error, job.stage = f"the teacher failed: {_words(found)}", Stage.DONE
+                job.image, job.warning = job.draft, f"{failure}; {kept} is kept"
+        self._charge(jobs, name, evaluations, started)
 
-    @torch.inference_mode()
-    def recheck(self, jobs: Sequence[Job]) -> None:
-        """Score what the teacher made, and keep the better of it and the draft."""
-        started = time.perf_counter()
-        recheck_jobs(self.oracle, self.policy, jobs, self.settings.batch_size)
-        charge(jobs, "oracle", 1, time.perf_counter() - started)
+    def _draft_request(self, job: Job) -> GeneratorRequest:
+        draft = job.request.attempt + job.attempts
+        return self._request(job.request, True, **({"seed": derived(job.request.seed, "initial", draft)} if draft else {}))
 
-
-def _words(e: Exception) -> str:
-    return f"{type(e).__name__}: {e}"
-
-
-def _said(who: str, e: Exception, fallback: str) -> str:
-    return f"the {who} failed: {_words(e)}; {fallback} is kept"
-
-
-ACTIONS: dict[Stage, Callable[[PixelCascade, Sequence[Job]], None]] = {
-    Stage.NEW: PixelCascade.start,
-    Stage.STUDENT: PixelCascade.draft,
-    Stage.SCORE: PixelCascade.score,
-    Stage.TEACHER: PixelCascade.repaint,
-    Stage.RECHECK: PixelCascade.recheck,
-}
-"""What to call for jobs in a stage."""
+    def _teacher_request(self, job: Job) -> GeneratorRequest:
+        if job.decision is not Decision.REFINE:
+            place = (job.policy or self.policy).teacher_noise(job.tries)
+            seed = {"seed": derived(job.request.seed, "regenerate", place)} if place else {}
+            return self._request(job.request, False, **seed)
+        seed = derived(job.request.seed, "rollback", job.tries)
+        return self._request(job.request, False, seed=seed, image=job.draft, strength=self.strength or 0.5)

@@ -1,9 +1,10 @@
 """Policies: what to do with a scored draft. Decisions are data; the machine carries them out.
 
-A policy may look at prompts before anything is painted (`route`), at scored drafts (`decide`), and may ask that what the
-teacher made is scored too and the better picture kept (`rechecks`). The paper's threshold is one policy; wrappers change
-another policy's mind: `BestOf` paints another draft first, `Recheck` looks again, `PreRoute` skips drafts that are sure to
-fail. `cascade/value.py` has the one that weighs expected gains against a price of compute.
+A policy may look at prompts before anything is generated (`route`), at clean predictions on the way (`early_threshold`)
+and at scored drafts (`decide`); it may ask that what the teacher made is scored too, the best image kept (`rechecks`) and
+the teacher asked once more (`tries_again`). The paper's threshold is one policy; `cascade/sequential.py` has the one with
+several attempts, `cascade/value.py` the one that weighs expected gains against a price of compute. Wrappers change another
+policy's mind: `PreRoute` skips drafts that are sure to fail.
 """
 
 from __future__ import annotations
@@ -57,12 +58,17 @@ class Policy(Protocol):
 
     @property
     def rechecks(self) -> bool:
-        """Whether the teacher's picture is scored too, and the better of draft and picture kept."""
+        """Whether the teacher's images are scored too."""
         ...
 
     @property
     def margin(self) -> float:
-        """By how much a draft's score must be above the teacher's picture's to be kept after all."""
+        """By how much a draft's score must be above the teacher's image's to be kept after all."""
+        ...
+
+    @property
+    def max_teacher_tries(self) -> int:
+        """Tries of the teacher at most."""
         ...
 
     @property
@@ -73,6 +79,33 @@ class Policy(Protocol):
     @property
     def uses_embeddings(self) -> bool:
         """Whether decisions depend on the prompts' hidden states, which image generators don't show."""
+        ...
+
+    @property
+    def scores_previews(self) -> bool:
+        """Whether clean predictions are scored on the way (`early_threshold`)."""
+        ...
+
+    def early_threshold(self, teacher: bool, step: int, attempts: int) -> float | None:
+        """Return the score that the clean prediction after a step must reach, None where it is not scored.
+
+        Args:
+            teacher: Whether it is the teacher's run, not a draft.
+            step: Steps that the run has taken.
+            attempts: Drafts, or tries of the teacher, before this one.
+        """
+        ...
+
+    def decide_without_draft(self, attempts: int) -> Decision:
+        """Return what follows when so many drafts have been given up and none is finished: REDRAFT or REGENERATE."""
+        ...
+
+    def tries_again(self, score: float, tries: int) -> bool:
+        """Whether the teacher is asked once more after its latest image scored so, the `tries`-th."""
+        ...
+
+    def teacher_noise(self, tries: int) -> int:
+        """Return which noise the teacher regenerates from after so many tries: 0 is the first draft's, others are fresh."""
         ...
 
     def actions(self, strategy: Decision) -> frozenset[Decision]:
@@ -93,8 +126,26 @@ class DraftFirstPolicy:
 
     rechecks = False
     margin = 0.0
+    max_teacher_tries = 1
     uses_scores = True
     uses_embeddings = False
+    scores_previews = False
+
+    def early_threshold(self, teacher: bool, step: int, attempts: int) -> float | None:
+        """Return None: nothing is scored on the way."""
+        return None
+
+    def decide_without_draft(self, attempts: int) -> Decision:
+        """Return REGENERATE; no draft is given up."""
+        return Decision.REGENERATE
+
+    def tries_again(self, score: float, tries: int) -> bool:
+        """Return False: one try."""
+        return False
+
+    def teacher_noise(self, tries: int) -> int:
+        """Return 0: the same noise as the first draft's, as in the paper."""
+        return 0
 
     def actions(self, strategy: Decision) -> frozenset[Decision]:
         """Accept, or do as `otherwise` says, or the run's strategy."""
@@ -142,38 +193,6 @@ class AlwaysPolicy(DraftFirstPolicy):
 
 
 @dataclass(frozen=True)
-class BandPolicy(DraftFirstPolicy):
-    """Poor drafts are painted anew, middling ones retouched, good ones accepted: two thresholds.
-
-    `score < regenerate_below` (or no number) regenerates, `score >= threshold` accepts, between them the teacher refines.
-    Raises `SettingError` for thresholds in the wrong order.
-    """
-
-    threshold: float
-    regenerate_below: float
-
-    def __post_init__(self) -> None:
-        if not self.regenerate_below <= self.threshold:
-            raise SettingError(
-                f"regenerate_below={self.regenerate_below!r} is above threshold={self.threshold!r}: drafts between them"
-                " would be accepted and repainted. Swap the two."
-            )
-
-    def actions(self, strategy: Decision) -> frozenset[Decision]:
-        """Return all three: accept, refine, regenerate."""
-        return frozenset((Decision.ACCEPT, Decision.REFINE, Decision.REGENERATE))
-
-    def decide(self, scores: Sequence[float], context: Context | None = None) -> list[Decision]:
-        """By the band the score falls into."""
-        return [self._one(s) for s in scores]
-
-    def _one(self, score: float) -> Decision:
-        if score >= self.threshold:
-            return Decision.ACCEPT
-        return Decision.REFINE if score >= self.regenerate_below else Decision.REGENERATE
-
-
-@dataclass(frozen=True)
 class PolicyWrapper:
     """What wrappers share: whatever they don't change is the inner policy's."""
 
@@ -193,12 +212,32 @@ class PolicyWrapper:
         return self.inner.margin
 
     @property
+    def max_teacher_tries(self) -> int:
+        return self.inner.max_teacher_tries
+
+    @property
     def uses_scores(self) -> bool:
         return self.inner.uses_scores
 
     @property
     def uses_embeddings(self) -> bool:
         return self.inner.uses_embeddings
+
+    @property
+    def scores_previews(self) -> bool:
+        return self.inner.scores_previews
+
+    def early_threshold(self, teacher: bool, step: int, attempts: int) -> float | None:
+        return self.inner.early_threshold(teacher, step, attempts)
+
+    def decide_without_draft(self, attempts: int) -> Decision:
+        return self.inner.decide_without_draft(attempts)
+
+    def tries_again(self, score: float, tries: int) -> bool:
+        return self.inner.tries_again(score, tries)
+
+    def teacher_noise(self, tries: int) -> int:
+        return self.inner.teacher_noise(tries)
 
     def actions(self, strategy: Decision) -> frozenset[Decision]:
         return self.inner.actions(strategy)
@@ -208,54 +247,6 @@ class PolicyWrapper:
 
     def decide(self, scores: Sequence[float], context: Context | None = None) -> list[Decision]:
         return self.inner.decide(scores, context)
-
-
-@dataclass(frozen=True)
-class BestOf(PolicyWrapper):
-    """The student gets up to `drafts` attempts before the inner policy may send its best one to the teacher.
-
-    It stops at the first draft that the inner policy accepts, so easy prompts pay for one draft only.
-    """
-
-    drafts: int = 2
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.drafts <= 64:
-            raise SettingError(f"drafts={self.drafts!r} is out of range: 1..64 attempts; 2 to 4 are useful.")
-
-    def actions(self, strategy: Decision) -> frozenset[Decision]:
-        """Return the inner policy's, and REDRAFT."""
-        return self.inner.actions(strategy) | {Decision.REDRAFT}
-
-    def decide(self, scores: Sequence[float], context: Context | None = None) -> list[Decision]:
-        """REDRAFT while attempts are left and the inner policy would not accept."""
-        attempts = [self.drafts] * len(scores) if context is None else context.attempts
-        inner = self.inner.decide(scores, context)
-        again = [d is not Decision.ACCEPT and n < self.drafts for d, n in zip(inner, attempts, strict=True)]
-        return [Decision.REDRAFT if more else d for more, d in zip(again, inner, strict=True)]
-
-
-@dataclass(frozen=True)
-class Recheck(PolicyWrapper):
-    """The inner policy, and what the teacher made is scored too: the draft is kept when it leads by more than `lead`.
-
-    Comparing two pictures of one prompt is easier for an oracle than judging one: how high a prompt's scores are at all
-    drops out. The second look costs no steps. With a lead asked for, doubtful drafts lose.
-    """
-
-    lead: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.lead >= 0:
-            raise SettingError(f"lead={self.lead!r} is below 0: drafts that are worse would be kept. Use 0 or more.")
-
-    @property
-    def rechecks(self) -> bool:
-        return True
-
-    @property
-    def margin(self) -> float:
-        return self.lead
 
 
 @dataclass(frozen=True)
@@ -305,14 +296,13 @@ class PreRoute(PolicyWrapper):
 POLICIES = {
     "threshold": "policy:ThresholdPolicy",
     "always": "policy:AlwaysPolicy",
-    "band": "policy:BandPolicy",
-    "best_of": "policy:BestOf",
-    "recheck": "policy:Recheck",
+    "sequential": "sequential:SequentialPolicy",
     "capped": "policy:Capped",
     "pre_route": "policy:PreRoute",
     "value": "value:ValuePolicy",
 }
 """Name -> `module:class` of the cascade room."""
+_STOPS = ("draft_stops", "teacher_stops")
 _PARTS = {"router": "router:PromptRouter", "model": "value:GainModel"}
 
 
@@ -333,8 +323,15 @@ def policy_to_dict(policy: Policy) -> dict[str, Any]:
             value = policy_to_dict(value)
         elif field.name in _PARTS:
             value = value.to_dict()
-        out[field.name] = str(value) if isinstance(value, Decision) else value
-    return out
+        elif field.name in _STOPS:
+            value = [_plain(dataclasses.asdict(e)) for e in value]
+        out[field.name] = value
+    return _plain(out)
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return fields as JSON has them, which knows no infinity."""
+    return {k: str(v) if isinstance(v, Decision) or v in (math.inf, -math.inf) else v for k, v in fields.items()}
 
 
 def policy_from_dict(raw: dict[str, Any]) -> Policy:
@@ -344,10 +341,14 @@ def policy_from_dict(raw: dict[str, Any]) -> Policy:
     if kind not in POLICIES:
         raise SettingError(f"policy kind {kind!r} is not known: {', '.join(POLICIES)} are.")
     for name, value in fields.items():
-        if name == "inner":
+        if value in ("inf", "-inf"):
+            fields[name] = float(value)
+        elif name == "inner":
             fields[name] = policy_from_dict(value)
         elif name in _PARTS:
             fields[name] = _class(_PARTS[name]).from_dict(value)
-        elif name in ("decision", "otherwise"):
+        elif name in _STOPS:
+            fields[name] = tuple(_class("sequential:EarlyStop")(e["step"], float(e["threshold"])) for e in value)
+        elif name in ("action", "decision", "otherwise"):
             fields[name] = Decision(value)
     return _class(POLICIES[kind])(**fields)

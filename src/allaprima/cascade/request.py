@@ -17,7 +17,7 @@ class GenerationRequest:
     index: int = 0
     """Place in the caller's list; only results carry it, nothing is computed from it."""
     attempt: int = 0
-    """Which of the seed's drafts comes first: 1 begins with what `BestOf` would paint second."""
+    """Which of the seed's drafts comes first: 1 begins with what a policy of several drafts generates second."""
     edit: Edit | None = None
     """The picture to start from; None paints from noise."""
     controls: tuple[ImageInput, ...] = ()

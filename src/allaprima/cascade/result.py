@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
+from allaprima.cascade.job import PreviewScore
 from allaprima.cascade.policy import Decision
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.settings import CascadeSettings
@@ -41,6 +42,10 @@ class Result:
     """After a second look: which picture `image` is, `draft` or `final`."""
     warning: str | None = None
     """What went wrong without stopping this picture, for example an oracle that failed."""
+    tries: int = 0
+    """Tries of the teacher, those that were given up included."""
+    previews: tuple[PreviewScore, ...] = ()
+    """What the oracle said on the way."""
     reported_steps: int | None = None
     """Network steps as the models counted them; None: as the settings say."""
 
@@ -51,7 +56,7 @@ class Result:
             return self.reported_steps
         edit = self.request.edit
         strength = edit.strength if edit is not None and self.decision is Decision.REGENERATE else None
-        return count_steps(self.settings, self.attempts, self.cost.evaluations, strength)
+        return count_steps(self.settings, self.record(), strength)
 
     def to_png(self, text: Mapping[str, str] | None = None) -> bytes:
         """Return the image as a PNG with these text chunks. Raises `PromptError` where there is none."""
@@ -64,6 +69,8 @@ class Result:
         seldom: dict[str, Any] = {"final_score": self.final_score, "kept": self.selected, "warning": self.warning}
         seldom["steps"] = self.reported_steps
         seldom |= {"attempts": self.attempts} if self.attempts > 1 else {}
+        seldom |= {"tries": self.tries} if self.tries > 1 else {}
+        seldom |= {"previews": [asdict(p) for p in self.previews]} if self.previews else {}
         if self.request.controls:
             scales = self.request.control_scales or (1.0,) * len(self.request.controls)
             seldom["controls"] = [
@@ -85,16 +92,19 @@ class Result:
         }
 
 
-def count_steps(settings: CascadeSettings, attempts: int, evaluations: Mapping[str, float], strength: float | None) -> int:
-    """Return the network steps that made an image, by its settings and by which models were evaluated.
+def count_steps(settings: CascadeSettings, account: Mapping[str, Any], strength: float | None) -> int:
+    """Return the network steps that made an image, by its settings and its record.
 
     Args:
         settings: Of the run.
-        attempts: Drafts that were generated.
-        evaluations: By model; a model without any took no steps.
+        account: What `Result.record` returned: a model without evaluations took no steps, attempts that were given up
+            took some of theirs.
         strength: Of an edit that the teacher regenerated, which takes a share of its steps; None: all of them.
     """
-    student = settings.student_steps * attempts if evaluations.get("student") else 0
-    if not evaluations.get("teacher"):
-        return student
-    return student + (settings.teacher_steps if strength is None else share_of(settings.teacher_steps, strength))
+    teacher = settings.teacher_steps if strength is None else share_of(settings.teacher_steps, strength)
+    steps = 0
+    for model, whole, attempts in (("student", settings.student_steps, "attempts"), ("teacher", teacher, "tries")):
+        if account["evaluations"].get(model):
+            ended = [p["step"] for p in account.get("previews", ()) if p["model"] == model and p["given_up"]]
+            steps += whole * (account.get(attempts, 1) - len(ended)) + sum(ended)
+    return steps

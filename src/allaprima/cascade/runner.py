@@ -1,13 +1,12 @@
-"""The offline loop: many requests through one machine, drafts in full batches, escalations gathered into full batches."""
+"""The offline loop: many requests through one cascade, drafts in full batches, escalations gathered into full batches."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
 
+from allaprima.cascade.base import BaseCascade
 from allaprima.cascade.job import Job, Stage
-from allaprima.cascade.policy import Policy
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.result import Result
 from allaprima.cascade.settings import CascadeSettings
@@ -15,84 +14,72 @@ from allaprima.core.cost import Cost
 from allaprima.core.errors import AllaprimaError
 
 
-class Cascade(Protocol):
-    """What a machine says and does here: the step-level one (`cascade.latent_cascade`), or that of whole pictures."""
+def run(cascade: BaseCascade, requests: Iterable[GenerationRequest], isolate: bool = True) -> Iterator[Result]:
+    """Generate an image for every request; results come as they are finished, not in order (`result.request.index`).
 
-    @property
-    def settings(self) -> CascadeSettings:
-        """Of the run."""
-        ...
+    Jobs of many requests are under way at once, and a stage is taken when a full batch of it is ready, the latest stage
+    first: what ends early (an accepted draft, a run that was given up) makes room for the next request, and escalated
+    drafts wait for a full batch of the teacher's. When no more requests come, the earliest stage goes on with what there is.
+    Drafts of several students (`BaseCascade.students`) go by student, so that networks change hands rarely. A request that
+    fails gives a result with `error`; the others go on (with `isolate=False` an exception ends the run instead).
 
-    @property
-    def students(self) -> int:
-        """How many students share the drafts."""
-        ...
-
-    def check(self, request: GenerationRequest, policy: Policy | None = None) -> None:
-        """Raise `PromptError` or `SettingError` for a request that can't be painted; `policy`: the one that it brings."""
-        ...
-
-    def act(self, stage: Stage, jobs: Sequence[Job]) -> None:
-        """Take jobs that are in one stage a step further."""
-        ...
-
-
-def run(cascade: Cascade, requests: Iterable[GenerationRequest], isolate: bool = True) -> Iterator[Result]:
-    """Paint every request; results come as they are finished, not in order (`result.request.index` says which).
-
-    Drafts run a full batch at a time; those of several students (`LatentCascade.students`) are gathered, a batch for each,
-    and painted student by student from first step to last, so that batches are full and networks change hands rarely (which
-    is all it is for: a mixed batch would give the same pictures). What falls short waits until a full batch of it can go to
-    the teacher, or until no more drafts are coming. A request that fails gives a result with `error`; the others go on
-    (with `isolate=False` an exception ends the run instead).
-
-    Drafts are decided in the order of the requests, each exactly once unless the policy has it painted again: a policy
-    whose decisions follow from their order (`calibration.steering`) gives the same ones in any batch size.
+    First drafts are decided in the order of the requests: a policy whose decisions follow from their order
+    (`calibration.steering`) gives the same ones in any batch size.
     """
     source = iter(requests)
-    size = cascade.settings.batch_size
-    waiting: list[Job] = []
+    jobs: list[Job] = []
+    # So many that a student who is seldom asked doesn't keep the others waiting for a full batch of its drafts.
+    capacity = cascade.settings.batch_size * (cascade.students + len(Stage))
     exhausted = False
-    while not exhausted or waiting:
-        if len(waiting) >= size or (exhausted and waiting):
-            batch, waiting = waiting[:size], waiting[size:]
-            _advance(cascade, batch, (Stage.DONE,), isolate)
-            yield from (result_of(cascade.settings, j) for j in batch)
-            continue
-        fresh: list[Job] = []
-        while len(fresh) < size * cascade.students:
+    while not exhausted or jobs:
+        batch = _next_batch(cascade, jobs, partial=exhausted or len(jobs) >= capacity)
+        if batch is None:
             request = next(source, None)
             if request is None:
                 exhausted = True
-                break
-            refusal = _refusal(cascade, request)
-            if refusal is None:
-                fresh.append(Job(request))
-            else:
+            elif (refusal := _refusal(cascade, request)) is not None:
                 yield refusal
-        if fresh:
-            _advance(cascade, fresh, (Stage.TEACHER, Stage.DONE), isolate)
-            yield from (result_of(cascade.settings, j) for j in fresh if j.stage is Stage.DONE)
-            waiting += [j for j in fresh if j.stage is not Stage.DONE]
+            else:
+                jobs.append(Job(request))
+            continue
+        if isolate:
+            failures, _ = act_isolated(cascade, batch[0].stage, batch)
+            for i, e in failures.items():
+                batch[i].error = str(e) if isinstance(e, AllaprimaError) else f"{type(e).__name__}: {e}"
+                batch[i].image, batch[i].stage = None, Stage.DONE
+        else:
+            cascade.act(batch[0].stage, batch)
+        yield from (result_of(cascade.settings, j) for j in batch if j.stage is Stage.DONE)
+        jobs = [j for j in jobs if j.stage is not Stage.DONE]
 
 
-def _advance(cascade: Cascade, jobs: list[Job], until: tuple[Stage, ...], isolate: bool) -> None:
-    """Take jobs from stage to stage, the earliest first and all of it, until each has reached one of `until`."""
-    while active := [j for j in jobs if j.stage not in until]:
-        stage = min((j.stage for j in active), key=list(Stage).index)
-        for batch in _batches(cascade, [j for j in active if j.stage is stage]):
-            while batch:
-                if isolate:
-                    failures, _ = act_isolated(cascade, stage, batch)
-                    for i, e in failures.items():
-                        batch[i].error = str(e) if isinstance(e, AllaprimaError) else f"{type(e).__name__}: {e}"
-                        batch[i].image, batch[i].stage = None, Stage.DONE
-                else:
-                    cascade.act(stage, batch)
-                batch = [j for j in batch if j.stage is stage]
+def _next_batch(cascade: BaseCascade, jobs: Sequence[Job], partial: bool) -> list[Job] | None:
+    """Return the jobs that go a step further together.
+
+    Args:
+        cascade: Whose batch size it is.
+        jobs: All that are under way, in the order of their requests.
+        partial: Whether a batch may have fewer rows: no more requests come.
+
+    Returns:
+        The latest stage's full batch; without one, None, or the earliest stage's jobs where `partial`.
+    """
+    groups: dict[tuple[Stage, int], list[Job]] = {}
+    undecided = False
+    for job in jobs:
+        if job.stage is Stage.SCORE and undecided:
+            continue
+        undecided = undecided or (job.attempts == 0 and job.stage in (Stage.NEW, Stage.STUDENT, Stage.PREVIEW))
+        groups.setdefault((job.stage, job.student_index if job.stage is Stage.STUDENT else 0), []).append(job)
+    order = sorted(groups, key=lambda key: list(Stage).index(key[0]))
+    size = cascade.settings.batch_size
+    for key in reversed(order):
+        if len(groups[key]) >= size:
+            return groups[key][:size]
+    return groups[order[0]][:size] if partial and order else None
 
 
-def act_isolated(cascade: Cascade, stage: Stage, jobs: Sequence[Job]) -> tuple[dict[int, Exception], int]:
+def act_isolated(cascade: BaseCascade, stage: Stage, jobs: Sequence[Job]) -> tuple[dict[int, Exception], int]:
     """Take jobs a step further; a batch that raises is retried one by one, so that only those fail that fail alone.
 
     A batch of one has the same shape, so the others' images are what they would have been.
@@ -120,18 +107,7 @@ def _copy(job: Job) -> Job:
     return dataclasses.replace(job, cost=cost, state=dict(job.state))
 
 
-def _batches(cascade: Cascade, jobs: list[Job]) -> Iterator[list[Job]]:
-    """Jobs of one stage in batches, in their order; what students paint, student by student."""
-    groups: dict[int, list[Job]] = {}
-    for job in jobs:
-        groups.setdefault(job.student_index if job.stage is Stage.STUDENT else 0, []).append(job)
-    size = cascade.settings.batch_size
-    for group in groups.values():
-        for i in range(0, len(group), size):
-            yield group[i : i + size]
-
-
-def _refusal(cascade: Cascade, request: GenerationRequest) -> Result | None:
+def _refusal(cascade: BaseCascade, request: GenerationRequest) -> Result | None:
     try:
         cascade.check(request)
     except AllaprimaError as e:
@@ -155,5 +131,7 @@ def result_of(settings: CascadeSettings, job: Job, error: str | None = None) -> 
         job.final_score,
         job.selected,
         job.warning,
+        job.tries,
+        job.previews,
         job.steps,
     )

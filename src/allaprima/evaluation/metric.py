@@ -30,6 +30,8 @@ class MetricResult:
     """Further values, for example a standard deviation over subsets."""
     per_picture: np.ndarray | None = None
     per_prompt: Mapping[str, float] | None = None
+    kinds: Sequence[str] | None = None
+    """Of each picture, where the metric is reported by kind too."""
 
 
 class Metric(Protocol):

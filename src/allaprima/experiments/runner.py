@@ -264,7 +264,7 @@ def steps_of(account: dict[str, Any], settings: CascadeSettings) -> int:
     if "steps" in account:
         return account["steps"]
     strength = account["edit"]["strength"] if "edit" in account and account["decision"] == "regenerate" else None
-    return count_steps(settings, account.get("attempts", 1), account["evaluations"], strength)
+    return count_steps(settings, account, strength)
 
 
 def summary(console: Console, o: PaintOptions, totals: Totals, seconds: float, new: int) -> None:

@@ -35,7 +35,7 @@ from allaprima.serving.remote_workers import Back, StageRun, compact
 
 POOLS: Mapping[Stage, str] = {
     Stage.NEW: "student", Stage.STUDENT: "student", Stage.SCORE: "oracle", Stage.RECHECK: "oracle",
-    Stage.TEACHER: "teacher", Stage.DECODE: "teacher",
+    Stage.PREVIEW: "oracle", Stage.TEACHER: "teacher", Stage.DECODE: "teacher",
 }  # fmt: skip
 """Who takes a job that is in a stage."""
 TRIES = 5

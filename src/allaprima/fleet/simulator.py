@@ -19,8 +19,8 @@ import simpy
 
 from allaprima.core.errors import SettingError
 from allaprima.fleet.workload import IN_FLIGHT, Demand, Kind, Layout, doors
-from allaprima.serving.scheduler import PATIENCE, choose, oldest_first, passed_after
-from allaprima.serving.scheduler import BatchGroup as Together
+from allaprima.serving.batching import PATIENCE, choose, oldest_first, passed_after
+from allaprima.serving.batching import BatchGroup as Together
 
 Draw = Callable[[], float]
 """Seconds of the next call of one stage."""
@@ -51,7 +51,7 @@ class Rule(Protocol):
 
 
 class EngineRule:
-    """The engine's own (`serving.scheduler`), for one machine."""
+    """The engine's own (`serving.batching`), for one machine."""
 
     def __init__(self, patience: int = PATIENCE) -> None:
         self._patience = patience

@@ -76,6 +76,15 @@ class VQASettings(_Strict):
         return self.model_dump(include={"url", "model", "question", "answer", "top_logprobs"})
 
 
+class CompositionSettings(_Strict):
+    """Of kind `composition`."""
+
+    prompts: str = Field(default="evaluation_metadata.jsonl", pattern=r"^[\w-][\w.-]*$")
+    """File with the prompts' requirements, in the detector's folder."""
+    device: str = "cpu"
+    """As torch names it."""
+
+
 class StandardScale(_Strict):
     """`(score - mean) / deviation`."""
 

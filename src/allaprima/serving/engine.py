@@ -1,13 +1,13 @@
-"""The engine: the cascade's machine in a loop, for many callers at once.
+"""The engine: the cascade in a loop, for many callers at once.
 
 One compute thread takes a batch a step further, looks who came, who left and who is late, chooses the next batch
-(`schedule`), and so on. A request joins its student's batch at the next step, whatever steps the others are at; escalated
-jobs of many requests share the teacher's. Batches have one shape, padded, and every noise belongs to its seed, so a picture
-is to the byte the one that `AdaptivePipeline` paints alone with the same settings and threshold.
+(`serving.scheduler`), and so on. A request joins its student's batch at the next step, whatever steps the others are at;
+escalated jobs of many requests share the teacher's. Batches have one shape, padded, and every noise belongs to its seed, so
+an image is to the byte the one that `AdaptivePipeline` generates alone with the same settings and threshold.
 
-    submit -> waiting room -> NEW -> STUDENT.. -> SCORE -> (TEACHER.. -> DECODE (-> RECHECK)) -> DONE -> ticket
+    submit -> queue -> NEW -> STUDENT.. -> SCORE -> (TEACHER.. -> DECODE (-> RECHECK)) -> DONE -> handle
 
-What ends a ticket is decided under the lock, once; listeners are called outside of it.
+What ends a request is decided under the lock, once (`serving.output_processor`); listeners are called outside of it.
 """
 
 from __future__ import annotations
@@ -22,41 +22,21 @@ from typing import Any
 
 from allaprima.cascade.job import Job, Stage
 from allaprima.cascade.policy import AlwaysPolicy, Decision
-from allaprima.cascade.runner import act_isolated, result_of
-from allaprima.core.errors import (
-    DeadlinePassedError,
-    DrainingError,
-    EngineStoppedError,
-    PictureFailedError,
-    QueueFullError,
-    ServingError,
-    SettingError,
-)
+from allaprima.cascade.runner import act_isolated
+from allaprima.core.errors import DrainingError, EngineStoppedError, SettingError
 from allaprima.pipeline import AdaptivePipeline
 from allaprima.serving.controller import Controller
-from allaprima.serving.handle import (
-    LAST,
-    Cancelled,
-    EngineRequest,
-    Event,
-    Failed,
-    Finished,
-    HandedOver,
-    RequestHandle,
-    Started,
-)
-from allaprima.serving.in_flight import InFlightRequest, draft_of, unscored, unsound
-from allaprima.serving.loaded_cascade import COMPUTE, CascadeCache, LoadedCascade
+from allaprima.serving.handle import LAST, EngineRequest, Failed, HandedOver, RequestHandle, Started
+from allaprima.serving.in_flight import InFlightRequest, given_bytes, job_bytes, work
+from allaprima.serving.loaded_cascade import COMPUTE, CascadeCache
 from allaprima.serving.oracle_guard import GuardedOracle, OracleFailure, when_unscored
-from allaprima.serving.queue import EngineLimits, QueueEntry, RequestQueue, given_bytes, job_bytes, work
+from allaprima.serving.output_processor import OutputProcessor, because, unsound
+from allaprima.serving.queue import EngineLimits
 from allaprima.serving.remote_workers import RUNS, Back, RemoteWorkers, StageRun, adopt
-from allaprima.serving.scheduler import BatchGroup, choose, oldest_first, passed_after
+from allaprima.serving.scheduler import PendingEvent, Scheduler
 from allaprima.serving.snapshot import Meter, Snapshot
 
 log = logging.getLogger(__name__)
-Key = tuple[LoadedCascade, Stage, int]
-"""What a batch has in common: machine, stage, student."""
-PendingEvent = tuple[InFlightRequest, Event]
 POLL_SECONDS = 0.25
 """Seconds between looks at the clock when there is nothing to do: deadlines pass, controllers come back."""
 
@@ -74,7 +54,7 @@ class Engine:
         oracle_timeout: float | None = None,
         workers: RemoteWorkers | None = None,
     ) -> None:
-        """`clock`: the seconds of deadlines. `controller`: moves thresholds of asks that are `adjustable`.
+        """`clock`: the seconds of deadlines. `controller`: moves thresholds of requests that are `adjustable`.
 
         `on_oracle_failure`: what becomes of a draft that the oracle gave no number for, where its policy goes by scores:
         `policy` what the policy says of nan, `accept`, `regenerate`, or `refuse` (the request fails). `oracle_timeout`:
@@ -90,20 +70,15 @@ class Engine:
             raise SettingError(f"oracle_timeout={oracle_timeout!r} must be above 0 seconds, or None.")
         self.limits, self.clock, self.controller = limits, clock, controller
         self._on_failure: OracleFailure = on_oracle_failure
-        self._crew = workers
+        self._workers = workers
         self._oracle = None if pipe.oracle is None else GuardedOracle(pipe.oracle, oracle_timeout)
-        own: Any = copy.copy(pipe)
-        own.oracle = self._oracle
-        self._machines, self._making = CascadeCache(own, limits.machines), threading.Lock()
+        guarded: Any = copy.copy(pipe)
+        guarded.oracle = self._oracle
+        self._cascades, self._cascades_lock = CascadeCache(guarded, limits.cascades), threading.Lock()
         self._changed = threading.Condition()
-        self._room: RequestQueue[InFlightRequest] = RequestQueue(limits.ageing)
-        self._flying: list[InFlightRequest] = []
-        self._open: dict[str, InFlightRequest] = {}
-        """Every ticket that hasn't been told its end, by id."""
-        self._gone: list[InFlightRequest] = []
-        """Cancelled in the queue, to be told."""
-        self._passed: dict[str, Mapping[Key, int]] = {}
         self._meter = Meter()
+        self._scheduler = Scheduler(limits, self._meter, remote=workers is not None)
+        self._outputs = OutputProcessor(self._scheduler, controller, clock, on_oracle_failure, pipe.oracle is not None)
         self._threads: list[threading.Thread] = []
         self._draining = self._stopping = False
 
@@ -111,92 +86,69 @@ class Engine:
         """Start the compute thread (and one for each painter that waits for a server). Raises `SettingError` if it was."""
         if self._threads or self._stopping:
             raise SettingError("an engine is started once: make another.")
-        # A crew's jobs wait nowhere here, so one thread hands them all out.
-        waiters = () if self._crew is not None else sorted(self._machines.waiters)
+        # Remote workers' jobs wait nowhere here, so one thread hands them all out.
+        waiters = () if self._workers is not None else sorted(self._cascades.waiters)
         for lane in (COMPUTE, *waiters):
             self._threads.append(threading.Thread(target=self._work, args=(str(lane),), name=f"engine {lane}", daemon=True))
         for thread in self._threads:
             thread.start()
 
     def submit(self, requests: Sequence[EngineRequest]) -> list[RequestHandle]:
-        """Take all of them or none; one ticket each, in order. From any thread, also before `start`.
+        """Take all of them or none; one handle each, in order. From any thread, also before `start`.
 
         Raises `SettingError` or `PromptError` for a request that can't be painted, `QueueFullError` (with `retry_after`)
         when there is no room now, `DrainingError` after `drain` or `stop`. It never waits for a network: it counts tokens,
-        reads the pictures given, and the first time for new settings makes a machine for them (milliseconds).
+        reads the pictures given, and the first time for new settings makes a cascade for them (milliseconds).
         """
-        items = [self._slot(request) for request in requests]
+        items = [self._prepare(request) for request in requests]
         with self._changed:
             if self._draining or self._stopping:
                 self._meter.counts["refused"] += len(items)
                 raise DrainingError("this server is about to stop and takes nothing new: ask another one.")
-            self._check_room(items)
-            self._room.add(items)
-            self._open.update((item.handle.id, item) for item in items)
+            self._scheduler.check_room(items)
+            self._scheduler.add(items)
             self._meter.counts["accepted"] += len(items)
             self._changed.notify_all()
         return [item.handle for item in items]
 
+    def _prepare(self, request: EngineRequest) -> InFlightRequest:
+        with self._cascades_lock:
+            loaded = self._cascades.of(request.settings)
+        loaded.cascade.check(request.request, request.policy)
+        held = job_bytes(request.request, request.settings)
+        if held > self.limits.bytes:
+            raise SettingError(
+                f"a picture that takes {held} bytes is more than the limit of {self.limits.bytes}: ask for less."
+            )
+        job = Job(request.request, when_unscored(request.policy, self._on_failure))
+        handle, queued = RequestHandle(request, self._cancel), given_bytes(request.request, request.settings)
+        return InFlightRequest(handle, loaded, job, self.clock(), held, queued, work(request.settings))
+
     def go_on(self, run: StageRun) -> RequestHandle:
-        """Take a job that was begun elsewhere through the stages of its run; its ticket ends with `HandedOver`.
+        """Take a job that was begun elsewhere through the stages of its run; its handle ends with `HandedOver`.
 
         For engines that work for others, who have said who is let in. Raises `EngineStoppedError` or `DrainingError`.
         """
-        with self._making:
-            cascade_entry = self._machines.of(run.settings)
+        with self._cascades_lock:
+            loaded = self._cascades.of(run.settings)
         job, now = run.job, self.clock()
         policy = AlwaysPolicy(Decision.ACCEPT) if job.policy is None else job.policy
         deadline = None if run.seconds_left is None else now + run.seconds_left
-        entry = QueueEntry("", 0, deadline, now, 0.0, 0)
-        handle = RequestHandle(EngineRequest(job.request, run.settings, policy), self._cancel)
-        item = InFlightRequest(
-            handle, cascade_entry, entry, job, job_bytes(job.request, run.settings), stages=RUNS[job.stage]
-        )
+        handle = RequestHandle(EngineRequest(job.request, run.settings, policy, deadline=deadline), self._cancel)
+        item = InFlightRequest(handle, loaded, job, now, job_bytes(job.request, run.settings), stages=RUNS[job.stage])
         with self._changed:
             if self._draining or self._stopping:
                 raise DrainingError("this worker is about to stop and takes nothing new: ask another one.")
-            self._room.add([item])
-            self._open[handle.id] = item
+            self._scheduler.add([item])
             self._changed.notify_all()
         return handle
 
-    def _slot(self, request: EngineRequest) -> InFlightRequest:
-        with self._making:
-            cascade_entry = self._machines.of(request.settings)
-        cascade_entry.cascade.check(request.request, request.policy)
-        given, whole = given_bytes(request.request, request.settings), job_bytes(request.request, request.settings)
-        if whole > self.limits.bytes:
-            raise SettingError(
-                f"a picture that takes {whole} bytes is more than the limit of {self.limits.bytes}: ask for less."
-            )
-        entry = QueueEntry(request.client, request.priority, request.deadline, self.clock(), work(request.settings), given)
-        job = Job(request.request, when_unscored(request.policy, self._on_failure))
-        return InFlightRequest(RequestHandle(request, self._cancel), cascade_entry, entry, job, whole)
-
-    def _check_room(self, items: Sequence[InFlightRequest]) -> None:
-        n, most = len(items), self.limits.queue
-        if n > most:
-            raise SettingError(f"{n} pictures at once are more than the queue of {most} can ever hold: ask for fewer.")
-        held = self._held() + sum(item.entry.bytes for item in items)
-        over = max(0, len(self._room) + n - most)
-        if over or held > self.limits.bytes:
-            self._meter.counts["refused"] += n
-            what = f"{len(self._room)} of {most} places are taken" if over else f"{held} bytes would be held"
-            raise QueueFullError(f"the queue is full ({what}): try again later.", self._meter.seconds_for(over or n))
-
-    def _held(self) -> int:
-        return self._room.bytes + sum(item.bytes for item in self._flying)
-
     def _cancel(self, handle: RequestHandle) -> None:
         with self._changed:
-            item = self._open.get(handle.id)
+            item = self._scheduler.requests.get(handle.id)
             if item is None or item.closed:
                 return
-            item.cancelled = True
-            if item not in self._flying:
-                self._room.remove(item)
-                item.closed = True
-                self._gone.append(item)
+            self._scheduler.cancel(item)
             abandon = item.abandon if item.busy else None
             self._changed.notify_all()
         if abandon is not None:
@@ -210,12 +162,12 @@ class Engine:
         """
         with self._changed:
             self._draining = True
-            return self._changed.wait_for(lambda: not self._open, timeout)
+            return self._changed.wait_for(lambda: not self._scheduler.requests, timeout)
 
     def stop(self, timeout: float = 30.0) -> None:
-        """End after the batches that are under way; tickets that aren't finished fail with `EngineStoppedError`. Idempotent.
+        """End after the batches that are under way; requests that aren't finished fail with `EngineStoppedError`.
 
-        A batch that takes longer than `timeout` seconds (a server that doesn't answer) is left behind.
+        A batch that takes longer than `timeout` seconds (a server that does not answer) is left behind. Idempotent.
         """
         with self._changed:
             self._stopping = True
@@ -226,16 +178,15 @@ class Engine:
                 thread.join(max(0.0, until - time.monotonic()))
         if self._oracle is not None:
             self._oracle.close()
-        if self._crew is not None:
-            self._crew.close()
+        if self._workers is not None:
+            self._workers.close()
         self._end_all("the server was stopped before this picture was finished: ask again.")
 
     def _end_all(self, message: str, cause: BaseException | None = None) -> None:
         with self._changed:
-            items = [item for item in self._open.values() if not item.closed]
-            told = [(item, self._close(item, Failed(_because(EngineStoppedError(message), cause)))) for item in items]
-            told += self._told_gone()
-            self._room = RequestQueue(self.limits.ageing)
+            left = [item for item in self._scheduler.requests.values() if not item.closed]
+            told = self._scheduler.take_cancelled()
+            told += [self._scheduler.finish(i, Failed(because(EngineStoppedError(message), cause))) for i in left]
         self._tell(told)
 
     def snapshot(self) -> Snapshot:
@@ -243,10 +194,10 @@ class Engine:
         with self._changed:
             alive = any(t.is_alive() for t in self._threads) and not self._stopping
             return self._meter.snapshot(
-                queued=len(self._room),
-                in_flight=dict(Counter(str(item.job.stage) for item in self._flying)),
-                held_bytes=self._held(),
-                machines=len(self._machines),
+                queued=len(self._scheduler.queue),
+                in_flight=dict(Counter(str(item.job.stage) for item in self._scheduler.running)),
+                held_bytes=self._scheduler.held_bytes,
+                cascades=len(self._cascades),
                 running=alive,
                 draining=self._draining or self._stopping,
                 oracle_timeouts=0 if self._oracle is None else self._oracle.timeouts,
@@ -274,137 +225,72 @@ class Engine:
                 if self._stopping:
                     return False
                 woke = time.perf_counter()
-                told = self._tidy()
-                batch = self._next(lane)
+                told = self._update()
+                batch = self._scheduler.next_batch(lane)
                 if told or batch:
                     break
                 self._changed.wait(POLL_SECONDS)
+            for item in batch:
+                self._lower_threshold(item)
         self._tell(told)
-        inside = self._take(batch) if batch else 0.0
+        inside = self._call(batch) if batch else 0.0
         with self._changed:
             self._meter.outside += time.perf_counter() - woke - inside
         return True
 
-    def _tidy(self) -> list[PendingEvent]:
-        """At a step boundary: let go of those who left and who are late, begin others; what is to be told."""
+    def _update(self) -> list[PendingEvent]:
+        """At a step boundary: let the scheduler end and begin requests, and the controller move thresholds."""
         now = self.clock()
-        told = self._told_gone()
-        for item in self._room.late(now):
-            self._room.remove(item)
-            told.append((item, self._close(item, _late("passed while it waited"))))
-        for item in [s for s in self._flying if not s.busy]:
-            if item.cancelled:
-                told.append((item, self._close(item, Cancelled())))
-            elif item.entry.deadline is not None and item.entry.deadline <= now:
-                told.append((item, self._close(item, _late("passed while it was painted"))))
-        told += self._begin(now)
+        told = self._scheduler.update(now)
         if self.controller is not None:
-            change = self.controller.update(now, (now - item.entry.accepted for item in self._open.values()))
+            change = self.controller.update(now, (now - item.accepted for item in self._scheduler.requests.values()))
             if change is not None:
                 log.info("thresholds: at most %s, before %s: %s", change.after, change.before, change.reason)
         return told
 
-    def _told_gone(self) -> list[PendingEvent]:
-        gone, self._gone = self._gone, []
-        return [(item, self._close(item, Cancelled())) for item in gone]
-
-    def _begin(self, now: float) -> list[PendingEvent]:
-        """From the waiting room, as many as there is room for; those that can't make it any more aren't begun."""
-        told: list[PendingEvent] = []
-        while len(self._flying) < self.limits.in_flight:
-            item = self._room.next(now)
-            if item is None:
-                break
-            deadline = item.entry.deadline
-            if (
-                deadline is not None
-                and now + item.cascade_entry.least_seconds(item.job.request, item.handle.request.policy) > deadline
-            ):
-                self._room.remove(item)
-                told.append((item, self._close(item, _late("can't be met any more"))))
-                continue
-            if self._flying and self._held() - item.entry.bytes + item.bytes > self.limits.bytes:
-                break
-            self._room.serve(item)
-            self._flying.append(item)
-        return told
-
-    def _next(self, lane: str) -> list[InFlightRequest]:
-        """Return the batch that goes next in this lane; its slots are busy from now on."""
-        ready: dict[Key, list[InFlightRequest]] = {}
-        for item in self._flying:
-            # A busy slot's job is the other thread's: not even its stage is looked at.
-            if not item.busy and (self._crew is not None or item.cascade_entry.lane(item.job.stage) == lane):
-                stage = item.job.stage
-                ready.setdefault(
-                    (item.cascade_entry, stage, item.job.student_index if stage is Stage.STUDENT else 0), []
-                ).append(item)
-        passed = self._passed.get(lane, {})
-        groups = [
-            BatchGroup(
-                key, str(key[1]), len(items), self._rows(key[0]), min(s.entry.accepted for s in items), passed.get(key, 0)
-            )
-            for key, items in ready.items()
-        ]
-        chosen = choose(groups, self.limits.patience)
-        self._passed[lane] = passed_after(groups, chosen)
-        if chosen is None:
-            return []
-        items = ready[chosen]
-        batch = [items[i] for i in oldest_first([s.entry.accepted for s in items], self._rows(chosen[0]))]
-        for item in batch:
-            item.busy = True
-            if chosen[1] is Stage.SCORE:
-                self._lower(item)
-        return batch
-
-    def _rows(self, cascade_entry: LoadedCascade) -> int:
-        """Of a batch; to a crew jobs go one by one, and it makes batches of them."""
-        return cascade_entry.size if self._crew is None else 1
-
-    def _lower(self, item: InFlightRequest) -> None:
-        """Before its first draft is decided about: under load by a lower threshold, which it keeps for later drafts.
+    def _lower_threshold(self, item: InFlightRequest) -> None:
+        """Lower the threshold under load before a first draft is decided about; later drafts keep it.
 
         Here, under the lock, because another lane may move the ceiling between a decision and the account of it.
         """
-        request = item.handle.request
-        if self.controller is not None and request.adjustable and item.job.attempts == 0:
+        request, first = item.handle.request, item.job.stage is Stage.SCORE and item.job.draft is None
+        if self.controller is not None and request.adjustable and first:
             item.job.policy = when_unscored(self.controller.lowered(request.policy), self._on_failure)
 
-    def _take(self, batch: Sequence[InFlightRequest]) -> float:
-        """One call of the machine, and what follows from it; the seconds of the call."""
-        cascade_entry, stage = batch[0].cascade_entry, batch[0].job.stage
+    def _call(self, batch: Sequence[InFlightRequest]) -> float:
+        """Call the cascade for a batch, and tell what follows from it; return the seconds of the call."""
+        loaded, stage = batch[0].loaded, batch[0].job.stage
         counted = [item.job.steps or 0 for item in batch]
         if stage is Stage.NEW:
             for item in batch:
                 item.handle.tell(Started())
-        if self._crew is not None:
+        if self._workers is not None:
             for item in batch:
-                self._send(self._crew, item)
+                self._send(self._workers, item)
             return 0.0
-        begun, by_clock = time.perf_counter(), self.clock()
-        failures, again = act_isolated(cascade_entry.cascade, stage, [item.job for item in batch])
-        wrong = {batch[i]: e for i, e in failures.items()}
-        seconds, by_clock = time.perf_counter() - begun, self.clock() - by_clock
+        started, by_clock = time.perf_counter(), self.clock()
+        failures, again = act_isolated(loaded.cascade, stage, [item.job for item in batch])
+        errors = {batch[i]: e for i, e in failures.items()}
+        seconds, by_clock = time.perf_counter() - started, self.clock() - by_clock
         for item, before in zip(batch, counted, strict=True):
             if stage in (Stage.STUDENT, Stage.TEACHER):
                 item.steps[str(stage)] += 1 if item.job.steps is None else item.job.steps - before
-            message = None if item in wrong else unsound(item.job, stage)
+            message = None if item in errors else unsound(item.job, stage)
             if message is not None:
-                wrong[item] = ArithmeticError(message)
-            item.share.batch(stage, len(batch), cascade_entry.size, seconds)
+                errors[item] = ArithmeticError(message)
+            item.share.batch(stage, len(batch), loaded.size, seconds)
         with self._changed:
-            self._meter.batch(stage, len(batch), cascade_entry.size, seconds)
+            self._meter.batch(stage, len(batch), loaded.size, seconds)
             self._meter.counts["retried"] += again
-            cascade_entry.took(stage, by_clock)  # Whether a deadline can be met is told in the deadlines' seconds.
-        self._settle(batch, stage, wrong)
+            loaded.took(stage, by_clock)  # Whether a deadline can be met is told in the deadlines' seconds.
+        self._settle(batch, stage, errors)
         return seconds
 
     def _send(self, workers: RemoteWorkers, item: InFlightRequest) -> None:
-        """To the crew; it is busy until it comes back."""
-        stage, deadline = item.job.stage, item.entry.deadline
+        """Send a request to a worker; it is busy until it comes back."""
+        stage, deadline = item.job.stage, item.handle.request.deadline
         left = None if deadline is None else deadline - self.clock()
-        run = StageRun(item.job, item.cascade_entry.cascade.settings, left)
+        run = StageRun(item.job, item.loaded.cascade.settings, left)
         abandon = workers.run(run, lambda back: self._back(item, stage, back))
         with self._changed:
             item.abandon = abandon
@@ -413,14 +299,14 @@ class Engine:
             abandon()
 
     def _back(self, item: InFlightRequest, stage: Stage, back: Back) -> None:
-        """From the crew, in its thread."""
+        """Take a request back from a worker, in its thread."""
         with self._changed:
             if isinstance(back, HandedOver) and not item.closed:
                 adopt(item.job, back.job)
                 item.steps.update(back.steps)
                 self._meter.elsewhere(back.share)
                 for name, calls in back.share.calls.items():
-                    item.cascade_entry.took(Stage(name), back.share.longest[name] / calls)
+                    item.loaded.took(Stage(name), back.share.longest[name] / calls)
         if back is None:
             with self._changed:
                 item.busy = False
@@ -428,63 +314,15 @@ class Engine:
         else:
             self._settle([item], stage, {item: back} if isinstance(back, Exception) else {})
 
-    def _settle(self, batch: Sequence[InFlightRequest], stage: Stage, wrong: Mapping[InFlightRequest, Exception]) -> None:
+    def _settle(self, batch: Sequence[InFlightRequest], stage: Stage, errors: Mapping[InFlightRequest, Exception]) -> None:
         """Tell what follows from a call; its jobs are free for the next."""
         with self._changed:
-            told = [(item, event) for item in batch for event in self._events(item, stage, wrong.get(item))]
+            told = [pair for item in batch for pair in self._outputs.process(item, stage, errors.get(item))]
         self._tell(told)
         with self._changed:
             for item in batch:
                 item.busy = False
             self._changed.notify_all()
-
-    def _events(self, item: InFlightRequest, stage: Stage, wrong: Exception | None) -> list[Event]:
-        """Return what there is to tell after a call."""
-        job = item.job
-        if item.closed:
-            return []
-        if isinstance(wrong, ServingError):
-            return [self._close(item, Failed(wrong))]
-        if wrong is not None:
-            message = f"this picture failed, others are not touched: {type(wrong).__name__}: {wrong}"
-            return [self._close(item, Failed(_because(PictureFailedError(message), wrong)))]
-        events: list[Event] = []
-        failed = unscored(job, stage, self._oracle is not None)
-        self._meter.counts["oracle_failures"] += failed
-        if stage is Stage.SCORE:
-            if failed and self._on_failure == "refuse" and item.handle.request.policy.uses_scores:
-                message = f"the oracle gave no score, and drafts without one are refused: {job.warning or job.score}"
-                return [self._close(item, Failed(PictureFailedError(message)))]
-            events.append(draft_of(job))
-        if item.stages is not None:
-            if job.stage not in item.stages:
-                events.append(self._close(item, HandedOver(job, item.steps, item.share)))
-        elif job.stage is Stage.DONE:
-            events.append(self._close(item, self._end(item)))
-        return events
-
-    def _end(self, item: InFlightRequest) -> Event:
-        job, settings = item.job, item.handle.request.settings
-        if job.image is None:
-            return Failed(PictureFailedError(job.error or "there is no picture, and no reason was given"))
-        result = result_of(settings, job)
-        self._meter.finished(result, item.steps)
-        if self.controller is not None:
-            now = self.clock()
-            self.controller.observe(now, now - item.entry.accepted)
-        return Finished(result)
-
-    def _close(self, item: InFlightRequest, event: Event) -> Event:
-        """Decide its end, under the lock; the event that says so."""
-        item.closed = True
-        if item in self._flying:
-            self._flying.remove(item)
-        if isinstance(event, Failed):
-            self._meter.counts["failed"] += 1
-            self._meter.counts["expired"] += isinstance(event.error, DeadlinePassedError)
-        elif isinstance(event, Cancelled):
-            self._meter.counts["cancelled"] += 1
-        return event
 
     def _tell(self, told: Iterable[PendingEvent]) -> None:
         """Outside the lock: listeners may call the engine."""
@@ -496,14 +334,5 @@ class Engine:
         if ended:
             with self._changed:
                 for name in ended:
-                    del self._open[name]
+                    del self._scheduler.requests[name]
                 self._changed.notify_all()
-
-
-def _late(message: str) -> Failed:
-    return Failed(DeadlinePassedError(f"the deadline {message}: allow for more, or ask when there is less to do."))
-
-
-def _because(error: Exception, cause: BaseException | None) -> Exception:
-    error.__cause__ = cause
-    return error

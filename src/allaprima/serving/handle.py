@@ -47,7 +47,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Draft:
-    """The student's picture was scored and decided about. Under `BestOf` there may be several, each the best so far."""
+    """The student's picture was scored and decided about. With several drafts there are several, each the best so far."""
 
     image: Tensor
     """`(3, H, W)` in [0, 1]; with a rough autoencoder for drafts (`models.adapters.tiny_vae`) it is that one's picture."""

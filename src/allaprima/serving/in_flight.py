@@ -1,61 +1,68 @@
-"""An accepted request on its way through an engine, and what is read of its job after a call of the cascade."""
+"""An accepted request on its way through an engine, and what it takes of the engine's memory and of its client's share."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
-
 from allaprima.cascade.job import Job, Stage
-from allaprima.serving.handle import Draft, RequestHandle
+from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.settings import CascadeSettings
+from allaprima.serving.handle import RequestHandle
 from allaprima.serving.loaded_cascade import LoadedCascade
-from allaprima.serving.queue import QueueEntry
 from allaprima.serving.snapshot import Share
+
+FLOAT = 4
+"""Bytes of a number in an image."""
 
 
 @dataclass(eq=False)
 class InFlightRequest:
-    """A ticket, its place, and its job once it is begun. The engine's lock guards all but the job of a busy one."""
+    """An accepted request with its job. The engine's lock guards all but the job of a busy one."""
 
     handle: RequestHandle
-    cascade_entry: LoadedCascade
-    entry: QueueEntry
+    loaded: LoadedCascade
     job: Job
+    accepted: float
+    """When it was accepted, by the engine's clock."""
     bytes: int
     """Held while it is in flight."""
+    queued_bytes: int = 0
+    """Held while it waits."""
+    work: float = 0.0
+    """What its client is charged."""
+    stages: frozenset[Stage] | None = None
+    """Those that it is taken through here; None: all, to its end."""
     busy: bool = False
     """In a batch now: only the thread that took it touches it."""
     cancelled: bool = False
     closed: bool = False
     """Its end is decided; whoever set this tells it."""
     steps: Counter[str] = field(default_factory=Counter[str])
-    """Network steps so far, by painter."""
-    stages: frozenset[Stage] | None = None
-    """Those that it is taken through here; None: all, to its end."""
+    """Network steps so far, by model."""
     share: Share = field(default_factory=Share)
     abandon: Callable[[], None] | None = None
-    """Gives up what a crew does with it."""
+    """Gives up what a remote worker does with it."""
+
+    def late(self, now: float) -> bool:
+        """Whether its deadline has passed."""
+        deadline = self.handle.request.deadline
+        return deadline is not None and deadline <= now
 
 
-def unsound(job: Job, stage: Stage) -> str | None:
-    """Return what is wrong with what a painter made, in words; None if all of it are numbers."""
-    made = job.image if job.stage is Stage.DONE and job.image is not None else job.x
-    if stage in (Stage.STUDENT, Stage.TEACHER, Stage.DECODE) and not bool(torch.isfinite(made).all()):
-        return f"the {stage} stage made numbers that aren't finite at step {job.step_index}"
-    return None
+def given_bytes(request: GenerationRequest, settings: CascadeSettings) -> int:
+    """Bytes of the images that come with a request: edited, mask, controls (three channels each)."""
+    edit = request.edit
+    planes = 3 * len(request.controls) + (0 if edit is None else 3 + (edit.mask is not None))
+    return planes * settings.height * settings.width * FLOAT
 
 
-def unscored(job: Job, stage: Stage, looked: bool) -> bool:
-    """Whether the oracle was asked in this stage and gave no number; `looked`: whether there is an oracle."""
-    score = job.score if stage is Stage.SCORE else job.final_score
-    return looked and stage in (Stage.SCORE, Stage.RECHECK) and (score is None or math.isnan(score))
+def job_bytes(request: GenerationRequest, settings: CascadeSettings) -> int:
+    """Bytes of a job in flight: what came with it, draft and image, and as much again for latents and prompts."""
+    return given_bytes(request, settings) + 4 * 3 * settings.height * settings.width * FLOAT
 
 
-def draft_of(job: Job) -> Draft:
-    """Return the event of a draft that was decided about."""
-    assert job.draft is not None
-    assert job.decision is not None
-    return Draft(job.draft, job.score, job.threshold, job.decision)
+def work(settings: CascadeSettings) -> float:
+    """Return what an image is charged to its client: pixels times the steps it may take."""
+    return settings.height * settings.width * (settings.student_steps + settings.teacher_steps)

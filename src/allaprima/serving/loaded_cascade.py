@@ -1,12 +1,12 @@
-"""A machine for each distinct settings, all of one pipeline's networks; the least recently asked for is let go."""
+"""A cascade for each distinct settings, all of one pipeline's networks; the least recently used one is let go."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from allaprima.cascade.base import BaseCascade
 from allaprima.cascade.job import Stage
-from allaprima.cascade.latent_cascade import LatentCascade
 from allaprima.cascade.pixel_cascade import PixelCascade
 from allaprima.cascade.policy import AlwaysPolicy, Decision, Policy
 from allaprima.cascade.request import GenerationRequest
@@ -22,11 +22,11 @@ RECENT = 0.3
 
 @dataclass(eq=False)
 class LoadedCascade:
-    """A machine and how long its calls take. Jobs hold theirs, so one that is let go of lives as long as they do."""
+    """A cascade and how long its calls take. Requests hold theirs, so one that is let go of lives as long as they do."""
 
-    cascade: LatentCascade | PixelCascade
+    cascade: BaseCascade
     waiters: frozenset[Stage]
-    """Stages whose painter waits for someone else (a server): each has a lane of its own."""
+    """Stages whose model waits for someone else (a server): each has a lane of its own."""
     seconds: dict[Stage, float] = field(default_factory=dict[Stage, float])
     """Recent mean of a call, by stage."""
 
@@ -56,25 +56,25 @@ class LoadedCascade:
 
 
 class CascadeCache:
-    """Benches by settings. Not safe for threads: the engine holds a lock."""
+    """Cascades by settings. Not safe for threads: the engine holds a lock."""
 
     def __init__(self, pipe: AdaptivePipeline, most: int) -> None:
         self._pipe, self._most = pipe, most
-        self._benches: OrderedDict[CascadeSettings, LoadedCascade] = OrderedDict()
+        self._loaded: OrderedDict[CascadeSettings, LoadedCascade] = OrderedDict()
         models = {Stage.STUDENT: pipe.student, Stage.TEACHER: pipe.teacher}
         self.waiters = frozenset(stage for stage, model in models.items() if getattr(model, "waits", False))
 
     def __len__(self) -> int:
-        return len(self._benches)
+        return len(self._loaded)
 
     def of(self, settings: CascadeSettings) -> LoadedCascade:
-        """Return the bench of these settings. Raises `SettingError` for settings that the models can't meet."""
-        found = self._benches.get(settings)
+        """Return the cascade of these settings. Raises `SettingError` for settings that the models can't meet."""
+        found = self._loaded.get(settings)
         if found is None:
             # Its own policy is never asked: every job brings one.
             cascade = self._pipe.cascade(settings, AlwaysPolicy(Decision.ACCEPT))
-            found = self._benches[settings] = LoadedCascade(cascade, self.waiters)
-            while len(self._benches) > self._most:
-                self._benches.popitem(last=False)
-        self._benches.move_to_end(settings)
+            found = self._loaded[settings] = LoadedCascade(cascade, self.waiters)
+            while len(self._loaded) > self._most:
+                self._loaded.popitem(last=False)
+        self._loaded.move_to_end(settings)
         return found

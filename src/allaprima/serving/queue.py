@@ -1,4 +1,4 @@
-"""Who is let in, and who is next: a bounded waiting room with priorities, deadlines and fair shares.
+"""The queue of requests that wait, with priorities, deadlines and fair shares, and the limits of an engine.
 
 The next to be painted is of the highest priority; a request counts one priority higher for every `ageing` seconds it has
 waited, so that low ones come through too. Among equals it is of the client that has had the least: every picture begun costs
@@ -11,16 +11,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
 
-from allaprima.cascade.request import GenerationRequest
-from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import SettingError
-from allaprima.serving.scheduler import PATIENCE
-
-Who = TypeVar("Who", bound="QueueItem")
-FLOAT = 4
-"""Bytes of a number in a picture."""
+from allaprima.serving.batching import PATIENCE
+from allaprima.serving.in_flight import InFlightRequest
 
 
 @dataclass(frozen=True)
@@ -33,8 +27,8 @@ class EngineLimits:
     """Jobs that are painted at once: a batch of students', one of teachers', one of what is between, at 16 rows each. More
     fill batches better; fewer keep the queue's order (priorities count in the queue only)."""
     bytes: int = 2 * 2**30
-    """Memory of pictures that came with queued requests and of jobs in flight, as `given_bytes` and `job_bytes` count it."""
-    machines: int = 32
+    """Memory of pictures that came with queued requests and of jobs in flight, as `serving.in_flight` counts it."""
+    cascades: int = 32
     """Distinct settings kept ready; the least recently asked for goes first."""
     patience: int = PATIENCE
     """How often other batches may go ahead of one that isn't full (`schedule`)."""
@@ -42,61 +36,20 @@ class EngineLimits:
     """Seconds of waiting that count as one priority."""
 
     def __post_init__(self) -> None:
-        for name in ("queue", "in_flight", "bytes", "machines"):
+        for name in ("queue", "in_flight", "bytes", "cascades"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name}={getattr(self, name)!r} must be at least 1: nothing would ever be painted.")
         if self.patience < 0 or not self.ageing > 0:
             raise SettingError(f"patience={self.patience!r}, ageing={self.ageing!r}: 0 or more, and above 0, are due.")
 
 
-def given_bytes(request: GenerationRequest, settings: CascadeSettings) -> int:
-    """Bytes of the pictures that come with a request: edited, mask, controls (three channels each)."""
-    edit = request.edit
-    planes = 3 * len(request.controls) + (0 if edit is None else 3 + (edit.mask is not None))
-    return planes * settings.height * settings.width * FLOAT
-
-
-def job_bytes(request: GenerationRequest, settings: CascadeSettings) -> int:
-    """Bytes of a job in flight: what was given, draft and picture, and as much again for latents and prompts."""
-    return given_bytes(request, settings) + 4 * 3 * settings.height * settings.width * FLOAT
-
-
-def work(settings: CascadeSettings) -> float:
-    """Return what a picture is charged to its client: pixels times the steps it may take."""
-    return settings.height * settings.width * (settings.student_steps + settings.teacher_steps)
-
-
-@dataclass(frozen=True)
-class QueueEntry:
-    """What the room goes by."""
-
-    client: str
-    priority: int
-    deadline: float | None
-    accepted: float
-    """When it was let in, by the engine's clock."""
-    work: float
-    """What its client is charged."""
-    bytes: int
-    """Held while it waits."""
-
-
-class QueueItem(Protocol):
-    """Whoever waits."""
-
-    @property
-    def entry(self) -> QueueEntry:
-        """Its place."""
-        ...
-
-
-class RequestQueue(Generic[Who]):
-    """Those who wait, in the order they are served. Not safe for threads: the engine holds its lock."""
+class RequestQueue:
+    """Requests that wait, in the order they are served. Not safe for threads: the engine holds its lock."""
 
     def __init__(self, ageing: float) -> None:
         self.bytes = 0
         self._ageing = ageing
-        self._lines: dict[tuple[str, int], deque[Who]] = {}
+        self._lines: dict[tuple[str, int], deque[InFlightRequest]] = {}
         self._had: dict[str, float] = {}
         self._clock = 0.0
         self._count = 0
@@ -104,53 +57,54 @@ class RequestQueue(Generic[Who]):
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[Who]:
+    def __iter__(self) -> Iterator[InFlightRequest]:
         for line in self._lines.values():
             yield from line
 
-    def add(self, several: Iterable[Who]) -> None:
+    def add(self, items: Iterable[InFlightRequest]) -> None:
         """Let them in."""
-        for who in several:
-            entry = who.entry
-            self._had[entry.client] = max(self._had.get(entry.client, 0.0), self._floor(entry.client))
-            self._lines.setdefault((entry.client, entry.priority), deque()).append(who)
+        for item in items:
+            request = item.handle.request
+            self._had[request.client] = max(self._had.get(request.client, 0.0), self._floor(request.client))
+            self._lines.setdefault((request.client, request.priority), deque()).append(item)
             self._count += 1
-            self.bytes += entry.bytes
+            self.bytes += item.queued_bytes
 
     def _floor(self, client: str) -> float:
-        """Return a client that waits already keeps what it has had; one that comes (back) begins where the others are."""
+        """Return what a client has had at least: one that comes (back) begins where the others are."""
         return 0.0 if any(c == client for c, _ in self._lines) else self._clock
 
-    def next(self, now: float) -> Who | None:
-        """Who is served next at this time; it keeps its place."""
+    def next(self, now: float) -> InFlightRequest | None:
+        """Return the one that is served next at this time; it stays in the queue."""
         heads = [line[0] for line in self._lines.values()]
-        return min(heads, key=lambda w: self._rank(w.entry, now), default=None)
+        return min(heads, key=lambda item: self._rank(item, now), default=None)
 
-    def _rank(self, entry: QueueEntry, now: float) -> tuple[int, float, float]:
-        priority = entry.priority + int(max(0.0, now - entry.accepted) / self._ageing)
-        return -priority, self._had[entry.client], entry.accepted
+    def _rank(self, item: InFlightRequest, now: float) -> tuple[int, float, float]:
+        request = item.handle.request
+        priority = request.priority + int(max(0.0, now - item.accepted) / self._ageing)
+        return -priority, self._had[request.client], item.accepted
 
-    def serve(self, who: Who) -> None:
+    def serve(self, item: InFlightRequest) -> None:
         """Let it leave; its client is charged."""
         waiting = len({client for client, _ in self._lines})
-        self._had[who.entry.client] += who.entry.work
-        self._clock += who.entry.work / waiting
-        self.remove(who)
+        self._had[item.handle.request.client] += item.work
+        self._clock += item.work / waiting
+        self.remove(item)
 
-    def remove(self, who: Who) -> None:
+    def remove(self, item: InFlightRequest) -> None:
         """Let it leave unserved. Raises `ValueError` if it isn't here."""
-        key = who.entry.client, who.entry.priority
+        key = item.handle.request.client, item.handle.request.priority
         line = self._lines.get(key, deque())
-        line.remove(who)
+        line.remove(item)
         self._count -= 1
-        self.bytes -= who.entry.bytes
+        self.bytes -= item.queued_bytes
         if not line:
             del self._lines[key]
             here = {client for client, _ in self._lines}
-            # Who is away is forgotten once the others have caught up; in an empty room there is nobody to be fair to.
+            # Who is away is forgotten once the others have caught up; in an empty queue there is nobody to be fair to.
             self._had = {c: had for c, had in self._had.items() if c in here or (here and had > self._clock)}
             self._clock = self._clock if here else 0.0
 
-    def late(self, now: float) -> list[Who]:
-        """Those whose deadline has passed; they keep their places."""
-        return [w for w in self if w.entry.deadline is not None and w.entry.deadline <= now]
+    def late(self, now: float) -> list[InFlightRequest]:
+        """Return those whose deadline has passed; they stay in the queue."""
+        return [item for item in self if item.late(now)]

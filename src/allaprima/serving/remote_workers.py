@@ -21,7 +21,7 @@ _DRAFTS = frozenset({Stage.NEW, Stage.STUDENT})
 _PAINTS = frozenset({Stage.TEACHER, Stage.DECODE})
 RUNS: Mapping[Stage, frozenset[Stage]] = {
     Stage.NEW: _DRAFTS, Stage.STUDENT: _DRAFTS, Stage.SCORE: frozenset({Stage.SCORE}), Stage.TEACHER: _PAINTS,
-    Stage.DECODE: _PAINTS, Stage.RECHECK: frozenset({Stage.RECHECK}),
+    Stage.DECODE: _PAINTS, Stage.RECHECK: frozenset({Stage.RECHECK}), Stage.PREVIEW: frozenset({Stage.PREVIEW}),
 }  # fmt: skip
 """Stages that a job goes through in one place, by the one it is in; the rest of its way is decided where it came from."""
 

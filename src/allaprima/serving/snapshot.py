@@ -21,8 +21,8 @@ class Snapshot:
     in_flight: Mapping[str, int]
     """Jobs begun and not finished, by the stage they are in; stages without any are left out."""
     held_bytes: int
-    """Of given pictures and jobs in flight, as `admission` counts them."""
-    machines: int
+    """Of given pictures and jobs in flight, as `serving.in_flight` counts them."""
+    cascades: int
     """Distinct settings kept ready."""
     running: bool
     """Whether the compute thread works: False before `start`, after `stop`, and when it died."""
@@ -50,7 +50,7 @@ class Snapshot:
     fill: Mapping[str, float]
     """Mean share of a batch's rows that were jobs, not padding, in (0, 1]."""
     seconds: Mapping[str, float]
-    """Seconds in machines, by stage."""
+    """Seconds in the cascade, by stage."""
     outside_seconds: float
     """Seconds the threads spent between batches: choosing, bookkeeping, listeners; waiting for work isn't counted."""
     oracle_failures: int
