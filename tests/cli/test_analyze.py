@@ -9,9 +9,9 @@ import torch
 
 from allaprima.analysis.painting import RecordingModel, attends, paint_side
 from allaprima.cascade.request import GenerationRequest
-from allaprima.cli.analyze import AnalyzeOptions, analyze_command
 from allaprima.core.errors import PromptError, RunFolderError, SettingError
 from allaprima.experiments import analysis_sections
+from allaprima.experiments.analyze import AnalyzeOptions, analyze_command
 from allaprima.features.module import ModuleFeatures
 from allaprima.pipeline import AdaptivePipeline
 from tests.command_line import allaprima

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_published import TINY_CLIP, clip_shapes, clip_tokenizer, random_weights
 
-from allaprima.cli.convert_oracle import convert_oracle_command
 from allaprima.core.errors import SettingError
+from allaprima.experiments.convert_oracle import convert_oracle_command
 from allaprima.oracles.load import load_oracle
 
 

@@ -290,7 +290,7 @@ def test_a_card_and_prompts_are_painted_into_out_and_then_measured(tmp_path, net
         if not options.out.exists():
             run_of(options.out, made(3), ["a", "b", "c"], range(5, 8))
 
-    monkeypatch.setattr("allaprima.cli.generate.generate_command", paint)
+    monkeypatch.setattr("allaprima.experiments.generate.generate_command", paint)
     (tmp_path / "p.txt").write_text("a\nb\nc\n")
     args = ["--prompts-file", tmp_path / "p.txt", "--metrics", "oracle_score", "--seed", 5, "--threshold", 0.5]
     allaprima(*args, "--out", tmp_path / "run")
@@ -350,7 +350,7 @@ def test_bad_options_end_with_2_and_say_what_to_do(tmp_path, net, capsys, monkey
     ],
 )
 def test_nothing_is_painted_for_options_that_cannot_be_measured(tmp_path, capsys, monkeypatch, args, says):
-    monkeypatch.setattr("allaprima.cli.generate.generate_command", lambda o: pytest.fail("painted"))
+    monkeypatch.setattr("allaprima.experiments.generate.generate_command", lambda o: pytest.fail("painted"))
     monkeypatch.chdir(tmp_path)
     allaprima(*args, expect=2)
     assert says in said(capsys)

@@ -5,8 +5,8 @@ import dataclasses
 
 import pytest
 
-from allaprima.cli.frontier import FrontierOptions, frontier_command
 from allaprima.core.errors import PromptError, SettingError
+from allaprima.experiments.frontier_report import FrontierOptions, frontier_command
 from allaprima.pipeline import AdaptivePipeline
 from tests.toys import SETTINGS, Grey, Toy
 
@@ -114,7 +114,7 @@ def test_the_paper_tunes_apart_for_each_metric(toy, tmp_path, monkeypatch, capsy
     dark = torch.rand(200, 1, generator=torch.Generator().manual_seed(0)) * 0.5
     measures = (Measure("oracle", "oracle", True), Measure("frechet", "Frechet", False))
     scorers = Scorers(look, measures, {}, torch.cat([dark, dark**2], 1))
-    monkeypatch.setattr("allaprima.cli.frontier.scorers_for", lambda *_: scorers)
+    monkeypatch.setattr("allaprima.experiments.frontier_report.scorers_for", lambda *_: scorers)
     frontier_command(options(tmp_path, budgets=(6.0,)))
     rows = table(tmp_path)
     names = ("adaptive, tuned for Frechet", "adaptive refine", "adaptive regenerate")

@@ -8,7 +8,6 @@ from safetensors.torch import load_file, save_file
 from tiny_folders import SIZE, card
 
 from allaprima.cascade.settings import CascadeSettings
-from allaprima.cli.distill import distill_command
 from allaprima.core.errors import ModelError, SettingError, TrainingError
 from allaprima.data.control_maps import GIVEN, HOLE, MAPS, random_mask, training_map, with_hole
 from allaprima.distill.losses.conditional import conditional_loss
@@ -16,6 +15,7 @@ from allaprima.distill.methods.adapters import Adapted, draw_with_map, fresh_net
 from allaprima.distill.methods.common import TrainingSetup
 from allaprima.distill.recipe import Recipe
 from allaprima.distill.training_data import TrainingData, read_latents
+from allaprima.experiments.distill import distill_command
 from allaprima.models.adapters.conditional_unet import MU_RATE
 from allaprima.models.cards.card import load_card
 from allaprima.models.loading.pair import load_pair

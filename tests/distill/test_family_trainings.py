@@ -9,7 +9,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny_folders import FAMILIES, card, model
 
-from allaprima.cli import distill
 from allaprima.core.errors import TrainingError
 from allaprima.diffusion.schedules import Flow
 from allaprima.distill.methods import consistency
@@ -17,6 +16,7 @@ from allaprima.distill.methods.common import TrainingSetup
 from allaprima.distill.methods.matching import _features
 from allaprima.distill.recipe import Recipe
 from allaprima.distill.training_data import read_latents
+from allaprima.experiments import distill
 from allaprima.models.cards.card import load_card
 from allaprima.models.components.latents import encoded
 from allaprima.models.loading.pair import load_pair

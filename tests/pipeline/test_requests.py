@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 from allaprima.cascade.request import GenerationRequest
-from allaprima.cli.generate import cascade_settings, requests_of
-from allaprima.cli.generate_ray import Spool
 from allaprima.core.errors import SettingError
 from allaprima.data.prompts import PromptRow
+from allaprima.experiments.generate import cascade_settings, requests_of
+from allaprima.experiments.generate_ray import Spool
 from allaprima.pipeline.requests import compose_requests, settings_changes
 from allaprima.serving.api.limits import Limits
 from allaprima.serving.api.request_parser import RequestParser

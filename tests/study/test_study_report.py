@@ -8,7 +8,7 @@ import pytest
 from command_line import allaprima
 from study_pictures import run_folder
 
-from allaprima.cli.finetune import read_pairs
+from allaprima.experiments.finetune_oracle import read_pairs
 from allaprima.study.create import open_study
 from allaprima.study.known_pairs import Counts
 from allaprima.study.report import write_report

@@ -1,114 +1,57 @@
-"""`allaprima control`: pictures that say where things are, and prompts that say what; the student paints first."""
+"""`allaprima control`: images that say where things are, and prompts that say what, to a run folder."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from rich.console import Console
-from torch import Tensor
+import typer
 
-from allaprima.cascade.request import GenerationRequest
-from allaprima.cli.edit import check_asked, read_file, rows_of
-from allaprima.cli.generate import GenerateOptions, cascade_settings, policy_beside, texts_of, words_for
-from allaprima.conditioning.control import check_scales
-from allaprima.conditioning.edit import ImageInput
-from allaprima.conditioning.vocabulary import ResolvedPrompt
-from allaprima.core.errors import SettingError
-from allaprima.data.control_maps import GIVEN, HOLE, MAPS, control_map, with_hole
-from allaprima.data.edits import EditRow
-from allaprima.experiments.runner import RunPlan, paint
-from allaprima.models.cards.card import Card
-from allaprima.pipeline import AdaptivePipeline
-from allaprima.pipeline.requests import compose_requests
+from allaprima.cli.generate import BEYOND_IMAGES, generate
+from allaprima.cli.options import (
+    LastTime,
+    Sigma,
+    Steps,
+    Threshold,
+    like,
+    options_of,
+)
 
 
-@dataclass(frozen=True)
-class ControlOptions(GenerateOptions):
-    """Options of the command, as given."""
+@like(generate, BEYOND_IMAGES)
+def control(
+    picture: Annotated[Path | None, typer.Argument(help="Where things are: a picture, or the map itself.")] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(help="What to paint; quote each.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Map hole: white where the picture is missing.")] = None,
+    controls_file: Annotated[
+        Path | None, typer.Option(help="Instead: CSV or JSONL of image, prompt, and perhaps mask, seed, negative_prompt.")
+    ] = None,
+    net: Annotated[
+        list[str] | None,
+        typer.Option(help="ControlNet: one of the card's by name, or a folder in diffusers' format; may be repeated."),
+    ] = None,
+    map_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            help="What each net reads: canny, colours, low-resolution, hole (with --mask); given: the picture itself.",
+        ),
+    ] = None,
+    scale: Annotated[list[float] | None, typer.Option(help="How much each net is heeded; default 1.")] = None,
+    condition_weight: Annotated[
+        float, typer.Option(help="Of how well a draft heeds its map (0..1), added to the oracle's score; with --threshold.")
+    ] = 0.0,
+    fit: Annotated[bool, typer.Option("--fit", help="Resize and cut pictures to what the card paints.")] = False,
+    *,
+    out: Annotated[Path, typer.Option(help="Run folder: images/, drafts/, sources/, sheet.png.")] = Path("out"),
+    threshold: Threshold = None,
+    sigma: Sigma = None,
+    steps: Steps = None,
+    last_time: LastTime = None,
+    **shared: Any,
+) -> None:
+    """Paint what a prompt says where a picture says: ControlNets on student and teacher."""
+    from allaprima.experiments.control import ControlOptions, control_command
 
-    picture: Path | None
-    mask: Path | None
-    controls_file: Path | None
-    nets: tuple[str, ...]
-    maps: tuple[str, ...]
-    scales: tuple[float, ...]
-    condition_weight: float
-    fit: bool
-
-    def check(self) -> None:
-        """Raise `SettingError` or `PromptError` before anything is loaded."""
-        check_asked(self, self.controls_file, "--controls-file")
-        for name, given in (("maps", self.maps), ("scales", self.scales)):
-            if len(given) not in (0, max(1, len(self.nets))):
-                raise SettingError(f"{name}={list(given)!r} for {max(1, len(self.nets))} ControlNets: one each, or none.")
-        check_scales(self.scales)
-        if self.condition_weight and self.mode == "adaptive" and self.threshold is None:
-            raise SettingError(
-                f"--condition-weight {self.condition_weight:g} makes another score, for which the card's threshold means"
-                " nothing: give --threshold (scores are in the run's table; --threshold 100 regenerates all)."
-            )
-
-
-def nets_of(card: Card, o: ControlOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """ControlNets and the maps they read; the card's first when nothing is said. Raises `SettingError`."""
-    nets = o.nets or tuple(card.controls)[:1]
-    if not nets:
-        raise SettingError(f"card {card.name!r} has no ControlNet: give --net FOLDER, in diffusers' format, and --map.")
-    maps = o.maps or tuple(card.controls[n].map if n in card.controls else GIVEN for n in nets)
-    odd = next((m for m in maps if m not in (*MAPS, HOLE, GIVEN)), None)
-    if odd is not None:
-        known = ", ".join((*MAPS, HOLE))
-        raise SettingError(f"map={odd!r} is not computed here, {known} are: --map given takes the picture itself.")
-    return nets, maps
-
-
-def read_map(row: EditRow, size: tuple[int, int], fit: bool, name: str) -> Tensor:
-    """Return the map of a row's picture, or the picture if it is the map.
-
-    Raises `SettingError` for a hole without a mask.
-    """
-    image = read_file(row.image, size, fit, mask=False)
-    if name != HOLE:
-        return image if name == GIVEN else control_map(name, image)
-    if row.mask is None:
-        raise SettingError(f"{row.image}: the map 'hole' needs a mask, white where the picture is missing. Give --mask.")
-    return with_hole(image, read_file(row.mask, size, fit, mask=True))
-
-
-def prepare_controls(o: ControlOptions, console: Console) -> RunPlan:
-    """Load the models, compute every map, and turn rows into requests."""
-    o.check()
-    rows = rows_of(o, o.controls_file)
-    with console.status("loading models"):
-        pipe = AdaptivePipeline.from_card(o.card)
-        assert pipe.card is not None
-        nets, maps = nets_of(pipe.card, o)
-        usual = None if pipe.calibration is None else pipe.calibration.threshold
-        pipe = pipe.with_controlnets(nets, maps, o.condition_weight)
-    settings = cascade_settings(pipe.settings, o)
-    policy = policy_beside(pipe, settings, usual, o, console)
-    pipe.cascade(settings, policy)
-    words = words_for(pipe, [row.prompt for row in rows], o.nearest, console)
-    requests: list[GenerationRequest] = []
-    wordings: list[ResolvedPrompt] = []
-    for row, word in zip(rows, words, strict=True):
-        size = settings.width, settings.height
-        pictures = tuple(ImageInput.read_by(partial(read_map, row, size, o.fit, m)) for m in maps)
-        for k in range(o.images_per_prompt):
-            i = len(requests)
-            seed = o.seed + i if row.seed is None else row.seed + k
-            requests += compose_requests([word.painted], [seed], None, [pictures], o.scales, i, texts=texts_of(row, o))
-            wordings.append(word)
-    beside: dict[str, Any] = {"nets": list(nets)}
-    if o.condition_weight:
-        beside["condition"] = {"maps": list(maps), "weight": o.condition_weight}
-    return RunPlan(pipe, policy, settings, requests, wordings, beside)
-
-
-def control_command(o: ControlOptions) -> None:
-    """Paint, resume, and write tables and the contact sheet at the end."""
-    console = Console(stderr=True, highlight=False)
-    paint(prepare_controls(o, console), o, console)
+    several = {"nets": tuple(net or ()), "maps": tuple(map_ or ()), "scales": tuple(scale or ())}
+    control_command(options_of(ControlOptions, {**locals(), **shared}, **several))

@@ -1,130 +1,56 @@
-"""`allaprima edit`: pictures and new prompts to a run folder; the student edits first (SDEdit in the cascade)."""
+"""`allaprima edit`: images and new prompts to a run folder."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Any
 
-from PIL import Image, UnidentifiedImageError
-from rich.console import Console
-from torch import Tensor
+import typer
 
-from allaprima.cascade.request import GenerationRequest
-from allaprima.cli.generate import GenerateOptions, cascade_settings, policy_beside, texts_of, words_for
-from allaprima.conditioning.edit import DEFAULT_STRENGTH, Edit, ImageInput
-from allaprima.core.errors import PromptError, SettingError
-from allaprima.data.edits import EditRow, read_edits
-from allaprima.data.images import as_mask, as_tensor, covering, opaque
-from allaprima.experiments.runner import RunPlan, paint
-from allaprima.pipeline import AdaptivePipeline
-from allaprima.pipeline.requests import compose_requests
+from allaprima.cli.generate import BEYOND_IMAGES, generate
+from allaprima.cli.options import (
+    LastTime,
+    Sigma,
+    Threshold,
+    like,
+    numbers,
+    options_of,
+)
 
 
-@dataclass(frozen=True)
-class EditOptions(GenerateOptions):
-    """Options of the command, as given."""
+@like(generate, BEYOND_IMAGES)
+def edit(
+    picture: Annotated[Path | None, typer.Argument(help="The picture to edit.")] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(help="What it should become; quote each.")] = None,
+    edits_file: Annotated[
+        Path | None,
+        typer.Option(help="Instead: CSV or JSONL of image, prompt, and perhaps strength, mask, seed, negative_prompt."),
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Only white places are painted anew; the rest is kept to the pixel.")
+    ] = None,
+    strengths: Annotated[
+        str, typer.Option(help="How much may change, in (0, 1), several with commas; default 0.8, with a mask 1.")
+    ] = "",
+    fit: Annotated[bool, typer.Option("--fit", help="Resize and cut pictures and masks to what the card paints.")] = False,
+    *,
+    out: Annotated[Path, typer.Option(help="Run folder: images/, drafts/, sources/, results.jsonl, sheet.png.")] = Path(
+        "out"
+    ),
+    teacher_only: Annotated[bool, typer.Option("--teacher-only", help="No drafts: the teacher edits everything.")] = False,
+    strategy: Annotated[
+        str | None, typer.Option(help="What the teacher does with a poor draft: regenerate (edit anew; default) or refine.")
+    ] = None,
+    threshold: Threshold = None,
+    sigma: Sigma = None,
+    steps: Annotated[int | None, typer.Option(help="Teacher steps of a whole picture; an edit takes its share.")] = None,
+    last_time: LastTime = None,
+    student_steps: Annotated[int | None, typer.Option(help="Student steps; an edit takes them all.")] = None,
+    images_per_prompt: Annotated[int, typer.Option(help="Pictures a prompt and strength.")] = 1,
+    **shared: Any,
+) -> None:
+    """Edit pictures: the student first, and the teacher where its draft falls short (SDEdit, inpainting)."""
+    from allaprima.experiments.edit import EditOptions, edit_command
 
-    picture: Path | None
-    mask: Path | None
-    edits_file: Path | None
-    strengths: tuple[float, ...]
-    fit: bool
-
-    def check(self) -> None:
-        """Raise `SettingError` before anything is loaded."""
-        check_asked(self, self.edits_file, "--edits-file")
-
-
-def read_file(path: Path, size: tuple[int, int], fit: bool, mask: bool) -> Tensor:
-    """Return a picture `(3, H, W)` or mask `(1, H, W)` of `size` (width, height). Raises `SettingError` naming the file."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            plain = image if mask else opaque(image, str(path))
-            plain = covering(plain.convert("L") if mask else plain, *size) if fit else plain
-            if plain.size != size:
-                raise SettingError(
-                    f"{path} has {plain.size[0]}x{plain.size[1]} pixels, this card paints {size[0]}x{size[1]}: add --fit to"
-                    " resize and cut it, or resize it yourself."
-                )
-            return as_mask(plain) if mask else as_tensor(plain)
-    except SettingError:
-        raise
-    except FileNotFoundError as e:
-        raise SettingError(f"{path} is not there: check its name.") from e
-    except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as e:
-        raise SettingError(f"{path} cannot be read as a picture: {e}. Make it again, or leave it out.") from e
-
-
-class ImageRowOptions(Protocol):
-    """Options of a command that takes a picture with prompts, or a file of such rows."""
-
-    @property
-    def picture(self) -> Path | None: ...
-
-    @property
-    def mask(self) -> Path | None: ...
-
-    @property
-    def prompts(self) -> list[str] | None: ...
-
-
-def check_asked(o: ImageRowOptions, file: Path | None, option: str) -> None:
-    """Raise `SettingError` or `PromptError` unless there is one of the two; `option` is the file's name on the command."""
-    if (o.picture is None) == (file is None):
-        raise SettingError(f"a picture with prompts, or {option} with rows of image and prompt: give one of the two.")
-    if file is not None and (o.prompts or o.mask is not None):
-        raise SettingError(f"{option} has the prompts and masks: leave prompts and --mask out.")
-    if o.picture is not None and not o.prompts:
-        raise PromptError(f"no prompt for {o.picture}: say what is to be painted, for example 'owl, fluent 3d'.")
-
-
-def rows_of(o: ImageRowOptions, file: Path | None) -> list[EditRow]:
-    """Return what is asked. Raises `PromptError` when that is nothing."""
-    if file is not None:
-        rows = list(read_edits(file))
-        if not rows:
-            raise PromptError(f"{file} has no rows: image and prompt are due in each.")
-        return rows
-    assert o.picture is not None
-    return [EditRow(o.picture, prompt, mask=o.mask) for prompt in o.prompts or []]
-
-
-def prepare_edits(o: EditOptions, console: Console) -> RunPlan:
-    """Load the models, look at every picture, and turn rows into requests."""
-    o.check()
-    rows = rows_of(o, o.edits_file)
-    with console.status("loading models"):
-        pipe = AdaptivePipeline.from_card(o.card)
-    settings = cascade_settings(pipe.settings, o)
-    if o.strategy is None:
-        settings = settings.changed(strategy="regenerate")
-    usual = None if pipe.calibration is None else pipe.calibration.threshold
-    policy = policy_beside(pipe, settings, usual, o, console)
-    pipe.cascade(settings, policy)
-    words = words_for(pipe, [row.prompt for row in rows], o.nearest, console)
-    size = settings.width, settings.height
-    requests: list[GenerationRequest] = []
-    wordings = []
-    for number, (row, word) in enumerate(zip(rows, words, strict=True)):
-        image = ImageInput.read_by(partial(read_file, row.image, size, o.fit, False))
-        mask = None if row.mask is None else ImageInput.read_by(partial(read_file, row.mask, size, o.fit, True))
-        strengths = o.strengths or ((DEFAULT_STRENGTH,) if mask is None else (1.0,))
-        # One seed for all strengths: what differs between them is the strength.
-        first = o.seed + number * o.images_per_prompt if row.seed is None else row.seed
-        for k in range(o.images_per_prompt):
-            for strength in strengths if row.strength is None else (row.strength,):
-                edit = Edit(image, strength, mask)
-                requests += compose_requests(
-                    [word.painted], [first + k], [edit], first_index=len(requests), texts=texts_of(row, o)
-                )
-                wordings.append(word)
-    return RunPlan(pipe, policy, settings, requests, wordings)
-
-
-def edit_command(o: EditOptions) -> None:
-    """Paint, resume, and write tables and the contact sheet at the end."""
-    console = Console(stderr=True, highlight=False)
-    paint(prepare_edits(o, console), o, console)
+    values = numbers("strengths", strengths, "0.4,0.6,0.8") if strengths else ()
+    edit_command(options_of(EditOptions, {**locals(), **shared}, strengths=values))

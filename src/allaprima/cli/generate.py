@@ -2,225 +2,117 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
-from allaprima.calibration.artifact import Calibration
-from allaprima.cascade.policy import Policy
-from allaprima.cascade.request import GenerationRequest
-from allaprima.cascade.settings import CascadeSettings, make_sigma
-from allaprima.conditioning.vocabulary import ResolvedPrompt, Vocabulary
-from allaprima.core.errors import PromptError, SettingError
-from allaprima.data.prompts import PromptRow, read_prompts
-from allaprima.diffusion.guidance import GuidanceInterval
-from allaprima.diffusion.noising import Variance
-from allaprima.experiments.runner import RunPlan, paint
-from allaprima.models.placement.device_config import DeviceConfig
-from allaprima.pipeline import AdaptivePipeline
-from allaprima.pipeline.requests import PROMPT_TEXTS, compose_requests, settings_changes
+from allaprima.cli.options import (
+    Backend,
+    BatchSize,
+    Card,
+    Device,
+    Dtype,
+    RayAddress,
+    StudentSteps,
+    options_of,
+)
 
-MAX_PICTURES = 1_000_000
-NONE = "no prompts: give some as arguments, --prompts-file FILE (or - for stdin), or --demo."
-
-
-@dataclass(frozen=True)
-class GenerateOptions:
-    """Options of the command, as given."""
-
-    prompts: list[str] | None
-    prompts_file: str | None
-    demo: bool
-    card: str
-    out: Path
-    student_only: bool
-    teacher_only: bool
-    strategy: str | None
-    budget: float | None
-    steer: bool
-    threshold: float | None
-    calibration: Path | None
-    sigma: float | None
-    sigma_is: str | None
-    solver: str | None
-    steps: int | None
-    last_time: float | None
-    student_steps: int | None
-    guidance: float | None
-    guidance_interval: tuple[float, float] | None
-    guidance_outside: float | None
-    negative_prompt: str
-    seed: int
-    images_per_prompt: int
-    batch_size: int | None
-    nearest: bool
-    resume: bool
-    engine: str = field(default="process", kw_only=True)
-    ray_address: str | None = field(default=None, kw_only=True)
-    workers: int = field(default=2, kw_only=True)
-    device_config: DeviceConfig = field(default_factory=DeviceConfig, kw_only=True)
-    prompt_2: str = field(default="", kw_only=True)
-    negative_prompt_2: str = field(default="", kw_only=True)
-    prompt_3: str = field(default="", kw_only=True)
-    negative_prompt_3: str = field(default="", kw_only=True)
-    clip_skip: int | None = field(default=None, kw_only=True)
-    guidance_rescale: float | None = field(default=None, kw_only=True)
-
-    @property
-    def mode(self) -> str:
-        """The pipeline's mode."""
-        if self.student_only and self.teacher_only:
-            raise SettingError("--student-only and --teacher-only contradict each other: give one.")
-        return "student-only" if self.student_only else "teacher-only" if self.teacher_only else "adaptive"
+BEYOND_IMAGES = (
+    "prompts_file", "demo", "budget", "steer", "calibration", "guidance_interval", "guidance_outside", "engine",
+    "ray_address", "workers", "backend", "device", "teacher_device", "dtype", "lazy_teacher", "offload",
+)  # fmt: skip
+"""Options that verbs which condition on images don't have."""
 
 
-def cascade_settings(defaults: CascadeSettings, o: GenerateOptions) -> CascadeSettings:
-    """Return the card's settings with the caller's changes; out-of-range values raise `SettingError`."""
-    changes: dict[str, Any] = {
-        "strategy": o.strategy,
-        "teacher_solver": o.solver,
-        "teacher_steps": o.steps,
-        "teacher_last_time": o.last_time,
-        "student_steps": o.student_steps,
-        "batch_size": o.batch_size,
-        **settings_changes(guidance_scale=o.guidance, guidance_rescale=o.guidance_rescale, clip_skip=o.clip_skip),
-    }
-    if o.guidance_interval is not None or o.guidance_outside is not None:
-        changes["teacher_guidance_interval"] = _interval(defaults.teacher_guidance_interval, o)
-    if o.sigma is not None or o.sigma_is is not None:
-        kind = o.sigma_is or ("variance" if isinstance(defaults.sigma, Variance) else "strength")
-        changes["sigma"] = make_sigma(kind, defaults.sigma.value if o.sigma is None else o.sigma)
-    return defaults.changed(**{k: v for k, v in changes.items() if v is not None})
+# Long: the signature has a line for each option.
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; quote each.")] = None,
+    prompts_file: Annotated[str | None, typer.Option(help="Text, CSV or JSONL with prompts; '-' reads stdin.")] = None,
+    demo: Annotated[bool, typer.Option(help="Paint the card's own 24 demonstration prompts.")] = False,
+    card: Card = "emoji",
+    out: Annotated[Path, typer.Option(help="Run folder: images/, drafts/, results.jsonl, sheet.png.")] = Path("out"),
+    student_only: Annotated[bool, typer.Option("--student-only", help="Accept every draft.")] = False,
+    teacher_only: Annotated[bool, typer.Option("--teacher-only", help="No drafts: the teacher paints everything.")] = False,
+    strategy: Annotated[
+        str | None, typer.Option(help="What the teacher does with a poor draft: refine or regenerate.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Mean cost a picture, in the unit (usually steps) of the card's calibration.")
+    ] = None,
+    steer: Annotated[
+        bool, typer.Option("--steer", help="Correct the threshold as pictures are painted: the mean cost meets the budget.")
+    ] = False,
+    threshold: Annotated[float | None, typer.Option(help="Accept drafts that score at least this.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Artifact of calibrate, with its settings, in place of the card's own.")
+    ] = None,
+    sigma: Annotated[float | None, typer.Option(help="Rollback depth in (0, 1): how much of a draft is repainted.")] = None,
+    sigma_is: Annotated[str | None, typer.Option(help="'variance' (the paper's formula) or 'strength' (diffusers).")] = None,
+    solver: Annotated[str | None, typer.Option(help="The teacher's solver: ddim, dpm_solver, ...")] = None,
+    steps: Annotated[int | None, typer.Option(help="Teacher steps; N means N network steps, whatever sigma.")] = None,
+    last_time: Annotated[
+        float | None, typer.Option(help="Where the teacher's last step is evaluated; default: the card's for its solver.")
+    ] = None,
+    student_steps: StudentSteps = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of both models.")] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Times LOW HIGH between which the teacher's guidance is full; 0 1000 is always."),
+    ] = None,
+    guidance_outside: Annotated[
+        float | None, typer.Option(help="The teacher's guidance scale outside that interval; 1 is none, and half the work.")
+    ] = None,
+    negative_prompt: Annotated[str, typer.Option(help="What not to paint.")] = "",
+    prompt_2: Annotated[str, typer.Option("--prompt-2", help="Prompt of the second text encoder (sdxl, sd3, flux).")] = "",
+    negative_prompt_2: Annotated[
+        str, typer.Option("--negative-prompt-2", help="What not to paint, for the second text encoder.")
+    ] = "",
+    prompt_3: Annotated[str, typer.Option("--prompt-3", help="Prompt of the third text encoder (sd3 with T5).")] = "",
+    negative_prompt_3: Annotated[
+        str, typer.Option("--negative-prompt-3", help="What not to paint, for the third text encoder.")
+    ] = "",
+    clip_skip: Annotated[int | None, typer.Option(help="CLIP's last layers that are left out (sd, sdxl, sd3).")] = None,
+    guidance_rescale: Annotated[float | None, typer.Option(help="Guidance rescale of both models, 0..1 (sd, sdxl).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    images_per_prompt: Annotated[int, typer.Option(help="Pictures a prompt.")] = 1,
+    batch_size: BatchSize = None,
+    nearest: Annotated[bool, typer.Option(help="Move unknown words to the nearest concept the card knows.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    engine: Annotated[
+        str,
+        typer.Option(help="process (here), or ray: workers of a Ray cluster, for very many prompts (docs/serving.md)."),
+    ] = "process",
+    ray_address: RayAddress = None,
+    workers: Annotated[int, typer.Option(help="With --engine ray: how many load the models and paint.")] = 2,
+    backend: Backend = None,
+    device: Device = None,
+    teacher_device: Annotated[
+        str | None, typer.Option(help="The teacher's network, when it is to be elsewhere; default: on --device.")
+    ] = None,
+    dtype: Dtype = None,
+    lazy_teacher: Annotated[
+        bool, typer.Option("--lazy-teacher", help="Read the teacher's network when the first draft falls short.")
+    ] = False,
+    offload: Annotated[
+        str | None, typer.Option(help="With a GPU: model (one network at a time is there) or sequential (one layer).")
+    ] = None,
+) -> None:
+    """Paint prompts: student, oracle, and teacher where it is needed."""
+    from allaprima.core.errors import SettingError
+    from allaprima.experiments.generate import GenerateOptions, generate_command
+    from allaprima.models.placement.device_config import DeviceConfig
 
+    device_config = DeviceConfig.of(
+        backend=backend, device=device, teacher_device=teacher_device, dtype=dtype, lazy_teacher=lazy_teacher,
+        offload=offload,
+    )  # fmt: skip
+    options = options_of(GenerateOptions, locals(), device_config=device_config)
+    if engine == "ray":
+        from allaprima.experiments.generate_ray import generate_on_ray
 
-def _interval(default: GuidanceInterval | None, o: GenerateOptions) -> GuidanceInterval:
-    """Return the card's interval with the caller's changes."""
-    if o.guidance_interval is not None:
-        made = GuidanceInterval(*o.guidance_interval, 1.0 if default is None else default.outside)
-    elif default is not None:
-        made = default
+        generate_on_ray(options)
+    elif engine == "process":
+        generate_command(options)
     else:
-        raise SettingError(
-            f"guidance_outside={o.guidance_outside!r} is outside of no interval: give --guidance-interval too."
-        )
-    return made if o.guidance_outside is None else dataclasses.replace(made, outside=o.guidance_outside)
-
-
-def prompt_rows(o: GenerateOptions) -> Iterator[PromptRow]:
-    """Prompts from arguments, the demonstration, a file or stdin, as they are read."""
-    yield from (PromptRow(p) for p in o.prompts or [])
-    if o.demo:
-        yield from read_prompts(Path(__file__).parent.parent / "bundled" / "emoji" / "demo.txt")
-    if o.prompts_file is not None:
-        yield from read_prompts(o.prompts_file)
-
-
-def collect_prompts(o: GenerateOptions, console: Console) -> list[PromptRow]:
-    """All of them; raises `PromptError` when there are none."""
-    rows = list(prompt_rows(o))
-    if not rows:
-        raise PromptError(NONE)
-    if not 1 <= o.images_per_prompt <= MAX_PICTURES // len(rows):
-        raise SettingError(
-            f"images_per_prompt={o.images_per_prompt!r} is out of range: 1..{MAX_PICTURES // len(rows)} here."
-        )
-    for row in rows:
-        if row.seed is not None and o.images_per_prompt > 1:
-            console.print("[yellow]note:[/] rows with their own seed count it up for each further picture")
-            break
-    return rows
-
-
-def words_for(pipe: AdaptivePipeline, prompts: Sequence[str], nearest: bool, console: Console) -> list[ResolvedPrompt]:
-    """Prompts in words that the card knows; says where they are others."""
-    vocabulary = vocabulary_of(pipe, nearest)
-    words = [vocabulary.word(prompt) for prompt in prompts]
-    for word in words:
-        if word.similarity < 1:
-            say_word(word, console)
-    return words
-
-
-def vocabulary_of(pipe: AdaptivePipeline, nearest: bool) -> Vocabulary:
-    """Return the words that a card knows; without `nearest` every word passes."""
-    assert pipe.card is not None
-    card = pipe.card
-    concepts = card.known_concepts() if nearest else []
-    return Vocabulary(concepts, card.styles, pipe.student.encode, card.known_keywords())
-
-
-def say_word(word: ResolvedPrompt, console: Console) -> None:
-    """Say that a prompt is painted in other words."""
-    console.print(
-        f"[yellow]note:[/] {word.asked!r} is not a concept this card knows; painting {word.painted!r}"
-        f" (similarity {word.similarity:.2f}; --no-nearest paints it as asked)"
-    )
-
-
-def loaded(o: GenerateOptions, console: Console) -> tuple[AdaptivePipeline, CascadeSettings, Policy]:
-    """Return the models, and how they are to paint."""
-    mode = o.mode
-    with console.status("loading models"):
-        pipe = AdaptivePipeline.from_card(o.card, device_config=o.device_config)
-    if o.calibration is not None:
-        pipe.use(Calibration.load(o.calibration))
-    settings = cascade_settings(pipe.settings, o)
-    policy = pipe.policy(settings, o.threshold, o.budget, mode, o.steer)
-    pipe.cascade(settings, policy)  # Settings that these models can't meet are refused before a folder is claimed.
-    return pipe, settings, policy
-
-
-def prepare(o: GenerateOptions, console: Console) -> RunPlan:
-    """Load the models and turn prompts into requests."""
-    rows = collect_prompts(o, console)
-    pipe, settings, policy = loaded(o, console)
-    words = words_for(pipe, [row.prompt for row in rows], o.nearest, console)
-    requests: list[GenerationRequest] = []
-    for row, word in zip(rows, words, strict=True):
-        requests += requests_of(row, word.painted, len(requests), o)
-    said = o.device_config.to_dict()
-    wordings = [w for w in words for _ in range(o.images_per_prompt)]
-    return RunPlan(pipe, policy, settings, requests, wordings, {"placement": said} if said else {})
-
-
-def requests_of(row: PromptRow, painted: str, first: int, o: GenerateOptions) -> list[GenerationRequest]:
-    """Return a prompt's pictures, of which the first is picture `first` of the run."""
-    begin = o.seed + first if row.seed is None else row.seed
-    seeds = range(begin, begin + o.images_per_prompt)
-    return compose_requests([painted], seeds, first_index=first, texts=texts_of(row, o))
-
-
-def texts_of(row: object, o: GenerateOptions) -> dict[str, str | None]:
-    """Return the texts beside a row's prompt: the row's own, else the command's."""
-    return {name: getattr(row, name, None) or getattr(o, name) for name in PROMPT_TEXTS}
-
-
-def policy_beside(
-    pipe: AdaptivePipeline, settings: CascadeSettings, usual: float | None, o: GenerateOptions, console: Console
-) -> Policy:
-    """Return the policy of a task without calibration: the threshold given, or the card's own as a mark to reach.
-
-    `usual`: the card's own. Raises `SettingError` where there is neither.
-    """
-    threshold = o.threshold
-    if o.mode == "adaptive" and threshold is None:
-        if usual is None:
-            raise SettingError("no calibration for this card: give --threshold, --student-only or --teacher-only.")
-        threshold = usual
-        console.print(
-            f"[yellow]note:[/] drafts must score {threshold:.4f}, what this card asks of pictures from a prompt alone;"
-            " --threshold asks for more or less"
-        )
-    return pipe.policy(settings, threshold, None, o.mode)
-
-
-def generate_command(o: GenerateOptions) -> None:
-    """Paint, resume, and write tables and the contact sheet at the end."""
-    console = Console(stderr=True, highlight=False)
-    if o.ray_address is not None:
-        raise SettingError(f"--ray-address {o.ray_address} is for --engine ray: give both, or neither.")
-    return paint(prepare(o, console), o, console)
+        raise SettingError(f"engine={engine!r} is not known: process (here), or ray (workers of a Ray cluster).")

@@ -1,162 +1,111 @@
-"""`allaprima study`: create, serve, invite, report, export."""
+"""`allaprima study`: ask people which images they prefer."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
-from allaprima.core.errors import RunFolderError, SettingError
-from allaprima.data.pictures import PictureSet, open_pictures
-from allaprima.study.create import StudyPlan, create, missing_files, open_study
-from allaprima.study.design import Rules
-from allaprima.study.known_pairs import Counts
+study_app = typer.Typer(no_args_is_help=True, help="Ask people which pictures they prefer (docs/study.md).")
 
-
-@dataclass(frozen=True)
-class CreateOptions:
-    """Options of `create`, as given."""
-
-    folders: Sequence[str]
-    out: Path
-    name: str
-    questions: str
-    which: str
-    pairs: int | None
-    votes: int
-    seed: int
-    training: int
-    qualification: int
-    gold: int
-    gold_every: int
-    pass_share: float
-    lease_minutes: float
-    stop_alpha: float | None
-    distances: Path | None
-    annotators: int
-    database: str | None
+Folder = Annotated[Path, typer.Argument(help="The study's folder.")]
+Database = Annotated[
+    str | None, typer.Option(help="sqlite:///FILE or postgresql://USER@HOST/NAME in place of SQLite in the folder.")
+]
 
 
-def _console() -> Console:
-    return Console(stderr=True, highlight=False)
-
-
-def sets_of(folders: Sequence[str], which: str) -> dict[str, PictureSet]:
-    """Methods by name: `NAME=FOLDER`, or the folder's own name. Raises `SettingError`."""
-    if which not in ("final", "draft"):
-        raise SettingError(f"which={which!r}: final or draft is due.")
-    made: dict[str, PictureSet] = {}
-    for text in folders:
-        name, found, path = text.partition("=")
-        if not found:
-            name, path = Path(text).name or text, text
-        if not name or name in made:
-            raise SettingError(f"method {name!r} is named twice, or not at all: give NAME=FOLDER for each.")
-        made[name] = open_pictures(Path(path), which)
-    return made
-
-
-def read_distances(path: Path) -> dict[tuple[str, int], float]:
-    """Of a CSV with prompt, seed and distance. Raises `SettingError` that names the row."""
-    try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-    except (OSError, UnicodeDecodeError) as e:
-        raise SettingError(f"{path} cannot be read: {e}. A CSV with prompt, seed and distance is due.") from e
-    made: dict[tuple[str, int], float] = {}
-    for number, row in enumerate(rows, 1):
-        try:
-            made[(row["prompt"], int(row["seed"]))] = float(row["distance"])
-        except (KeyError, TypeError, ValueError) as e:
-            raise SettingError(f"{path}, row {number}: prompt, a whole seed and a distance are due.") from e
-    return made
-
-
-def create_command(o: CreateOptions) -> None:
-    """Make the study and print its invitations, one a line, to standard output."""
-    console = _console()
-    rules = Rules(o.votes, o.gold_every, o.pass_share, o.lease_minutes, o.stop_alpha)
-    plan = StudyPlan(o.name, o.questions, o.pairs, o.seed, rules, Counts(o.training, o.qualification, o.gold))
-    distances = None if o.distances is None else read_distances(o.distances)
-    made = create(o.out, sets_of(o.folders, o.which), plan, o.database, distances)
-    said = ", ".join(f"{n} {kind}" for kind, n in made.items() if n)
-    console.print(f"{o.out}: pairs: {said}; {o.votes} votes each. Next: allaprima study serve {o.out}")
-    invite_command(o.out, o.annotators, None, o.database)
-
-
-def invite_command(folder: Path, annotators: int, revoke: int | None, database: str | None) -> None:
-    """Print tokens as the end of a link."""
-    store = open_study(folder, database)
-    try:
-        if revoke is not None:
-            store.revoke(revoke)
-            _console().print(f"annotator {revoke} votes no more; their votes stay (report --drop-flagged, or by export)")
-            return
-        _console().print("invitations, one an annotator; they can't be shown again. Put the server's address before each:")
-        for token in store.invite(annotators):
-            print(f"/#token={token}", flush=True)
-    finally:
-        store.close()
-
-
-def serve_command(folder: Path, host: str, port: int, database: str | None) -> None:
-    """Serve until a signal."""
-    from allaprima.study.app.app import create_app
-    from allaprima.study.app.server import serve
-    from allaprima.study.app.service import StudyService
-
-    console = _console()
-    store = open_study(folder, database)
-    gone = missing_files(folder, store.files())
-    if gone:
-        console.print(f"[yellow]note:[/] {len(gone)} pictures are gone, their pairs aren't shown: {', '.join(gone[:3])} ...")
-    try:
-        serve(create_app(StudyService(folder, store)), host, port, lambda where: print(f"{where}/", flush=True))
-        counts = store.counts()
-        console.print(f"stopped: {counts['votes']} of {counts['slots']} votes")
-    finally:
-        store.close()
-
-
-def made_folder(out: Path) -> Path:
-    """Return a folder to write into. Raises `RunFolderError`."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise RunFolderError(f"{out} cannot be made: {e.strerror}. Choose another --out.") from e
-    return out
-
-
-def export_command(folder: Path, out: Path, question: str, database: str | None) -> None:
-    """Write the tables."""
-    from allaprima.study.export import write_votes
-
-    store = open_study(folder, database)
-    try:
-        written: dict[str, Any] = write_votes(store, folder, made_folder(out), question)
-    finally:
-        store.close()
-    _console().print(", ".join(f"{out / name}: {rows} rows" for name, rows in written.items()))
-
-
-def report_command(
-    folder: Path, out: Path, level: float, drop_flagged: bool, card: str | None, database: str | None
+@study_app.command(epilog="Example: allaprima study create student=out/a teacher=out/b --pairs 60 --out out/study")
+def create(
+    folders: Annotated[list[str], typer.Argument(help="Two or more folders of generate: FOLDER or NAME=FOLDER.")],
+    out: Annotated[Path, typer.Option(help="The study's folder.")] = Path("out/study"),
+    name: Annotated[
+        str, typer.Option(help="What annotators read above the pictures; don't name methods.")
+    ] = "Which picture?",
+    questions: Annotated[str, typer.Option(help="preference, or diversity (two seeds of a prompt).")] = "preference",
+    which: Annotated[str, typer.Option(help="final or draft pictures of the folders.")] = "final",
+    pairs: Annotated[int | None, typer.Option(help="At most so many pairs, spread over the methods.")] = None,
+    votes: Annotated[int, typer.Option(help="Votes a pair.")] = 3,
+    seed: Annotated[int, typer.Option(help="Draws pairs, order and sides.")] = 0,
+    training: Annotated[int, typer.Option(help="Pairs to practise on.")] = 3,
+    qualification: Annotated[int, typer.Option(help="Pairs of the test.")] = 4,
+    gold: Annotated[int, typer.Option(help="Attention checks.")] = 6,
+    gold_every: Annotated[int, typer.Option(help="One after so many votes; 0 is never.")] = 10,
+    pass_share: Annotated[float, typer.Option(help="Of the test's answers that must be right.")] = 0.75,
+    lease_minutes: Annotated[float, typer.Option(help="After so long without a vote a pair goes to somebody else.")] = 30.0,
+    stop_alpha: Annotated[
+        float | None, typer.Option(help="End as soon as the overall preference is known at this error rate.")
+    ] = None,
+    distances: Annotated[Path | None, typer.Option(help="CSV prompt,seed,distance for results by band.")] = None,
+    annotators: Annotated[int, typer.Option(help="Invitations to make at once.")] = 3,
+    database: Database = None,
 ) -> None:
-    """Write the report and print where it is."""
-    from allaprima.study.report import write_report
+    """Pair pictures of two or more methods, blind, and print an invitation for each annotator."""
+    from allaprima.experiments.study import create_command
+    from allaprima.study.create import StudyPlan
+    from allaprima.study.design import Rules
+    from allaprima.study.known_pairs import Counts
 
-    store = open_study(folder, database)
-    try:
-        scores = None
-        if card is not None:
-            from allaprima.experiments.study_scores import scores_of
+    rules = Rules(votes, gold_every, pass_share, lease_minutes, stop_alpha)
+    plan = StudyPlan(name, questions, pairs, seed, rules, Counts(training, qualification, gold))
+    create_command(folders, which, plan, distances, out, annotators, database)
 
-            scores = scores_of(card, store, folder)
-        for line in write_report(store, folder, made_folder(out), level, drop_flagged, scores):
-            _console().print(line)
-    finally:
-        store.close()
-    print(out / "report.html")
+
+@study_app.command(epilog="Example: allaprima study serve out/study --port 8010")
+def serve(
+    folder: Folder,
+    host: Annotated[str, typer.Option(help="Address to listen at; put a TLS proxy in front of a public one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 is any that is free; the address is printed.")] = 8010,
+    database: Database = None,
+) -> None:
+    """Serve the page on which people vote."""
+    from allaprima.experiments.study import serve_command
+
+    serve_command(folder, host, port, database)
+
+
+@study_app.command(epilog="Example: allaprima study invite out/study --annotators 5")
+def invite(
+    folder: Folder,
+    annotators: Annotated[int, typer.Option(help="How many.")] = 1,
+    revoke: Annotated[int | None, typer.Option(help="Instead: take this annotator's invitation back.")] = None,
+    database: Database = None,
+) -> None:
+    """Print more invitations, or take one back."""
+    from allaprima.experiments.study import invite_command
+
+    invite_command(folder, annotators, revoke, database)
+
+
+@study_app.command(epilog="Example: allaprima study report out/study --out out/study-report")
+def report(
+    folder: Folder,
+    out: Annotated[Path, typer.Option(help="report.html, results.csv, annotators.csv, and both as Parquet.")] = Path(
+        "out/study-report"
+    ),
+    level: Annotated[float, typer.Option(help="Of intervals.")] = 0.95,
+    drop_flagged: Annotated[bool, typer.Option("--drop-flagged", help="Leave out votes of careless annotators.")] = False,
+    card: Annotated[
+        str | None, typer.Option(help="Also score the pictures by this card's oracle and compare with the votes.")
+    ] = None,
+    database: Database = None,
+) -> None:
+    """Win rates, agreement, annotators, bands: HTML, CSV, Parquet."""
+    from allaprima.experiments.study import report_command
+
+    report_command(folder, out, level, drop_flagged, card, database)
+
+
+@study_app.command(epilog="Example: allaprima study export out/study --out out/votes")
+def export(
+    folder: Folder,
+    out: Annotated[Path, typer.Option(help="votes.csv, pairs.csv (for finetune-oracle), votes.parquet.")] = Path(
+        "out/votes"
+    ),
+    question: Annotated[str, typer.Option(help="Whose majority becomes pairs.csv's preference.")] = "overall",
+    database: Database = None,
+) -> None:
+    """Write the votes as tables, and pairs as finetune-oracle reads them."""
+    from allaprima.experiments.study import export_command
+
+    export_command(folder, out, question, database)

@@ -1,1 +1,1 @@
-"""What the command line and benchmarks share: run folders, runs, image stores, scorers, frontiers, tuning."""
+"""What the verbs of the command line do, and what they share with benchmarks: run folders, runs, scorers, frontiers."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from allaprima.core.errors import ModelError, SettingError
@@ -23,34 +20,12 @@ from allaprima.evaluation.frechet import moments_of
 from allaprima.evaluation.intervals import Interval, mean_interval
 from allaprima.evaluation.metric import Metric, MetricResult, PerPicture
 from allaprima.experiments.needs import KEPT, PAIRWISE, SETWISE, Needs, partners_of
+from allaprima.experiments.progress import Bars
 
 if TYPE_CHECKING:
     from allaprima.features.module import Features
     from allaprima.models.cards.card import Card
     from allaprima.oracles.load import Encode
-
-
-class Bars:
-    """Progress bars on stderr, one a pass over pictures."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-
-    @classmethod
-    @contextmanager
-    def show(cls, console: Console) -> Generator[Bars]:
-        """While something runs; they vanish at the end."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as progress:
-            yield cls(progress)
-
-    def over(self, batches: Iterable[Tensor], total: int, what: str) -> Iterator[Tensor]:
-        """Yield the same batches, counted by pictures."""
-        task = self.progress.add_task(what, total=total)
-        for batch in batches:
-            yield batch
-            self.progress.advance(task, len(batch))
-        self.progress.remove_task(task)
 
 
 @dataclass(frozen=True)

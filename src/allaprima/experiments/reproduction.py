@@ -29,8 +29,8 @@ CARD_STEPS = 14
 
 def write_study(
     pair: PairedScores, points: Sequence[FrontierPoint], measures: Sequence[Measure], out: Path, title: str
-) -> str:
-    """`reproduction.md` and its pictures: the paper's questions, answered for this pair. Returns the page."""
+) -> None:
+    """Write `reproduction.md` and its plots: the paper's questions, answered for this pair."""
     measure = measures[0]
     found, curves = decisions(pair), simulated(pair)
     baselines = {"DDIM 50": ("teacher, DDIM", 50), "DPM-Solver++ 25": ("teacher, DPM-Solver++", 25)}
@@ -88,4 +88,3 @@ The paper: as good as DDIM 50 at 5 times fewer steps, as DPM-Solver++ 25 at 2.5 
 ![simulated oracles](simulated.png)
 """
     (out / "reproduction.md").write_text(page, encoding="utf-8")
-    return page

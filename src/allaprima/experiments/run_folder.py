@@ -76,10 +76,6 @@ class RunFolder:
         """Where a picture that is edited, or a mask, is kept."""
         return self.sources / f"{digest}.png"
 
-    def write(self, name: str, text: str) -> None:
-        """Write a text file of the folder atomically."""
-        write_bytes_atomically(self.path / name, text.encode("utf-8"))
-
     def write_lines(self, name: str, lines: Iterable[str]) -> None:
         """Write a file of lines, which are written as they come."""
         part = self.path / f"{name}.part"

@@ -7,12 +7,10 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from allaprima.calibration.steering import SteeredThreshold
 from allaprima.cascade.metadata import ImageRecord, RecordWriter
@@ -26,31 +24,12 @@ from allaprima.core.errors import AllaprimaError
 from allaprima.data.images import png_bytes, save_png, to_pil, write_bytes_atomically
 from allaprima.data.sheet import SheetRow, contact_sheet
 from allaprima.experiments.drift_watch import DriftWatch
+from allaprima.experiments.options import PaintOptions
+from allaprima.experiments.progress import Bar
 from allaprima.experiments.run_folder import RunFolder
 from allaprima.pipeline import AdaptivePipeline
 
 SHEET_CELLS = 48
-
-
-class RunOptions(Protocol):
-    """What a run needs to know of a command's options."""
-
-    @property
-    def card(self) -> str: ...
-
-    @property
-    def out(self) -> Path: ...
-
-    @property
-    def mode(self) -> str:
-        """The pipeline's mode."""
-        ...
-
-    @property
-    def threshold(self) -> float | None: ...
-
-    @property
-    def resume(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -60,13 +39,13 @@ class RunPlan:
     pipe: AdaptivePipeline
     policy: Policy
     settings: CascadeSettings
-    requests: Sequence[GenerationRequest]
-    wordings: Sequence[ResolvedPrompt]
+    requests: Sequence[GenerationRequest] = ()
+    wordings: Sequence[ResolvedPrompt] = ()
     extras: Mapping[str, Any] = field(default_factory=dict)
     """What was put on the card's models, as accounts tell it (`record.RECORD_EXTRAS`)."""
 
 
-def identity(plan: RunPlan, o: RunOptions) -> dict[str, Any]:
+def identity(plan: RunPlan, o: PaintOptions) -> dict[str, Any]:
     """Return what a folder belongs to: everything that its pictures follow from."""
     pairs = zip(plan.wordings, plan.requests, strict=True)
     return identity_of(plan.pipe, plan.policy, plan.settings, o, len(plan.requests), digest((w.asked, r) for w, r in pairs))
@@ -84,7 +63,7 @@ def digest(asked: Iterable[tuple[str, GenerationRequest]]) -> str:
 
 
 def identity_of(
-    pipe: AdaptivePipeline, policy: Policy, settings: CascadeSettings, o: RunOptions, pictures: int, asked: str
+    pipe: AdaptivePipeline, policy: Policy, settings: CascadeSettings, o: PaintOptions, pictures: int, asked: str
 ) -> dict[str, Any]:
     """Return the same, of so many pictures whose `digest` is known."""
     how: dict[str, Any]
@@ -120,32 +99,24 @@ def history(plan: RunPlan, accounts: Mapping[int, dict[str, Any]]) -> Iterator[D
         yield None
 
 
-def drift_watch(plan: RunPlan, o: RunOptions, console: Console) -> DriftWatch | None:
-    """For calibrated thresholds, steered or not; under steering the threshold it begins with is the calibrated one.
-
-    Not for pictures beside prompts: their scores lie elsewhere than those that were calibrated, which is no drift.
-    """
-    if any(r.edit is not None or r.controls for r in plan.requests):
-        return None
-    return watch_of(plan.pipe, plan.policy, o, console)
-
-
-def watch_of(pipe: AdaptivePipeline, policy: Policy, o: RunOptions, console: Console) -> DriftWatch | None:
-    """Return the same, of prompts alone."""
+def drift_watch(pipe: AdaptivePipeline, policy: Policy, o: PaintOptions, console: Console) -> DriftWatch | None:
+    """Return a watch for calibrated thresholds, steered or not; under steering for the one that it begins with."""
     made, threshold = pipe.calibration, policy.threshold
     if o.threshold is not None or made is None or made.policy is not None or threshold is None or math.isinf(threshold):
         return None
     return DriftWatch(made.monitor(threshold), threshold, console)
 
 
-def paint(plan: RunPlan, o: RunOptions, console: Console) -> None:
+def paint(plan: RunPlan, o: PaintOptions, console: Console) -> None:
     """Paint what isn't there yet, and write tables and the contact sheet at the end."""
     folder = RunFolder(o.out)
     prints = plan.pipe.fingerprints()
     folder.claim(identity(plan, o), o.resume)
     for request in plan.requests:
         keep_sources(folder, request)
-    watch = drift_watch(plan, o, console)
+    # Scores of images beside prompts lie elsewhere than those that were calibrated, which is no drift.
+    beside = any(r.edit is not None or r.controls for r in plan.requests)
+    watch = None if beside else drift_watch(plan.pipe, plan.policy, o, console)
     told = None if isinstance(plan.policy, SteeredThreshold) else plan.policy
     accounts: dict[int, dict[str, Any]] = {r.index: a for r in plan.requests if (a := folder.done(r.index)) is not None}
     todo = [r for r in plan.requests if r.index not in accounts]
@@ -185,39 +156,6 @@ def end(totals: Totals) -> None:
         raise typer.Exit(2)
 
 
-class Bar:
-    """The progress of painting. Use with `with`."""
-
-    def __init__(self, console: Console, total: int) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, console=console)
-        self._task = self._progress.add_task("painting", total=total)
-        self._seen = self._accepted = 0
-
-    def __enter__(self) -> Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def painted(self, account: Mapping[str, Any]) -> None:
-        """One more picture."""
-        self._seen, self._accepted = self._seen + 1, self._accepted + (account["decision"] == "accept")
-        words = f"painting, {self._accepted / self._seen:.0%} accepted at once"
-        self._progress.update(self._task, advance=1, description=words)
-
-    def passed(self) -> None:
-        """One that was there already."""
-        self._progress.update(self._task, advance=1)
-
-
 def given_rows(request: GenerationRequest) -> list[Any]:
     """Return what comes with a prompt, JSON-ready; empty for text alone."""
     edit = [] if request.edit is None else [request.edit.row()]
@@ -225,8 +163,7 @@ def given_rows(request: GenerationRequest) -> list[Any]:
 
 
 def keep_sources(folder: RunFolder, request: GenerationRequest) -> None:
-    """Keep what an edit starts from, or what controls, beside what comes of it: without it nothing could be painted again.
-    Keep what an edit starts from, or what controls, beside what comes of it: without it nothing could be painted again."""
+    """Keep the images that a request is conditioned on: without them nothing could be painted again."""
     for picture in (*request.controls, *(() if request.edit is None else (request.edit.image, request.edit.mask))):
         path = None if picture is None else folder.source(picture.digest)
         if picture is not None and path is not None and not path.exists():
@@ -330,7 +267,7 @@ def steps_of(account: dict[str, Any], settings: CascadeSettings) -> int:
     return count_steps(settings, account, strength)
 
 
-def summary(console: Console, o: RunOptions, totals: Totals, seconds: float, new: int) -> None:
+def summary(console: Console, o: PaintOptions, totals: Totals, seconds: float, new: int) -> None:
     """Say what was done and where it is."""
     if totals.pictures:
         mean = totals.steps / totals.pictures

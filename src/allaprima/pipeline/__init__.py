@@ -25,7 +25,7 @@ from allaprima.conditioning.control import controls_of
 from allaprima.conditioning.edit import Edit, ImageInput
 from allaprima.conditioning.image_inputs import Images, edits_of
 from allaprima.conditioning.task import OWN_NET, check_task, prepared
-from allaprima.core.errors import PaintingError, SettingError
+from allaprima.core.errors import SettingError
 from allaprima.data.control_maps import GIVEN
 from allaprima.models.cards.card import Card, TextSettings, load_card
 from allaprima.models.external.image_generator import ImageGenerator
@@ -37,7 +37,7 @@ from allaprima.oracles.conditional import ConditionalOracle
 from allaprima.oracles.load import load_oracle
 from allaprima.oracles.oracle import Oracle
 from allaprima.pipeline import saving
-from allaprima.pipeline.call import OUTPUTS, AdaptiveOutput, CallbackOnStepEnd, StepCallback, seeds_of
+from allaprima.pipeline.call import AdaptiveOutput, CallbackOnStepEnd, StepCallback, check_output, output_of, seeds_of
 from allaprima.pipeline.from_cards import card_settings, load_models
 from allaprima.pipeline.from_diffusers import Level, generator_parts, latent_parts
 from allaprima.pipeline.policies import action_settings, make_policy, student_settings
@@ -276,11 +276,13 @@ class AdaptivePipeline:
 
     def fingerprints(self) -> dict[str, str]:
         """Return what a calibration is tied to."""
+        # Of models of other makes nothing is known.
+        prints: list[Any] = [getattr(model, "fingerprints", {}) for model in (self.student, self.teacher)]
         return {
             "student": str(getattr(self.student, "fingerprint", "unknown")),
             "teacher": str(getattr(self.teacher, "fingerprint", "unknown")),
             "oracle": self.oracle.fingerprint if self.oracle is not None else "none",
-            "backend": " + ".join(dict.fromkeys(_backend(model) for model in (self.student, self.teacher))),
+            "backend": " + ".join(dict.fromkeys(str(p.get("backend", DEFAULT)) for p in prints)),
         }
 
     student_settings = staticmethod(student_settings)
@@ -340,6 +342,7 @@ class AdaptivePipeline:
         policy = policy or self.policy(settings)
         return run(self.cascade(settings, policy), requests)
 
+    # Long: a line for each of diffusers' arguments, which are then read in the order in which they depend on each other.
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -391,12 +394,7 @@ class AdaptivePipeline:
         Raises `PromptError` or `SettingError` before anything is painted; `PaintingError`, which holds all results, after,
         when a picture failed.
         """
-        if output_type not in OUTPUTS:
-            raise SettingError(f"output_type={output_type!r} is not known: {', '.join(OUTPUTS)} are.")
-        if callback_on_step_end is not None and not set(callback_on_step_end_tensor_inputs) <= {"latents"}:
-            raise SettingError(
-                f"callback_on_step_end_tensor_inputs={list(callback_on_step_end_tensor_inputs)}: 'latents' can be had."
-            )
+        check_output(output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if num_images_per_prompt < 1:
             raise SettingError(f"num_images_per_prompt={num_images_per_prompt!r} must be at least 1.")
@@ -419,15 +417,13 @@ class AdaptivePipeline:
         if edits is not None:
             changes.setdefault("strategy", "regenerate")
         settings = self.settings.changed(**changes)
-        total = len(prompts) * num_images_per_prompt
-        seeds = seeds_of(total, seed, generator)
+        seeds = seeds_of(len(prompts) * num_images_per_prompt, seed, generator)
         controls, scales = controls_of(len(prompts), self.controls, control_image, controlnet_conditioning_scale)
         requests = self.requests(
             prompts, seeds, edits, controls, scales, negative_prompt=negative_prompt, prompt_2=prompt_2,
             negative_prompt_2=negative_prompt_2, prompt_3=prompt_3, negative_prompt_3=negative_prompt_3,
         )  # fmt: skip
-        policy = self.policy(settings, threshold, budget, mode, steer)
-        cascade = self.cascade(settings, policy)
+        cascade = self.cascade(settings, self.policy(settings, threshold, budget, mode, steer))
         for r in requests:
             cascade.check(r)
         if callback_on_step_end is not None:
@@ -435,26 +431,4 @@ class AdaptivePipeline:
                 raise SettingError("callback_on_step_end: models that are called whole show no steps. Leave it out.")
             cascade.on_step = CallbackOnStepEnd(self, callback_on_step_end, bool(callback_on_step_end_tensor_inputs))
         results = list(run(cascade, requests, isolate=callback_on_step_end is None))
-        results.sort(key=lambda r: r.request.index)
-        failed = [r for r in results if r.image is None]
-        if failed:
-            raise PaintingError(
-                f"{len(failed)} of {len(results)} pictures failed, the first: {failed[0].error}. The others are in this"
-                " error's `results`.",
-                results,
-            )
-        images = OUTPUTS[output_type](torch.stack([r.image for r in results if r.image is not None]))
-        if not return_dict:
-            return (images,)
-        return AdaptiveOutput(
-            images,
-            [r.score for r in results],
-            [str(r.decision) for r in results],
-            [r.cost for r in results],
-            results,
-        )
-
-
-def _backend(model: object) -> str:
-    """Return what a painter's networks run on; of painters of other makes nothing is known."""
-    return str(getattr(model, "fingerprints", {}).get("backend", DEFAULT))
+        return output_of(results, output_type, return_dict)

@@ -11,7 +11,7 @@ import torch
 
 from allaprima.cascade.result import Result
 from allaprima.core.cost import Cost
-from allaprima.core.errors import SettingError
+from allaprima.core.errors import PaintingError, SettingError
 from allaprima.data.images import to_pil
 
 StepCallback = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], "Mapping[str, torch.Tensor] | None"]
@@ -34,6 +34,31 @@ class AdaptiveOutput:
     decisions: list[str]
     costs: list[Cost]
     results: list[Result]
+
+
+def check_output(output_type: str, callback: StepCallback | None, tensor_inputs: Sequence[str]) -> None:
+    """Raise `SettingError` for an output, or for tensors of a callback, that there are not."""
+    if output_type not in OUTPUTS:
+        raise SettingError(f"output_type={output_type!r} is not known: {', '.join(OUTPUTS)} are.")
+    if callback is not None and not set(tensor_inputs) <= {"latents"}:
+        raise SettingError(f"callback_on_step_end_tensor_inputs={list(tensor_inputs)}: 'latents' can be had.")
+
+
+def output_of(results: Sequence[Result], output_type: str, return_dict: bool) -> AdaptiveOutput | tuple[Any]:
+    """Return what a call gives back. Raises `PaintingError`, which holds all results, when an image failed."""
+    results = sorted(results, key=lambda r: r.request.index)
+    failed = [r for r in results if r.image is None]
+    if failed:
+        raise PaintingError(
+            f"{len(failed)} of {len(results)} pictures failed, the first: {failed[0].error}. The others are in this"
+            " error's `results`.",
+            results,
+        )
+    images = OUTPUTS[output_type](torch.stack([r.image for r in results if r.image is not None]))
+    if not return_dict:
+        return (images,)
+    columns = [r.score for r in results], [str(r.decision) for r in results], [r.cost for r in results]
+    return AdaptiveOutput(images, *columns, results)
 
 
 class CallbackOnStepEnd:

@@ -1,11 +1,10 @@
-"""`allaprima finetune-oracle`: labelled pairs to an oracle that agrees with them better, and a card that uses it."""
+"""Fine-tuning of an oracle on labelled pairs, and a card that uses it."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +39,6 @@ class CosineLogits(nn.Module):
         """`(B, 3, H, W)` in [0, 1], `(B, L, D)` zero where padded -> `(B,)`."""
         e = self.encoder
         return e.log_scale.exp() * (e.embed_images(images) * e.embed_texts(hidden)).sum(1)
-
-
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """Options of the command, as given."""
-
-    pairs: Path
-    card: str
-    steps: int
-    batch_size: int
-    learning_rate: float
-    held_out: float
-    seed: int
-    out: Path
 
 
 def read_pairs(path: Path, width: int, height: int) -> tuple[list[str], Tensor, Tensor, Tensor]:
@@ -106,27 +91,27 @@ def scorer_of(card: Card) -> tuple[nn.Module, Any]:
     raise SettingError(f"oracle kind {card.oracle.kind!r} can't be fine-tuned: dual_encoder and image_text can.")
 
 
-def finetune_command(o: FinetuneOptions) -> None:
+def finetune_command(
+    pairs: Path, card_name: str, steps: int, batch_size: int, learning_rate: float, held_out: float, seed: int, out: Path
+) -> None:
     """Train, report agreement before and after on prompts of neither training nor stopping, write oracle and card."""
     console = Console(stderr=True, highlight=False)
-    if o.steps < 1 or o.batch_size < 1 or not o.learning_rate > 0:
-        raise SettingError(
-            f"steps={o.steps!r}, batch_size={o.batch_size!r}, learning_rate={o.learning_rate!r}: all above 0."
-        )
-    card = load_card(o.card)
-    prompts, a, b, preference = read_pairs(o.pairs, card.width, card.height)
+    if steps < 1 or batch_size < 1 or not learning_rate > 0:
+        raise SettingError(f"steps={steps!r}, batch_size={batch_size!r}, learning_rate={learning_rate!r}: all above 0.")
+    card = load_card(card_name)
+    prompts, a, b, preference = read_pairs(pairs, card.width, card.height)
     encode = load_pair(card).student.encode
     labels = PreferencePairs.of(a, b, preference, prompts, lambda p: encode(p).clone())
     model, saved = scorer_of(card)
     default = FinetuneConfig()
     changes = {
-        "max_train_steps": o.steps, "train_batch_size": o.batch_size, "learning_rate": o.learning_rate, "seed": o.seed,
+        "max_train_steps": steps, "train_batch_size": batch_size, "learning_rate": learning_rate, "seed": seed,
     }  # fmt: skip
-    config = dataclasses.replace(default, loop=dataclasses.replace(default.loop, **changes), held_out=o.held_out)
+    config = dataclasses.replace(default, loop=dataclasses.replace(default.loop, **changes), held_out=held_out)
     recipe = {"pairs": hashlib.sha256(a.numpy().tobytes() + b.numpy().tobytes()).hexdigest()[:16], "card": card.name}
     console.print(f"{len(prompts)} pairs of {len(set(prompts))} prompts; a stopped training goes on when this is run again")
-    report = finetune(model, labels, config, o.out / "training", {**recipe, "labels": preference.tolist()})
-    saved.save_pretrained(o.out / "oracle")
+    report = finetune(model, labels, config, out / "training", {**recipe, "labels": preference.tolist()})
+    saved.save_pretrained(out / "oracle")
     bundled = card.name if card.folder.parent.name == "bundled" else str((card.folder / "card.yaml").resolve())
     text = {
         "extends": bundled,
@@ -134,7 +119,7 @@ def finetune_command(o: FinetuneOptions) -> None:
         "description": f"{card.name} with an oracle fine-tuned on {len(prompts)} pairs. Calibrate before adaptive use.",
         "oracle": {"kind": card.oracle.kind, "source": "oracle", "license": card.oracle.license},
     }
-    write_bytes_atomically(o.out / "card.yaml", yaml.safe_dump(text, sort_keys=False).encode())
+    write_bytes_atomically(out / "card.yaml", yaml.safe_dump(text, sort_keys=False).encode())
 
     def said(x: Agreement) -> str:
         return f"{x.accuracy:.3f} ({x.low:.3f}..{x.high:.3f})"
@@ -142,5 +127,5 @@ def finetune_command(o: FinetuneOptions) -> None:
     console.print(
         f"agrees with the labels on {report.prompts['report']} held-out prompts: before {said(report.before)}, after"
         f" {said(report.after)}; best at step {report.best_step} of {report.steps}. It is another oracle now:"
-        f" allaprima calibrate --card {o.out / 'card.yaml'} --budget 15 --out calibration.json"
+        f" allaprima calibrate --card {out / 'card.yaml'} --budget 15 --out calibration.json"
     )

@@ -1,4 +1,4 @@
-"""The verbs `cards`, `card show` and `card new`, and their options; the work is in `card_table` and `card_new`."""
+"""`allaprima cards`, `card show` and `card new`: what cards there are, what one holds, a card for two models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DType = Annotated[str, typer.Option(help="Of the memory estimate: float32 (what 
 
 def cards(dtype: DType = "float32") -> None:
     """List the cards that come with allaprima: models, steps, licences, what is here, size."""
-    from allaprima.cli.card_table import cards_command
+    from allaprima.experiments.card_table import cards_command
 
     cards_command(dtype)
 
@@ -28,7 +28,7 @@ def show(
     ] = True,
 ) -> None:
     """Explain a card: parts, licences, what must be fetched, memory."""
-    from allaprima.cli.card_table import show_card_command
+    from allaprima.experiments.card_table import show_card_command
 
     show_card_command(card, dtype, activations)
 
@@ -41,6 +41,6 @@ def new(
     oracle: Annotated[str | None, typer.Option(help="KIND=SOURCE; default pickscore=yuvalkirstain/PickScore_v1.")] = None,
 ) -> None:
     """Write a card for two models: everything is read off their files, and each guess says why."""
-    from allaprima.cli.card_new import new_card_command
+    from allaprima.experiments.card_new import new_card_command
 
     new_card_command(student, teacher, oracle, out)

@@ -1,4 +1,4 @@
-"""`allaprima card new`: a card for two models, with every guess and its reason."""
+"""A new card for two models, with every guess and its reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`allaprima cards` and `allaprima card show`: what there is, what it needs, under which licences."""
+"""Tables of cards: which there are, what each needs, under which licences."""
 
 from __future__ import annotations
 

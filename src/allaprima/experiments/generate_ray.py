@@ -1,4 +1,4 @@
-"""`allaprima generate --engine ray`: the same folder, painted by workers of a Ray cluster.
+"""Generation by workers of a Ray cluster, into the folder that one process would make.
 
 Prompts are never all in memory: they are read once, put into words that the card knows, and laid on disk until a worker is
 free; the folder's own pictures say what is done. So the folder is what one process makes, to the byte, and either goes on
@@ -20,12 +20,13 @@ from rich.console import Console
 
 from allaprima.cascade.metadata import ImageRecord, RecordWriter
 from allaprima.cascade.request import GenerationRequest
-from allaprima.cli.generate import NONE, GenerateOptions, loaded, prompt_rows, requests_of, say_word, vocabulary_of
 from allaprima.conditioning.prompt_inputs import extra_prompts
 from allaprima.core.errors import PromptError, SettingError
 from allaprima.experiments.drift_watch import DriftWatch
+from allaprima.experiments.generate import NONE, GenerateOptions, loaded, prompt_rows, requests_of, say_word, vocabulary_of
+from allaprima.experiments.progress import Bar
 from allaprima.experiments.run_folder import RunFolder
-from allaprima.experiments.runner import Bar, digest, end, identity_of, keep, summary, watch_of, write_tables
+from allaprima.experiments.runner import digest, drift_watch, end, identity_of, keep, summary, write_tables
 from allaprima.fleet.ray_batch import BatchWork, Item, WorkerConfig, paint
 from allaprima.fleet.ray_cluster import connected, load_ray
 from allaprima.pipeline import AdaptivePipeline
@@ -135,7 +136,7 @@ def generate_on_ray(o: GenerateOptions) -> None:
         spool.fill(o, pipe, console)
         folder = RunFolder(o.out)
         folder.claim(identity_of(pipe, policy, settings, o, spool.pictures, spool.digest), o.resume)
-        watch = watch_of(pipe, policy, o, console)
+        watch = drift_watch(pipe, policy, o, console)
         work = BatchWork(make_pipe(o), settings, policy, pack, prints, torch.get_num_threads())
         failed: dict[int, dict[str, Any]] = {}
         places = o.workers * hands.cpus, o.workers * hands.gpus
