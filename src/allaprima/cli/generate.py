@@ -19,7 +19,8 @@ from allaprima.cli.options import (
 )
 
 BEYOND_IMAGES = (
-    "prompts_file", "demo", "budget", "steer", "calibration", "guidance_interval", "guidance_outside", "engine",
+    "prompts_file", "demo", "budget", "steer", "calibration", "guidance_interval", "guidance_outside", "max_drafts",
+    "max_teacher_tries", "noise", "engine",
     "ray_address", "workers", "backend", "device", "teacher_device", "dtype", "lazy_teacher", "offload",
 )  # fmt: skip
 """Options that verbs which condition on images don't have."""
@@ -44,6 +45,15 @@ def generate(
         bool, typer.Option("--steer", help="Correct the threshold as pictures are painted: the mean cost meets the budget.")
     ] = False,
     threshold: Annotated[float | None, typer.Option(help="Accept drafts that score at least this.")] = None,
+    max_drafts: Annotated[
+        int | None, typer.Option(help="Drafts at most: below the threshold another is generated, the best is kept.")
+    ] = None,
+    max_teacher_tries: Annotated[
+        int | None, typer.Option(help="Tries of the teacher at most: below the threshold it tries again; 0: never asked.")
+    ] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="Where the teacher begins when it regenerates: same (as the draft's) or fresh.")
+    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Artifact of calibrate, with its settings, in place of the card's own.")
     ] = None,

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rich.console import Console
 
@@ -45,6 +45,9 @@ class GenerateOptions(PaintOptions):
     calibration: Path | None
     guidance_interval: tuple[float, float] | None
     guidance_outside: float | None
+    max_drafts: int | None
+    max_teacher_tries: int | None
+    noise: Literal["same", "fresh"] | None
     ray_address: str | None
     workers: int
     device_config: DeviceConfig
@@ -140,7 +143,7 @@ def loaded(o: GenerateOptions, console: Console) -> tuple[AdaptivePipeline, Casc
         pipe.use(Calibration.load(o.calibration))
     interval = guidance_interval(pipe.settings.teacher_guidance_interval, o)
     settings = cascade_settings(pipe.settings, o).changed(teacher_guidance_interval=interval)
-    policy = pipe.policy(settings, o.threshold, o.budget, mode, o.steer)
+    policy = pipe.policy(settings, o.threshold, o.budget, mode, o.steer, o.max_drafts, o.max_teacher_tries, o.noise)
     pipe.cascade(settings, policy)  # Settings that these models can't meet are refused before a folder is claimed.
     return pipe, settings, policy
 

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
@@ -40,7 +40,7 @@ from allaprima.pipeline import saving
 from allaprima.pipeline.call import AdaptiveOutput, CallbackOnStepEnd, StepCallback, check_output, output_of, seeds_of
 from allaprima.pipeline.from_cards import card_settings, load_models
 from allaprima.pipeline.from_diffusers import Level, generator_parts, latent_parts
-from allaprima.pipeline.policies import action_settings, make_policy, student_settings
+from allaprima.pipeline.policies import AttemptLimits, action_settings, make_policy, student_settings
 from allaprima.pipeline.requests import compose_requests, settings_changes
 
 if TYPE_CHECKING:
@@ -295,13 +295,18 @@ class AdaptivePipeline:
         budget: float | None = None,
         mode: str = "adaptive",
         steer: bool = False,
+        max_drafts: int | None = None,
+        max_teacher_tries: int | None = None,
+        noise: Literal["same", "fresh"] | None = None,
     ) -> Policy:
         """Return a policy from a threshold, a budget in the calibration's unit (steps unless it says otherwise), or a mode.
 
         `mode`: `adaptive`, `student-only`, `teacher-only`, `refine-all`. `steer` corrects the calibrated threshold picture
         by picture so that the mean cost of a run is the budget (`calibration.steering`): such a policy serves one run.
+        `max_drafts`, `max_teacher_tries` and `noise` allow several attempts (`pipeline.policies.AttemptLimits`).
         """
-        return make_policy(self.calibration, self.fingerprints, settings, threshold, budget, mode, steer)
+        attempts = AttemptLimits(max_drafts, max_teacher_tries, noise)
+        return make_policy(self.calibration, self.fingerprints, settings, threshold, budget, mode, steer, attempts)
 
     @property
     def level(self) -> str:
@@ -356,6 +361,9 @@ class AdaptivePipeline:
         threshold: float | None = None,
         mode: str = "adaptive",
         steer: bool = False,
+        max_drafts: int | None = None,
+        max_teacher_tries: int | None = None,
+        noise: Literal["same", "fresh"] | None = None,
         image: Images | None = None,
         strength: float | Sequence[float] | None = None,
         mask_image: Images | None = None,
@@ -379,6 +387,9 @@ class AdaptivePipeline:
         drawn from its generator. With `image` (one for all prompts, or one each) pictures are edited (`conditioning.edit`):
         `strength` in (0, 1) says how much, 0.8 as diffusers has it, or 1 with a mask; `mask_image` where (white is painted
         anew). The teacher regenerates then unless `strategy` says otherwise: refining an edit is noise on noise.
+        `max_drafts` and `max_teacher_tries` allow several attempts: below the threshold another is made, the teacher's first
+        with the `same` noise as the draft (or a `fresh` one), and the best image by the oracle is kept.
+
         With ControlNets (`with_controlnets`) `control_image` is one picture for all prompts or one each; with several nets
         a list of these, one a net; `controlnet_conditioning_scale` says how much they are heeded.
 
@@ -423,7 +434,8 @@ class AdaptivePipeline:
             prompts, seeds, edits, controls, scales, negative_prompt=negative_prompt, prompt_2=prompt_2,
             negative_prompt_2=negative_prompt_2, prompt_3=prompt_3, negative_prompt_3=negative_prompt_3,
         )  # fmt: skip
-        cascade = self.cascade(settings, self.policy(settings, threshold, budget, mode, steer))
+        policy = self.policy(settings, threshold, budget, mode, steer, max_drafts, max_teacher_tries, noise)
+        cascade = self.cascade(settings, policy)
         for r in requests:
             cascade.check(r)
         if callback_on_step_end is not None:

@@ -59,8 +59,8 @@ def account(parsed: ParsedRequest, k: int, seen: RequestProgress) -> Account:
     if result is None:
         return Account(
             index=k, seed=asked.request.seed, score=None, threshold=None, decision=None, steps=None,
-            seconds=number(seen.seconds), evaluations={}, compute_seconds={}, attempts=0, calibrated=parsed.calibrated,
-            error="cancelled" if seen.error is None else said(seen.error).message,
+            seconds=number(seen.seconds), evaluations={}, compute_seconds={}, attempts=0, tries=0,
+            calibrated=parsed.calibrated, error="cancelled" if seen.error is None else said(seen.error).message,
         )  # fmt: skip
     return Account(
         index=k,
@@ -73,6 +73,7 @@ def account(parsed: ParsedRequest, k: int, seen: RequestProgress) -> Account:
         evaluations=dict(result.cost.evaluations),
         compute_seconds=dict(result.cost.seconds),
         attempts=result.attempts,
+        tries=result.tries,
         usual_threshold=(usual := usual_threshold(parsed, k, result)),
         calibrated=parsed.calibrated and usual is None,
         warning=result.warning,

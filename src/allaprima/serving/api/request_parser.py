@@ -138,9 +138,12 @@ class RequestParser:
             raise _over("num_inference_steps", f"num_inference_steps={digits}", limits.steps, "steps")
         width, height = self.size_of(body)
         settings = self._settings(body, width, height)
-        cost = n * width * height * (settings.student_steps + settings.teacher_steps)
+        adaptive = body.adaptive or Adaptive()
+        drafts = 1 if adaptive.max_drafts is None else adaptive.max_drafts
+        tries = 1 if adaptive.max_teacher_tries is None else adaptive.max_teacher_tries
+        cost = n * width * height * (drafts * settings.student_steps + tries * settings.teacher_steps)
         if cost > limits.cost:
-            raise _over("n", f"n x pixels x steps is {cost}", limits.cost, "of it. Ask for less at a time")
+            raise _over("n", f"n x pixels x steps of all attempts is {cost}", limits.cost, "of it. Ask for less at a time")
         return settings
 
     def _settings(self, body: ImageRequestBody, width: int, height: int) -> CascadeSettings:
@@ -172,7 +175,8 @@ class RequestParser:
         texts = {name: getattr(body, name) for name in PROMPT_TEXTS}
         requests = compose_requests([word.painted], range(first, first + n), None if edit is None else [edit], texts=texts)
         # Who says how it is decided expects just that; else a controller may lower the threshold under load.
-        left = adaptive.budget is None and adaptive.threshold is None and adaptive.mode is None
+        said = (adaptive.budget, adaptive.threshold, adaptive.mode, adaptive.max_drafts, adaptive.max_teacher_tries)
+        left = all(value is None for value in said)
         return ParsedRequest(
             tuple(EngineRequest(r, settings, policy, 0, deadline, client, left) for r in requests),
             self._maker,
@@ -208,14 +212,17 @@ class RequestParser:
                 raise SettingError(
                     "budgets were calibrated for pictures from a prompt alone, not for edits: give a threshold."
                 )
+            attempts = (adaptive.max_drafts, adaptive.max_teacher_tries, adaptive.noise)
             left = threshold is None and budget is None and mode == "adaptive"
+            # The server's budget was calibrated for one attempt of each.
+            budget = self._budget if left and attempts == (None, None, None) else budget
             try:
-                policy = self.pipe.policy(settings, threshold, self._budget if left else budget, mode)
+                policy = self.pipe.policy(settings, threshold, budget, mode, False, *attempts)
                 return policy, threshold is None and mode == "adaptive" and not edits
             except CalibrationError:
                 if self._mark is None or not left:
                     raise
-                return self.pipe.policy(settings, self._mark), False
+                return self.pipe.policy(settings, self._mark, None, mode, False, *attempts), False
         except AllaprimaError as e:
             raise ApiError(400, "invalid_value", f"adaptive: {e}", "adaptive") from e
 

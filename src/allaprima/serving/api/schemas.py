@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from allaprima.cascade.sequential import MAX_ATTEMPTS
 from allaprima.serving.api.limits import LEAST_LATENCY, MAX_SEED
 
 Strict = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -26,6 +27,16 @@ class Adaptive(BaseModel):
     threshold: float | None = Field(default=None, description="Drafts that score at least this are accepted.")
     strategy: Literal["refine", "regenerate"] | None = Field(default=None, description="What becomes of other drafts.")
     mode: Literal["adaptive", "student-only", "teacher-only", "refine-all"] | None = None
+    max_drafts: int | None = Field(
+        default=None, ge=0, le=MAX_ATTEMPTS, description="Below the threshold another draft is generated, the best is kept."
+    )
+    max_teacher_tries: int | None = Field(
+        default=None, ge=0, le=MAX_ATTEMPTS, description="Below the threshold the teacher tries again; 0: it is never asked."
+    )
+    noise: Literal["same", "fresh"] | None = Field(
+        default=None,
+        description="Where the teacher begins when it regenerates: with the first draft's noise or another.",
+    )
     max_latency: float | None = Field(
         default=None, ge=LEAST_LATENCY, le=3600, description="Seconds; later than that it is a 504."
     )
@@ -89,6 +100,7 @@ class Account(BaseModel):
     evaluations: dict[str, float] = Field(description="Network evaluations by model; a guided step is two.")
     compute_seconds: dict[str, float] = Field(description="By model: its share of the batches that it was in.")
     attempts: int = Field(description="Drafts painted.")
+    tries: int = Field(description="Tries of the teacher.")
     calibrated: bool = Field(description="Whether the threshold was calibrated for just these settings.")
     warning: str | None = None
     error: str | None = Field(default=None, description="Why there is no picture, where others of the request have one.")
