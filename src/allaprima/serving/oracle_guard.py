@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from allaprima.cascade.model import ControlScorer, ImageScorer
 from allaprima.cascade.policy import Context, Decision, Policy, PolicyWrapper
+from allaprima.cascade.scoring import ControlScorer, ImageScorer
 from allaprima.core.errors import ModelError
 
 OracleFailure = Literal["policy", "accept", "regenerate", "refuse"]

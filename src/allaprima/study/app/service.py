@@ -91,11 +91,6 @@ class StudyService:
         votes = self.store.votes()
         self._stopped = all_decided(votes, self.asked.main, self.rules.votes, alpha, n * (n - 1) // 2)
 
-    @property
-    def stopped(self) -> bool:
-        """Whether enough is known."""
-        return self._stopped
-
 
 def by_method(answers: Mapping[str, Any], handed: AssignedPair) -> dict[str, Any]:
     """`left` and `right` as `a` and `b`; anything else as it is, to be refused by the question set."""
