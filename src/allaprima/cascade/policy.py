@@ -1,4 +1,4 @@
-"""Policies: what to do with a scored draft. Decisions are data; the machine carries them out.
+"""Policies: what to do with a scored draft. Decisions are data; the cascade carries them out.
 
 A policy may look at prompts before anything is painted (`route`), at scored drafts (`decide`), and may ask that what the
 teacher made is scored too and the better picture kept (`rechecks`). The paper's threshold is one policy; wrappers change

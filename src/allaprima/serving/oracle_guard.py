@@ -60,7 +60,7 @@ class GuardedOracle:
         self._thread: threading.Thread | None = None
         if isinstance(oracle, ControlScorer):
             given = oracle.score_given
-            # On the object, not the class: the machine looks whether an oracle has it.
+            # On the object, not the class: scoring looks whether an oracle has it.
             self.score_given = lambda images, prompts, controls: self._ask(lambda: given(images, prompts, controls))
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
