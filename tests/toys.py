@@ -2,12 +2,12 @@
 
 import torch
 
-from allaprima.cascade.model import DiffusionModel
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import ClassifierFreeGuidance
 from allaprima.diffusion.noising import Variance
 from allaprima.diffusion.schedules import DiscreteVP
+from allaprima.models.diffusion_model import DiffusionModel
 
 VP = DiscreteVP.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 SETTINGS = CascadeSettings(

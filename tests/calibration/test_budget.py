@@ -13,15 +13,6 @@ def test_the_papers_steps():
     assert [Prices.from_steps(5, r).mean(0.5) for r in (10, 20, 40)] == [10, 15, 25]  # the human study's three
 
 
-def test_guidance_counts_double_and_the_oracle_by_name():
-    prices = Prices.from_evaluations(5, 20, oracle=0.174)
-    assert (prices.draft, prices.escalation) == (pytest.approx(10.174), 40)
-    assert prices.mean(0.5) == pytest.approx(30.174)
-    assert prices.parts == {"draft.student": 10, "draft.oracle": 0.174, "escalation.teacher": 40}
-    again = Prices.from_evaluations(2, 4, student_per_step=1, oracle=0.174, oracle_again=0.174)
-    assert (again.draft, again.escalation) == (pytest.approx(2.174), pytest.approx(8.174))
-
-
 def picture(student: float, teacher: float = 0.0) -> Cost:
     cost = Cost()
     cost.add("text", 0, 0.1)

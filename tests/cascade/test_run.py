@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from allaprima.cascade.latent_cascade import LatentCascade
-from allaprima.cascade.model import DiffusionModel
 from allaprima.cascade.policy import AlwaysPolicy, Decision, ThresholdPolicy
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.runner import run
@@ -17,6 +16,7 @@ from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import ClassifierFreeGuidance, GuidanceInterval
 from allaprima.diffusion.noising import Variance
 from allaprima.diffusion.schedules import DiscreteVP
+from allaprima.models.diffusion_model import DiffusionModel
 
 VP = DiscreteVP.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 

@@ -4,11 +4,11 @@ import diffusers
 import pytest
 import torch
 from diffusers.schedulers import scheduling_lcm
+from sampling import sample
 
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
 from allaprima.diffusion.predictions import to_x0
-from allaprima.diffusion.sample import sample
 from allaprima.diffusion.schedules import DiscreteVP, Flow
 from allaprima.diffusion.solvers import make_solver
 from allaprima.diffusion.solvers.solver import Step

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampling import sample
 
 from allaprima.core.types import Condition
 from allaprima.diffusion.mixture import MixtureDenoiser
 from allaprima.diffusion.predictions import PREDICTIONS, from_x0, to_x0
-from allaprima.diffusion.sample import sample
 from allaprima.diffusion.schedules import DiscreteVP, Flow
 from allaprima.diffusion.solvers import SOLVERS, make_solver
 

@@ -6,12 +6,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from sampling import sample
 
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition
 from allaprima.diffusion.mixture import MixtureDenoiser, gaussian_flow
 from allaprima.diffusion.predictions import to_x0
-from allaprima.diffusion.sample import sample
 from allaprima.diffusion.schedules import DiscreteVP, Flow
 from allaprima.diffusion.solvers import SOLVERS, TAKE_LAST_TIME, make_solver
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from allaprima.core.errors import SettingError
 from allaprima.core.seeds import noise_batch
-from allaprima.diffusion.noising import Strength, Variance, add_noise, same_noise, start_time
+from allaprima.diffusion.noising import Strength, Variance, add_noise, start_time
 from allaprima.diffusion.predictions import to_x0, v_by_flow
 from allaprima.diffusion.schedules import DiscreteVP, Flow, TrigFlow
 from allaprima.diffusion.solvers import make_solver
@@ -25,6 +25,12 @@ def at(*times):
 
 def ratio(schedule, t):
     return float(schedule.sigma(at(t)) / schedule.alpha(at(t)))
+
+
+def same_noise(t, source, target):
+    """The time of `target` that has the signal-to-noise ratio of `source` at `t`."""
+    r = ratio(source, t)
+    return target.time_of_variance(r**2 / (1 + r**2))
 
 
 def net(x, t):

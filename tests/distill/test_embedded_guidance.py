@@ -8,13 +8,13 @@ import pytest
 import torch
 from diffusers import LatentConsistencyModelPipeline
 from diffusers.schedulers import scheduling_lcm
+from sampling import sample
 from tiny import SCHEDULER, setup, tiny_model, tiny_unet
 
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import EmbeddedGuidance, guidance_embedding
-from allaprima.diffusion.sample import sample
 from allaprima.diffusion.schedules import Flow
 from allaprima.diffusion.solvers import make_solver
 from allaprima.diffusion.solvers.consistency import lcm_grid

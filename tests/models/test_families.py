@@ -14,7 +14,7 @@ from allaprima.diffusion.noising import Variance
 from allaprima.models.cards.card import TextSettings, load_card
 from allaprima.models.components.latents import to_autoencoder, to_network
 from allaprima.models.families.sd3 import load_sd3
-from allaprima.models.families.sdxl import load_sdxl
+from allaprima.models.families.sdxl_refiner import load_either
 from allaprima.models.loading.pair import load_pair
 from allaprima.models.multi_student.model import MultiStudent
 from allaprima.models.multi_student.partition import fit_pca_median
@@ -197,4 +197,4 @@ def test_refused(pairs, cards, tmp_path):
     config.write_text(kept)
     teacher = pairs["sdxl"].teacher
     with pytest.raises(ModelError, match="refiner"):
-        load_sdxl(cards["sdxl"].parent / "teacher", TEXT, network=pairs["sd"].teacher.unet)
+        load_either(cards["sdxl"].parent / "teacher", TEXT, network=pairs["sd"].teacher.unet)

@@ -18,7 +18,7 @@ from allaprima.core.types import Condition
 from allaprima.models.cards.card import load_card
 from allaprima.models.loading.pair import load_pair
 from allaprima.models.multi_student.model import MultiStudent, Networks, load_multi_student
-from allaprima.models.multi_student.partition import fit_classes, fit_pca_median
+from allaprima.models.multi_student.partition import fit_pca_median
 from allaprima.models.multi_student.partition_file import save_partition
 from allaprima.pipeline import AdaptivePipeline
 
@@ -217,8 +217,6 @@ def test_folders_and_partitions_that_do_not_fit_are_refused(pipe, partition, tmp
     config = (good[0] / "unet" / "config.json").read_text()
     (tmp_path / "odd" / "unet" / "config.json").write_text(config.replace('"in_channels": 8', '"in_channels": 4'))
     refused([good[0], tmp_path / "odd"], "in_channels=4, the first student 8")
-    save_partition(fit_classes(8, 2), path)
-    refused(good, "class labels")
     save_partition(fit_pca_median(torch.randn(8, 5), 2), path)
     refused(good, "5 dimensions, these students read 384")
 

@@ -12,7 +12,6 @@ from allaprima.core.errors import ModelError, SettingError
 from allaprima.models.multi_student.partition import (
     check_sizes,
     fit_balanced_kmeans,
-    fit_classes,
     fit_pca_median,
     fit_random,
     partition_fingerprint,
@@ -37,16 +36,6 @@ def test_shares_of_the_training_prompts_are_equal_to_within_one(n, students, see
     assert len(sizes) == students
     assert sum(sizes) == n
     assert max(sizes) - min(sizes) <= 1
-
-
-@settings(max_examples=50, deadline=None)
-@given(students=st.integers(1, 9), more=st.integers(0, 40))
-def test_classes_are_consecutive_blocks_equal_to_within_one(students, more):
-    route = fit_classes(students + more, students).route(torch.arange(students + more))
-    sizes = torch.bincount(route)
-    assert len(sizes) == students
-    assert int(sizes.max() - sizes.min()) <= 1
-    assert bool((route.diff() >= 0).all())
 
 
 def test_pca_median_by_hand():
@@ -127,11 +116,6 @@ def test_a_route_is_the_same_alone_in_a_batch_reversed_and_from_its_file(method,
     assert list(tmp_path.iterdir()) == [tmp_path / "partition.safetensors"]
 
 
-def test_class_blocks_survive_their_file(tmp_path):
-    save_partition(fit_classes(10, 3), tmp_path / "p")
-    assert load_partition(tmp_path / "p").route(torch.arange(10)).tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
-
-
 def test_the_mean_of_live_tokens_is_what_is_routed():
     hidden = torch.tensor([[[1.0, 2], [3, 4], [0, 0]], [[0, 0], [0, 0], [0, 0]]])
     assert pool(hidden).tolist() == [[2, 3], [0, 0]]
@@ -160,11 +144,8 @@ def test_two_prompts_many_times_cannot_feed_four_students():
     [
         (lambda: fit_pca_median(prompts(9), 3), r"students=3 .*1, 2, 4, 8"),
         (lambda: fit_random(prompts(9), 0), "students=0"),
-        (lambda: fit_classes(2, 3), "student 2 of 3"),
-        (lambda: fit_classes(4, 2).route(torch.tensor([1, 4])), r"label 4 .* 0\.\.3"),
-        (lambda: fit_classes(4, 2).route(prompts(3)), "not class labels"),
         (lambda: fit_pca_median(prompts(9), 2).route(prompts(2, dim=7)), "7 dimensions.* fitted on 6"),
-        (lambda: fit_pca_median(prompts(9), 2).route(torch.arange(3)), "Class labels need"),
+        (lambda: fit_pca_median(prompts(9), 2).route(torch.arange(3)), r"floating point \(N, L, D\)"),
     ],
 )
 def test_what_cannot_be_routed_is_named(call, says):

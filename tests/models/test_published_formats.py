@@ -12,7 +12,7 @@ from allaprima.core.errors import ModelError
 from allaprima.core.seeds import noise_batch
 from allaprima.models.cards.card import TextSettings
 from allaprima.models.families.sd import load_sd
-from allaprima.models.families.sdxl import load_sdxl
+from allaprima.models.families.sdxl_refiner import load_either
 from allaprima.pipeline import AdaptivePipeline
 
 PROMPTS, SEEDS = ["red fox", "a blue owl"], [11, 12]
@@ -108,7 +108,7 @@ def test_sd2_predicts_v(tmp_path, zero):
 def test_turbo(tmp_path, steps, monkeypatch):
     """SD-Turbo and SDXL-Turbo: ancestral Euler, trailing, without guidance."""
     folder = folder_of("sdxl", tmp_path / "m")
-    made = load_sdxl(folder, TextSettings())
+    made = load_either(folder, TextSettings())
     handed(monkeypatch, "scheduling_euler_ancestral_discrete")
     pipeline = theirs(folder, "StableDiffusionXLPipeline", "EulerAncestralDiscreteScheduler", timestep_spacing="trailing")
     due = pipeline(

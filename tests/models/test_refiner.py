@@ -115,8 +115,9 @@ def test_drafts_are_refined_by_the_papers_sigma(alone, folder):
     schedule = alone.teacher.schedule
     start = schedule.time_of_variance(0.5)
     # The draft's latents, by the student alone.
+    from sampling import sample
+
     from allaprima.core.types import Condition
-    from allaprima.diffusion.sample import sample
     from allaprima.diffusion.solvers import make_solver
 
     own, null = alone.student.condition(PROMPTS).tensors, alone.student.condition(["", ""]).tensors

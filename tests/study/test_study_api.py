@@ -171,10 +171,10 @@ def test_the_study_stops_when_the_preference_is_known(api):
         vote(client, slot["id"], dict.fromkeys(LEFT, side))
         given += 1
     # B(1 + n, 1) / .5^n = 2^n / (n + 1) >= 20: at 8 wins of 8.
-    assert given == 8 and client.service.stopped
+    assert given == 8 and client.service._stopped
     assert client.get("/api/next", headers=bearer(client)).json()["progress"]["state"] == "stopped"
     client.service.__init__(client.folder, client.service.store)
-    assert client.service.stopped
+    assert client.service._stopped
 
 
 def test_diversity_answers_are_kept_as_they_are(api):

@@ -59,19 +59,6 @@ class Prices:
         return _added("steps", {"student": student_steps}, {"teacher": teacher_steps})
 
     @classmethod
-    def from_evaluations(
-        cls, student_steps: int, teacher_steps: int, *, student_per_step: float = 2, teacher_per_step: float = 2,
-        oracle: float = 0.0, oracle_again: float = 0.0,
-    ) -> Prices:  # fmt: skip
-        """Network evaluations: a step with classifier-free guidance is 2, with embedded or no guidance 1.
-
-        `oracle` is one scoring's cost in evaluations (ImageReward is .087 of a guided step: 0.174), `oracle_again` that
-        of scoring what the teacher made. Both keep their own name in `parts`.
-        """
-        draft = {"student": student_steps * student_per_step, "oracle": oracle}
-        return _added("evaluations", draft, {"teacher": teacher_steps * teacher_per_step, "oracle": oracle_again})
-
-    @classmethod
     def from_costs(
         cls, accepted: Sequence[Cost], escalated: Sequence[Cost],
         unit: Literal["seconds", "evaluations"] = "seconds", average: Literal["mean", "median"] = "mean",

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from allaprima.cascade.job import Job, PreviewScore, Stage
-from allaprima.cascade.model import ImageScorer
 from allaprima.cascade.policy import Context, Decision, Policy
 from allaprima.cascade.request import GenerationRequest
-from allaprima.cascade.scoring import beats, score_images
+from allaprima.cascade.scoring import ImageScorer, beats, score_images
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.core.errors import SettingError
 

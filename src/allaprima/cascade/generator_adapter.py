@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from allaprima.cascade.latent_cascade import LatentCascade
-from allaprima.cascade.model import DiffusionModel
 from allaprima.cascade.policy import AlwaysPolicy, Decision
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.runner import run
@@ -18,6 +17,7 @@ from allaprima.conditioning.prompt_inputs import extra_prompts
 from allaprima.core.errors import PromptError
 from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.diffusion.noising import Strength
+from allaprima.models.diffusion_model import DiffusionModel
 from allaprima.models.external.image_generator import GeneratedImage, GeneratorRequest, steps_for_strength
 
 

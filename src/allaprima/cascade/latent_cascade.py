@@ -25,11 +25,10 @@ from allaprima.cascade.image_conditioning import (
     teacher_steps,
 )
 from allaprima.cascade.job import Job, Stage
-from allaprima.cascade.model import DiffusionModel, ImageScorer
 from allaprima.cascade.policy import Decision, Policy
 from allaprima.cascade.prompt_encoding import check_prompt_settings, check_prompts, encode_conditions
 from allaprima.cascade.request import GenerationRequest
-from allaprima.cascade.scoring import pad_rows
+from allaprima.cascade.scoring import ImageScorer, pad_rows
 from allaprima.cascade.settings import MAX_STEPS, CascadeSettings
 from allaprima.core.errors import SettingError
 from allaprima.core.seeds import noise_batch
@@ -39,6 +38,7 @@ from allaprima.diffusion.noising import add_noise, start_time
 from allaprima.diffusion.schedules import Schedule
 from allaprima.diffusion.solvers import make_solver
 from allaprima.diffusion.solvers.solver import Solver, Step, scale_initial_noise
+from allaprima.models.diffusion_model import DiffusionModel
 
 OnStep = Callable[[Tensor, Tensor], Tensor]
 """What a caller does after a step: `(latents (B, C, h, w), times (B,)) -> latents`."""

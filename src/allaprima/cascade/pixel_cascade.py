@@ -20,9 +20,9 @@ from torch import Tensor
 
 from allaprima.cascade.base import STUDENT, TEACHER, BaseCascade
 from allaprima.cascade.job import Job, Stage
-from allaprima.cascade.model import ImageScorer
 from allaprima.cascade.policy import Decision, Policy
 from allaprima.cascade.request import GenerationRequest
+from allaprima.cascade.scoring import ImageScorer
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.conditioning.prompt_inputs import extra_prompts
 from allaprima.core.errors import SettingError

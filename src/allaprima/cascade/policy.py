@@ -1,4 +1,4 @@
-"""Policies: what to do with a scored draft. Decisions are data; the machine carries them out.
+"""Policies: what to do with a scored draft. Decisions are data; the cascade carries them out.
 
 A policy may look at prompts before anything is generated (`route`), at clean predictions on the way (`early_threshold`)
 and at scored drafts (`decide`); it may ask that what the teacher made is scored too, the best image kept (`rechecks`) and

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from allaprima.cascade.model import DiffusionModel
 from allaprima.cascade.request import GenerationRequest
 from allaprima.cascade.scoring import pad_texts
 from allaprima.cascade.settings import CascadeSettings
 from allaprima.conditioning.prompt_inputs import extra_prompts, negative_inputs, positive_inputs
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Condition
+from allaprima.models.diffusion_model import DiffusionModel
 
 NUMBERS = {1: "one prompt", 2: "two prompts, prompt and prompt_2", 3: "three prompts"}
 

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from allaprima.cascade.job import Job
-from allaprima.cascade.model import ControlScorer, ImageScorer
+
+
+class ImageScorer(Protocol):
+    """What a cascade asks of an oracle."""
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return `(B,)`, higher is better."""
+        ...
+
+
+@runtime_checkable
+class ControlScorer(Protocol):
+    """What else an oracle offers that looks at the control images (`oracles.conditional`)."""
+
+    def score_given(self, images: Tensor, prompts: Sequence[str], controls: Sequence[Tensor]) -> Tensor:
+        """Return `(B,)`, higher is better; `controls`: `(B, C, H, W)`, one a ControlNet."""
+        ...
 
 
 def pad_rows(x: Tensor, rows: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -15,6 +15,13 @@ from allaprima.diffusion.solvers import TAKE_LAST_TIME, check_solver, solver_nam
 Strategy = Literal["refine", "regenerate"]
 MAX_STEPS = 1000
 MAX_BATCH = 1024
+RANGES: Sequence[tuple[tuple[str, ...], int, int, str]] = (
+    (("student_steps", "teacher_steps"), 1, MAX_STEPS, " network steps are possible."),
+    (("student_guidance", "teacher_guidance"), 0, 100, "; 1 means no guidance, 3 is usual for `emoji`."),
+    (("student_guidance_rescale", "teacher_guidance_rescale"), 0, 1, "; 0 means none, .7 is the paper's."),
+    (("batch_size",), 1, MAX_BATCH, "; 16 is a good start."),
+)
+"""Settings that are numbers: the lowest and the highest value, and what an error says of them."""
 OMITTED_DEFAULTS: Mapping[str, float] = {"student_guidance_rescale": 0.0, "teacher_guidance_rescale": 0.0, "clip_skip": 0}
 """Settings that records and fingerprints leave out at these values: files from before they existed stay as they are."""
 
@@ -45,22 +52,13 @@ class CascadeSettings:
     """How many of CLIP's last layers are left out of what is wanted, as diffusers counts them."""
 
     def __post_init__(self) -> None:
-        for name in ("student_steps", "teacher_steps"):
-            value = getattr(self, name)
-            if not 1 <= value <= MAX_STEPS:
-                raise SettingError(f"{name}={value!r} is out of range: 1..{MAX_STEPS} network steps are possible.")
-        for name in ("student_guidance", "teacher_guidance"):
-            value = getattr(self, name)
-            if not 0 <= value <= 100:
-                raise SettingError(f"{name}={value!r} is out of range: 0..100; 1 means no guidance, 3 is usual for `emoji`.")
-        for name in ("student_guidance_rescale", "teacher_guidance_rescale"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise SettingError(f"{name}={value!r} is out of range: 0..1; 0 means none, .7 is the paper's.")
+        for names, low, high, hint in RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if not low <= value <= high:
+                    raise SettingError(f"{name}={value!r} is out of range: {low}..{high}{hint}")
         if self.clip_skip != int(self.clip_skip) or self.clip_skip < 0:
             raise SettingError(f"clip_skip={self.clip_skip!r} is out of range: whole layers, 0 means none, 1 is usual.")
-        if not 1 <= self.batch_size <= MAX_BATCH:
-            raise SettingError(f"batch_size={self.batch_size!r} is out of range: 1..{MAX_BATCH}; 16 is a good start.")
         for name in ("student_solver", "teacher_solver"):
             value = getattr(self, name)
             if value == NATIVE_SOLVER:

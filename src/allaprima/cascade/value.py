@@ -19,12 +19,11 @@ from allaprima.cascade.policy import Context, Decision, DraftFirstPolicy
 from allaprima.cascade.router import Ridge, prompt_features
 from allaprima.core.errors import SettingError
 
-FEATURES = ("score", "score^2", "tokens", "edges", "contrast", "colour", "background", "entropy", "speckle")
-
 
 def draft_features(score: float, embed: Tensor, image: Tensor) -> np.ndarray:
     """Return the regression's row for one draft, `(9,)` float64. `embed: (L, D)`, `image: (3, H, W)` in [0, 1].
 
+    Score, its square, the prompt's length, edges, contrast, colour, white background, entropy, speckle.
     Image complexity is edge density (mean gradient length), the entropy of 32 grey levels and speckle (what a 3-pixel
     median-like smoothing would remove); all are computed picture by picture.
     """

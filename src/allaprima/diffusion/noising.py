@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from allaprima.core.errors import SettingError
 from allaprima.core.types import Samples, Times
 from allaprima.diffusion.predictions import eps_of
@@ -51,20 +49,6 @@ def start_time(schedule: Schedule, sigma: Sigma, steps: int | None = None) -> fl
     if isinstance(sigma, Variance):
         return schedule.time_of_variance(sigma.value)
     return schedule.time_of_strength(sigma.value, steps)
-
-
-def same_noise(t: float, source: Schedule, target: Schedule) -> float:
-    """Return the time of `target` that has the signal-to-noise ratio of `source` at `t`.
-
-    With `r = sigma_t / alpha_t` of the source, a VP sample of that ratio has the noise variance `v = r^2 / (1 + r^2) =
-    sigma^2 / (alpha^2 + sigma^2)`, and `time_of_variance` inverts it. In closed form, from an angle t to a flow time:
-    `v = sin^2 t`, so `s = tan t / (1 + tan t) = sin t / (sin t + cos t)`; and from a flow time to an angle
-    `t = atan(s / (1 - s))`.
-    Raises `SettingError` for a clean or a pure noise sample, and for a ratio that the target doesn't reach.
-    """
-    at = torch.tensor([t], dtype=torch.float64)
-    alpha, sigma = float(source.alpha(at)), float(source.sigma(at))
-    return target.time_of_variance(sigma**2 / (alpha**2 + sigma**2))
 
 
 def add_noise(x0: Samples, eps: Samples, t: Times, schedule: Schedule) -> Samples:

@@ -319,7 +319,7 @@ class TrigFlow:
     that is `x_t = cos t x0 + sin t eps`: sigma_data drops out, and latents are those of any other schedule.
 
     The signal-to-noise ratio of an angle is that of the flow time `s = sin t / (sin t + cos t)`, since then
-    `s / (1 - s) = tan t` (`rollback.same_noise`).
+    `s / (1 - s) = tan t`.
     """
 
     t_clean = 0.0

@@ -205,46 +205,15 @@ def count_parameters(net: torch.nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def matching_blocks(cut: Cut) -> dict[str, str]:
-    """Student's block -> teacher's: every down and up stage, and the mid block if there is one."""
-    names = [f"down_blocks.{i}" for i in range(len(cut.down))] + ["mid_block"] * cut.mid
-    names += [f"up_blocks.{i}" for i in range(len(cut.up) - cut.dropped)]
-    return {name: cut.origin(name) for name in names}
-
-
 class HiddenStates(FeatureHooks):
-    """Taps on a UNet's blocks: the hidden states that students imitate; gradients pass.
+    """Hooks on a UNet's blocks: the hidden states that students imitate; gradients pass.
 
     A down block gives its last layer's output `(B, C, H, W)`, before the downsampler, which the deepest stage of a student
     may lack; mid and up blocks give their output.
     """
-
-    @property
-    def states(self) -> dict[str, Tensor]:
-        """Those of the latest forward pass, by block name."""
-        return self.outputs
 
     def _hook(self, name: str) -> Any:
         def hook(block: Any, _inputs: Any, output: Any) -> None:
             self.outputs[name] = output[1][len(block.resnets) - 1] if isinstance(output, tuple) else output
 
         return hook
-
-
-def feature_pairs(student: HiddenStates, teacher: HiddenStates, cut: Cut) -> list[tuple[Tensor, Tensor]]:
-    """Return matching states of the latest passes of both, for `sum ||h_S - h_T||^2`.
-
-    Raises `SettingError` where shapes differ.
-    """
-    pairs: list[tuple[Tensor, Tensor]] = []
-    for mine, theirs in matching_blocks(cut).items():
-        if mine not in student.states or theirs not in teacher.states:
-            raise SettingError(f"{mine} or {theirs} has no hidden state yet: run both networks inside `with HiddenStates`.")
-        pair = student.states[mine], teacher.states[theirs]
-        if pair[0].shape != pair[1].shape:
-            raise SettingError(
-                f"{mine} gives {tuple(pair[0].shape)}, the teacher's {theirs} {tuple(pair[1].shape)}: a narrow student's"
-                " features need a learned projection, or leave the feature loss out."
-            )
-        pairs.append(pair)
-    return pairs

@@ -114,19 +114,19 @@ def finetune(
     split = split_prompts(labels.prompt, config.held_out, config.loop.seed)
     folder.mkdir(parents=True, exist_ok=True)
     start = copy.deepcopy(model).eval()
-    looks = _Looks(labels, split.stop, config, folder)
+    stopping = _EarlyStopping(labels, split.stop, config, folder)
     settings = {k: v for k, v in asdict(config).items() if k != "loop"}
     whole = {**recipe, "finetune": settings, "start": _digest(model), "rows": len(labels.prompt)}
     loss = batch_loss(labels, split.train, config.loop.train_batch_size)
-    train(model.train(), loss, config.loop, folder, whole, stop=looks)
-    model.load_state_dict(load_file(looks.weights))
+    train(model.train(), loss, config.loop, folder, whole, stop=stopping)
+    model.load_state_dict(load_file(stopping.weights))
     report = FinetuneReport(
         before=labels.agreement(start, split.report),
         after=labels.agreement(model.eval(), split.report),
         stop_before=labels.agreement(start, split.stop, 0).accuracy,
         stop_after=labels.agreement(model, split.stop, 0).accuracy,
-        best_step=looks.best(),
-        steps=max(looks.found),
+        best_step=stopping.best(),
+        steps=max(stopping.found),
         prompts={k: len(labels.prompt[rows].unique()) for k, rows in vars(split).items()},
     )
     atomic_write(folder / "report.json", lambda p: p.write_text(json.dumps(asdict(report), indent=1) + "\n"))
@@ -140,7 +140,7 @@ def _digest(model: nn.Module) -> str:
     return sha.hexdigest()[:16]
 
 
-class _Looks:
+class _EarlyStopping:
     """Accuracy on `stop` by step, the best weights so far, and whether patience has run out.
 
     The loop asks it before each step. After a resume the looks past the checkpoint are forgotten; the training, which

@@ -76,7 +76,7 @@ def show_card_command(name: str, dtype: str, activations: bool) -> None:
     console, card = _wide(), load_card(name)
     what = f"{escape(card.family)}, {card.width}x{card.height}"
     console.print(f"[bold]{escape(card.name)}[/] ({what}): {escape(card.description.strip())}")
-    console.print(escape(_words(card)))
+    console.print(escape(_summary(card)))
     found = sources_of(card)
     table = Table("part", "source", "licence", "here")
     for s in found:
@@ -98,7 +98,7 @@ def show_card_command(name: str, dtype: str, activations: bool) -> None:
     _print_memory(console, estimate(card, dtype, activations), dtype)
 
 
-def _words(card: Card) -> str:
+def _summary(card: Card) -> str:
     s, t, c = card.student, card.teacher, card.cascade
     then = f"refines it from {c.sigma_is} {c.sigma:g}" if c.strategy == "refine" else "paints anew from the same noise"
     known = "a threshold comes with it" if card.calibration else "no threshold comes with it: calibrate first"
@@ -114,9 +114,9 @@ def _print_missing(console: Console, found: list[CardSource]) -> None:
         if s.here:
             continue
         if s.hub is None:
-            console.print(f"[yellow]{s.whose}: {escape(str(s.place))} is not there.[/]")
+            console.print(f"[yellow]{s.whose}: {escape(str(s.path))} is not there.[/]")
             continue
-        partly = "" if not s.place.is_dir() or not lacking(s.place, s.components) else f" (lacks {', '.join(s.missing[:3])})"
+        partly = "" if not s.path.is_dir() or not lacking(s.path, s.components) else f" (lacks {', '.join(s.missing[:3])})"
         console.print(f"[yellow]{s.whose}: fetched when it is first used{escape(partly)}, or by[/]")
         # One line, however narrow the terminal: it is there to be copied.
         console.print("  " + escape(s.command or ""), soft_wrap=True)

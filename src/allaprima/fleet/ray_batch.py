@@ -124,12 +124,12 @@ class _Worker:
     """By the reference of the answer, oldest first."""
 
 
-class _Crew(Generic[T]):
+class _ChunkWorkers(Generic[T]):
     """Workers, and what each of them was asked."""
 
-    def __init__(self, ray: Any, work: BatchWork[T], hands: WorkerConfig, chunks: Iterator[_Chunk]) -> None:
+    def __init__(self, ray: Any, work: BatchWork[T], config: WorkerConfig, chunks: Iterator[_Chunk]) -> None:
         self._ray, self._work, self._chunks, self._dry = ray, work, chunks, False
-        self._make = ray.remote(BatchWorker).options(num_cpus=hands.cpus, num_gpus=hands.gpus)
+        self._make = ray.remote(BatchWorker).options(num_cpus=config.cpus, num_gpus=config.gpus)
         # One copy for all of them in Ray's store.
         self._put = ray.put(work)
         self._loading: dict[Any, _Worker] = {}
@@ -137,7 +137,7 @@ class _Crew(Generic[T]):
         self._again: deque[_Chunk] = deque()
         self._lost = 0
         """Workers that died while they loaded, in a row."""
-        for _ in range(hands.workers):
+        for _ in range(config.workers):
             self._hire()
 
     def _hire(self) -> None:
@@ -219,24 +219,24 @@ class _Crew(Generic[T]):
             self._dismiss(worker)
 
 
-def paint(work: BatchWork[T], items: Iterable[Item], hands: WorkerConfig) -> Iterator[T]:
+def paint(work: BatchWork[T], items: Iterable[Item], config: WorkerConfig) -> Iterator[T]:
     """Packed results as they come, of each request once; `items` is read as workers get free. Needs a connection to Ray.
 
     Raises what a worker raises (not what it dies of), and `SettingError` for workers that the cluster has no room for.
     Closing the iterator ends the workers.
     """
     ray = load_ray()
-    check_room(ray, hands.cpus, hands.gpus, "workers")
+    check_room(ray, config.cpus, config.gpus, "workers")
     source = iter(items)
-    chunks = (_Chunk(part) for part in iter(lambda: list(itertools.islice(source, hands.chunk)), []))
+    chunks = (_Chunk(part) for part in iter(lambda: list(itertools.islice(source, config.chunk)), []))
     # Before anybody is hired: there may be nothing to do.
     first = next(chunks, None)
     if first is None:
         return
-    crew = _Crew(ray, work, hands, itertools.chain([first], chunks))
+    chunk_workers = _ChunkWorkers(ray, work, config, itertools.chain([first], chunks))
     try:
-        while not crew.finished:
-            yield from crew.answers()
-            crew.ask()
+        while not chunk_workers.finished:
+            yield from chunk_workers.answers()
+            chunk_workers.ask()
     finally:
-        crew.dismiss()
+        chunk_workers.dismiss()

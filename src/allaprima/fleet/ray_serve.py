@@ -1,7 +1,7 @@
 """A server's engine over Ray Serve: pools of students, oracles and teachers that scale apart.
 
 The engine (`serving.engine`) stays in the server's process and keeps what it always keeps: the queue, deadlines, policies,
-tickets. What its one thread did with networks, replicas of three deployments do: a job travels to a student, comes back a
+handles. What its one thread did with networks, replicas of three deployments do: a job travels to a student, comes back a
 draft, travels to an oracle, comes back decided, and perhaps travels to a teacher. In each replica an engine of its own puts
 the jobs that are there into shared batches, step by step.
 
@@ -98,11 +98,11 @@ class ReplicaConfig:
 class Replica:
     """The body of all three deployments: an engine that takes jobs through the stages of their runs."""
 
-    def __init__(self, crewman: ReplicaConfig) -> None:
-        torch.set_num_threads(crewman.threads)
-        pipe = crewman.make()
-        check_same(crewman.fingerprints, pipe)
-        self._engine = Engine(pipe, LIMITS, oracle_timeout=crewman.oracle_timeout)
+    def __init__(self, config: ReplicaConfig) -> None:
+        torch.set_num_threads(config.threads)
+        pipe = config.make()
+        check_same(config.fingerprints, pipe)
+        self._engine = Engine(pipe, LIMITS, oracle_timeout=config.oracle_timeout)
         self._engine.start()
 
     async def __call__(self, run: StageRun) -> HandedOver | Exception:
@@ -115,14 +115,14 @@ class Replica:
                 loop.call_soon_threadsafe(lambda: ended.done() or ended.set_result(event))
 
         try:
-            ticket = self._engine.go_on(run)
+            handle = self._engine.go_on(run)
         except DrainingError as e:
             return e
-        ticket.add_listener(end)
+        handle.add_listener(end)
         try:
             event = await ended
         except asyncio.CancelledError:
-            ticket.cancel()
+            handle.cancel()
             raise
         if isinstance(event, HandedOver):
             return dataclasses.replace(event, job=compact(event.job))
@@ -142,7 +142,7 @@ class Replica:
 
 
 class RayWorkers:
-    """The crew of a server's engine: hands jobs to Serve's deployments, and asks again whatever was lost with a replica."""
+    """The remote workers of a server's engine: Serve's deployments; what was lost with a replica is asked for again."""
 
     def __init__(self, ray: Any, handles: Mapping[str, Any]) -> None:
         from ray.serve import exceptions
@@ -157,11 +157,11 @@ class RayWorkers:
         self._runs: set[Any] = set()
         self.asked_again = 0
         """Jobs that were lost with a replica, so far."""
-        self._thread = threading.Thread(target=self._loop.run_forever, name="ray crew", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="ray workers", daemon=True)
         self._thread.start()
 
     def run(self, run: StageRun, done: Callable[[Back], None]) -> Callable[[], None]:
-        """See `serving.remote_workers.Crew`."""
+        """See `serving.remote_workers.RemoteWorkers`."""
         asking = asyncio.run_coroutine_threadsafe(self._ask(run), self._loop)
         self._runs.add(asking)
 
@@ -208,7 +208,7 @@ class RayWorkers:
 
 @contextlib.contextmanager
 def deployed(
-    crewman: ReplicaConfig, pools: Mapping[str, WorkerPool], address: str | None = None, in_flight: int = 16
+    config: ReplicaConfig, pools: Mapping[str, WorkerPool], address: str | None = None, in_flight: int = 16
 ) -> Generator[RayWorkers]:
     """Return a fleet whose replicas have loaded; they end with it, and the cluster if it was started here.
 
@@ -227,7 +227,7 @@ def deployed(
         mark = secrets.token_hex(3)
         apps = {name: f"allaprima-{name}-{mark}" for name in pools}
         targets = [
-            serve.RunTarget(_application(serve, crewman, name, pool, in_flight), name=apps[name], route_prefix=None)
+            serve.RunTarget(_application(serve, config, name, pool, in_flight), name=apps[name], route_prefix=None)
             for name, pool in pools.items()
         ]
         try:
@@ -245,14 +245,14 @@ def deployed(
                     serve.delete(name)
 
 
-def _application(serve: Any, crewman: ReplicaConfig, name: str, pool: WorkerPool, in_flight: int) -> Any:
+def _application(serve: Any, config: ReplicaConfig, name: str, pool: WorkerPool, in_flight: int) -> Any:
     """Return a pool, as Serve deploys it."""
     deployment = serve.deployment(Replica).options(
         name=name, max_ongoing_requests=UNLIMITED, request_router_config={"request_router_class": ROUTER},
         ray_actor_options={"num_cpus": pool.cpus, "num_gpus": pool.gpus}, health_check_period_s=5,
         graceful_shutdown_wait_loop_s=0.1, graceful_shutdown_timeout_s=5, **pool.options(in_flight),
     )  # fmt: skip
-    return deployment.bind(crewman)
+    return deployment.bind(config)
 
 
 def _running(ray: Any) -> bool:

@@ -138,7 +138,7 @@ class SimulationReport:
 class _Count:
     """Sums over the time that is measured."""
 
-    begun: float = 0.0
+    since: float = 0.0
     ended: float = 0.0
     present: int = 0
     changed: float = 0.0
@@ -201,7 +201,7 @@ class Simulation:
         self.env.run(until=self.over)
         sums = self.sums
         sums.change(sums.ended, 0)
-        time = sums.ended - sums.begun
+        time = sums.ended - sums.since
         machines = {p: sum(g.machines for g in gs) for p, gs in self.groups.items()}
         return SimulationReport(
             np.array([p.finished - p.arrived for p in self.measured]),
@@ -209,7 +209,7 @@ class Simulation:
             {p: sums.busy.get(p, 0.0) / time / n for p, n in machines.items()},
             {s: sums.taken[s] / n for s, n in sums.calls.items()},
             sums.area / time,
-            self.count / max(self.measured[-1].arrived - sums.begun, 1e-12),
+            self.count / max(self.measured[-1].arrived - sums.since, 1e-12),
         )
 
     def _gaps(self) -> Iterator[float]:
@@ -229,7 +229,7 @@ class Simulation:
             if index == self.warm_up:
                 # From here on: what was summed before is of a fleet that was still filling.
                 kept = self.sums.present
-                self.sums = _Count(begun=self.env.now, changed=self.env.now, present=kept)
+                self.sums = _Count(since=self.env.now, changed=self.env.now, present=kept)
             if self.warm_up <= index < self.warm_up + self.count:
                 self.measured.append(picture)
             self._send(picture)
@@ -278,7 +278,7 @@ class Simulation:
 
     def _count_call(self, pool: str, stage: str, taken: int, seconds: float) -> None:
         sums = self.sums
-        sums.busy[pool] = sums.busy.get(pool, 0.0) + min(seconds, self.env.now - sums.begun)
+        sums.busy[pool] = sums.busy.get(pool, 0.0) + min(seconds, self.env.now - sums.since)
         sums.calls[stage] = sums.calls.get(stage, 0) + 1
         sums.taken[stage] = sums.taken.get(stage, 0) + taken
 

@@ -20,13 +20,13 @@ from torch import Tensor
 from allaprima.core.errors import ModelError
 from allaprima.core.files import read_json, weight_files
 from allaprima.oracles.clip import unit
-from allaprima.oracles.encoder import Step, identity, in_batches, loaded, on_device, share, vision_flops
+from allaprima.oracles.encoder import EncoderOracle, Step, identity, loaded, on_device, vision_flops
 from allaprima.oracles.pixels import Pixels
 from allaprima.oracles.reward_head import RewardHead
 from allaprima.oracles.settings import EncoderSettings
 
 
-class AestheticOracle:
+class AestheticOracle(EncoderOracle):
     """How much people like a picture on average, whatever it shows; behind the oracle protocol."""
 
     name = "aesthetic"
@@ -70,15 +70,6 @@ class AestheticOracle:
     def flops(self) -> float:
         """Floating-point operations of one score, without the head's (some millionths)."""
         return vision_flops(self.vision.config)
-
-    @property
-    def cost(self) -> float:
-        """Share of a teacher's guided step (`encoder.share`)."""
-        return share(self.flops, self.settings, self._step)
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """`(B, 3, H, W)` in [0, 1] -> `(B,)`; prompts are there for the protocol."""
-        return in_batches(self._score, images, prompts, self.settings)
 
     @torch.inference_mode()
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

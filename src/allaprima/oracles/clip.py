@@ -21,13 +21,12 @@ from torch import Tensor
 from allaprima.core.errors import ModelError
 from allaprima.core.files import read_json, weight_files
 from allaprima.oracles.encoder import (
+    EncoderOracle,
     Step,
     identity,
-    in_batches,
     loaded,
     loaded_tokenizer,
     on_device,
-    share,
     tokens_of,
     transformer_flops,
     vision_flops,
@@ -38,7 +37,7 @@ from allaprima.oracles.settings import EncoderSettings
 KINDS = ("clip", "pickscore", "hpsv2")
 
 
-class CLIPOracle:
+class CLIPOracle(EncoderOracle):
     """A CLIP model behind the oracle protocol; `kind` is one of `KINDS`."""
 
     def __init__(
@@ -82,19 +81,10 @@ class CLIPOracle:
         words = transformer_flops(text.num_hidden_layers, text.hidden_size, text.intermediate_size, self.length)
         return vision_flops(self.model.config.vision_config) + words
 
-    @property
-    def cost(self) -> float:
-        """Share of a teacher's guided step (`encoder.share`)."""
-        return share(self.flops, self.settings, self._step)
-
     @cached_property
     def scale(self) -> float:
         """What the cosine is multiplied by."""
         return {"clip": 100.0, "hpsv2": 1.0}.get(self.name) or float(self.model.logit_scale.float().exp())
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """`(B, 3, H, W)` in [0, 1] with prompts -> `(B,)`: `scale` times the cosine."""
-        return in_batches(self._score, images, prompts, self.settings)
 
     @torch.inference_mode()
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

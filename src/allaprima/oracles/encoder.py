@@ -6,12 +6,15 @@ import hashlib
 import json
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from allaprima.core.errors import ModelError, PromptError, SettingError
 from allaprima.core.files import fingerprint
@@ -64,6 +67,56 @@ def in_batches(
         found = one(moved[begin:end].to(settings.device), list(prompts[begin:end]))
         scores[begin:end] = found.float().to(images.device)
     return torch.where(finite, scores, math.nan)
+
+
+class SavedModule(nn.Module):
+    """A network of an oracle that is saved as `config.json` and safetensors; `config` holds its arguments."""
+
+    config: dict[str, Any]
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write config.json and safetensors."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({"_class_name": type(self).__name__, **self.config}, indent=2) + "\n")
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Self:
+        """Inverse of `save_pretrained`; float32, frozen. Raises `ModelError` for a broken folder."""
+        try:
+            config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+            config.pop("_class_name", None)
+            net = cls(**config)
+            net.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+        except Exception as e:
+            raise ModelError(f"{folder} cannot be loaded as a {cls.__name__}: {e}. Copy or download it again.") from e
+        return net.eval().requires_grad_(False)
+
+
+class EncoderOracle(ABC):
+    """An oracle with a network of its own: its scores come in batches, its cost is a share of a teacher's guided step."""
+
+    settings: Any
+    """`EncoderSettings`, or a kind's own."""
+    _step: Step | None
+
+    @cached_property
+    def flops(self) -> float:
+        """Floating-point operations of one score, without a head's (some millionths)."""
+        raise NotImplementedError
+
+    @property
+    def cost(self) -> float:
+        """Share of a teacher's guided step (`encoder.share`)."""
+        return share(self.flops, self.settings, self._step)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """`(B, 3, H, W)` in [0, 1] with prompts -> `(B,)`, higher is better."""
+        return in_batches(self._score, images, prompts, self.settings)
+
+    @abstractmethod
+    def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return scores of one batch, on the network's device."""
 
 
 def tokens_of(

@@ -10,7 +10,6 @@ code has it, the tokenizer knows BLIP's [DEC] and [ENC] but the first token stay
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,18 +17,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import Tensor
 
 from allaprima.core.errors import ModelError, SettingError
 from allaprima.core.files import read_json, weight_files
 from allaprima.oracles.encoder import (
+    EncoderOracle,
+    SavedModule,
     Step,
     identity,
-    in_batches,
     loaded_tokenizer,
     on_device,
-    share,
     tokens_of,
     transformer_flops,
     vision_flops,
@@ -55,7 +54,7 @@ TEXT: dict[str, Any] = {
 Nothing is generated, so other marks have no part in it."""
 
 
-class ImageRewardModel(nn.Module):
+class ImageRewardModel(SavedModule):
     """`(pixels, tokens) -> rewards`."""
 
     def __init__(self, vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None) -> None:
@@ -77,12 +76,6 @@ class ImageRewardModel(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, encoder_hidden_states=seen, is_decoder=False
         ).last_hidden_state
         return (self.head(read[:, 0].float()) - MEAN) / STD
-
-    def save_pretrained(self, folder: Path) -> None:
-        """config.json and safetensors."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps({"_class_name": type(self).__name__, **self.config}, indent=2) + "\n")
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> ImageRewardModel:
@@ -115,7 +108,7 @@ def _restore_positions(net: ImageRewardModel) -> None:
         raise ModelError(f"{left[0]} was not restored: this version of transformers has another BLIP than the one known.")
 
 
-class ImageRewardOracle:
+class ImageRewardOracle(EncoderOracle):
     """How well people would like a picture for its prompt, about -2.5 to 2 (0 is the mean); behind the oracle protocol."""
 
     name = "imagereward"
@@ -158,15 +151,6 @@ class ImageRewardOracle:
             cross=(patches, vision.hidden_size),
         )  # fmt: skip
         return vision_flops(vision) + words
-
-    @property
-    def cost(self) -> float:
-        """Share of a teacher's guided step (`encoder.share`)."""
-        return share(self.flops, self.settings, self._step)
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """`(B, 3, H, W)` in [0, 1] with prompts -> `(B,)` rewards."""
-        return in_batches(self._score, images, prompts, self.settings)
 
     @torch.inference_mode()
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -101,41 +101,6 @@ Calibrator = Logistic | Isotonic
 _KINDS: dict[str, type[Logistic] | type[Isotonic]] = {"logistic": Logistic, "isotonic": Isotonic}
 
 
-@dataclass(frozen=True)
-class Bin:
-    """Predictions of one bin: how many, their mean, and the mean of their labels."""
-
-    count: int
-    predicted: float
-    observed: float
-
-
-def reliability(probabilities: Sequence[float], wins: Sequence[float], bins: int = 10) -> list[Bin]:
-    """Predicted against observed in equal-width bins of [0, 1]; empty bins are left out."""
-    p, w = _checked(probabilities, wins, unit=True)
-    index = np.minimum((p * bins).astype(int), bins - 1)
-    return [Bin(int(m.sum()), float(p[m].mean()), float(w[m].mean())) for i in range(bins) if (m := index == i).any()]
-
-
-def calibration_error(probabilities: Sequence[float], wins: Sequence[float], bins: int = 10) -> float:
-    """Return the expected calibration error: `sum_b n_b / n |observed_b - predicted_b|` (arXiv 1706.04599, equation 3)."""
-    found = reliability(probabilities, wins, bins)
-    return sum(b.count * abs(b.observed - b.predicted) for b in found) / sum(b.count for b in found)
-
-
-def brier_score(probabilities: Sequence[float], wins: Sequence[float]) -> float:
-    """Mean squared distance of probability and label."""
-    p, w = _checked(probabilities, wins, unit=True)
-    return float(np.square(p - w).mean())
-
-
-def log_loss(probabilities: Sequence[float], wins: Sequence[float], floor: float = 1e-6) -> float:
-    """Mean negative log-likelihood in nats; probabilities are kept `floor` away from 0 and 1 (isotonic steps reach both)."""
-    p, w = _checked(probabilities, wins, unit=True)
-    p = p.clip(floor, 1 - floor)
-    return float(-(w * np.log(p) + (1 - w) * np.log(1 - p)).mean())
-
-
 class CalibratedOracle:
     """An oracle whose score is the probability that the draft is at least as good as the teacher's picture."""
 
@@ -177,11 +142,10 @@ class CalibratedOracle:
         return cls(oracle, calibrator)
 
 
-def _checked(scores: Sequence[float], wins: Sequence[float], unit: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def _checked(scores: Sequence[float], wins: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     s, w = np.asarray(scores, dtype=np.float64), np.asarray(wins, dtype=np.float64)
     if s.ndim != 1 or s.shape != w.shape or not len(s) or not np.isfinite(s).all():
         raise SettingError(f"scores of shape {s.shape} for labels of shape {w.shape}: one finite score a label is due.")
-    for name, values in (("labels", w), *((("probabilities", s),) if unit else ())):
-        if not ((values >= 0) & (values <= 1)).all():
-            raise SettingError(f"{name} from {values.min()!r} to {values.max()!r}: they lie in [0, 1].")
+    if not ((w >= 0) & (w <= 1)).all():
+        raise SettingError(f"labels from {w.min()!r} to {w.max()!r}: they lie in [0, 1].")
     return s, w

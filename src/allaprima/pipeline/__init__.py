@@ -14,7 +14,6 @@ import torch
 from allaprima.calibration.artifact import Calibration
 from allaprima.cascade.generator_adapter import GeneratorAdapter
 from allaprima.cascade.latent_cascade import LatentCascade
-from allaprima.cascade.model import DiffusionModel
 from allaprima.cascade.pixel_cascade import PixelCascade
 from allaprima.cascade.policy import Policy
 from allaprima.cascade.request import GenerationRequest
@@ -28,6 +27,7 @@ from allaprima.conditioning.task import OWN_NET, check_task, prepared
 from allaprima.core.errors import SettingError
 from allaprima.data.control_maps import GIVEN
 from allaprima.models.cards.card import Card, TextSettings, load_card
+from allaprima.models.diffusion_model import DiffusionModel
 from allaprima.models.external.image_generator import ImageGenerator
 from allaprima.models.loading.flops import step_flops
 from allaprima.models.loading.from_pipelines import family_of
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 class AdaptivePipeline:
     """A student paints, an oracle looks, a teacher retouches what falls short (arXiv 2312.10835).
 
-    `AdaptivePipeline.from_card("emoji")`, or your own `student`, `teacher` (`cascade.model.DiffusionModel`) and `oracle`.
+    `AdaptivePipeline.from_card("emoji")`, or your own `student`, `teacher` (`models.diffusion_model`) and `oracle`.
     """
 
     def __init__(

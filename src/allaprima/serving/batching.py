@@ -27,7 +27,7 @@ PATIENCE = 2
 
 @dataclass(frozen=True)
 class BatchGroup(Generic[Key]):
-    """Jobs that could share the next batch: of one machine, one stage and one student."""
+    """Jobs that could share the next batch: of one cascade, one stage and one student."""
 
     key: Key
     stage: str

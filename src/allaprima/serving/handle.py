@@ -1,4 +1,4 @@
-"""What a caller hands an engine and gets back: an ask, a ticket for it, and the events of its picture."""
+"""What a caller gives an engine and gets back: a request, a handle for it, and the events of its image."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Cancelled:
 
 @dataclass(frozen=True)
 class HandedOver:
-    """The job has left the stages that it was to be taken through here (`Engine.go_on`); no other ticket ends so."""
+    """The job has left the stages that it was to be taken through here (`Engine.go_on`); no other request ends so."""
 
     job: Job
     steps: Counter[str]
@@ -94,7 +94,7 @@ class HandedOver:
 Event = Started | Draft | Finished | Failed | Cancelled | HandedOver
 Listener = Callable[[Event], None]
 LAST = (Finished, Failed, Cancelled, HandedOver)
-"""Exactly one of these ends a ticket; nothing comes after it."""
+"""Exactly one of these ends a request; nothing comes after it."""
 
 
 class RequestHandle:
@@ -130,13 +130,13 @@ class RequestHandle:
         From a listener that handles the last event it returns or raises at once.
         """
         if not self._ended.wait(timeout):
-            raise TimeoutError(f"ticket {self.id} isn't finished after {timeout:g} s.")
+            raise TimeoutError(f"request {self.id} isn't finished after {timeout:g} s.")
         last = self._events[-1]
         if isinstance(last, Finished):
             return last.result
         if isinstance(last, Failed):
             raise last.error
-        raise RequestCancelledError(f"ticket {self.id} was cancelled.")
+        raise RequestCancelledError(f"request {self.id} was cancelled.")
 
     def add_listener(self, listener: Listener) -> None:
         """Call `listener(event)` for every event, in order, those that have happened already first (in this thread).

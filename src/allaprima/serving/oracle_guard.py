@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from allaprima.cascade.model import ControlScorer, ImageScorer
 from allaprima.cascade.policy import Context, Decision, Policy, PolicyWrapper
+from allaprima.cascade.scoring import ControlScorer, ImageScorer
 from allaprima.core.errors import ModelError
 
 OracleFailure = Literal["policy", "accept", "regenerate", "refuse"]
@@ -60,7 +60,7 @@ class GuardedOracle:
         self._thread: threading.Thread | None = None
         if isinstance(oracle, ControlScorer):
             given = oracle.score_given
-            # On the object, not the class: the machine looks whether an oracle has it.
+            # On the object, not the class: scoring looks whether an oracle has it.
             self.score_given = lambda images, prompts, controls: self._ask(lambda: given(images, prompts, controls))
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -71,7 +71,7 @@ class Share:
 
     calls: dict[str, int] = field(default_factory=dict[str, int])
     batches: dict[str, float] = field(default_factory=dict[str, float])
-    slots: dict[str, float] = field(default_factory=dict[str, float])
+    capacity: dict[str, float] = field(default_factory=dict[str, float])
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     longest: dict[str, float] = field(default_factory=dict[str, float])
     """Seconds of all of its calls, whoever else was in them."""
@@ -81,7 +81,7 @@ class Share:
         name = str(stage)
         self.calls[name] = self.calls.get(name, 0) + 1
         for all_, part in (
-            (self.batches, 1 / jobs), (self.slots, size / jobs), (self.seconds, seconds / jobs), (self.longest, seconds),
+            (self.batches, 1 / jobs), (self.capacity, size / jobs), (self.seconds, seconds / jobs), (self.longest, seconds),
         ):  # fmt: skip
             all_[name] = all_.get(name, 0.0) + part
 
@@ -95,7 +95,7 @@ class Meter:
     decisions: Counter[str] = field(default_factory=Counter[str])
     batches: dict[str, float] = field(default_factory=dict[str, float])
     rows: Counter[str] = field(default_factory=Counter[str])
-    slots: dict[str, float] = field(default_factory=dict[str, float])
+    capacity: dict[str, float] = field(default_factory=dict[str, float])
     """Rows there were room for."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     steps: Counter[str] = field(default_factory=Counter[str])
@@ -112,7 +112,7 @@ class Meter:
     def elsewhere(self, share: Share) -> None:
         """Count a job that was in batches of someone else's."""
         self.rows.update(share.calls)
-        pairs = ((self.batches, share.batches), (self.slots, share.slots), (self.seconds, share.seconds))
+        pairs = ((self.batches, share.batches), (self.capacity, share.capacity), (self.seconds, share.seconds))
         for all_, part in pairs:
             for name, value in part.items():
                 all_[name] = all_.get(name, 0.0) + value
@@ -143,7 +143,7 @@ class Meter:
             mean_student_steps=self.mean_steps("student"),
             batches={stage: round(n) for stage, n in self.batches.items()},
             rows=dict(self.rows),
-            fill={stage: self.rows[stage] / room for stage, room in self.slots.items()},
+            fill={stage: self.rows[stage] / room for stage, room in self.capacity.items()},
             seconds=dict(self.seconds),
             outside_seconds=self.outside,
             **now,

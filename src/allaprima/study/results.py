@@ -60,11 +60,9 @@ def compare(votes: Sequence[Vote], asked: QuestionSet, level: float, least: int)
         ordered = in_order(found)
         for methods in dict.fromkeys(o.methods for o in found):
             mine = [o for o in found if o.methods == methods]
-            early = [o.value for o in ordered if o.methods == methods]
-            made.append(_comparison(question, methods, None, mine, early, level))
-            for band in sorted({o.band for o in mine if o.band is not None}):
-                inside = [o for o in mine if o.band == band]
-                early = [o.value for o in ordered if o.methods == methods and o.band == band]
+            for band in (None, *sorted({o.band for o in mine if o.band is not None})):
+                inside = [o for o in mine if band in (None, o.band)]
+                early = [o.value for o in ordered if o.methods == methods and band in (None, o.band)]
                 made.append(_comparison(question, methods, band, inside, early, level))
     return made
 

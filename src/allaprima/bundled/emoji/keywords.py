@@ -72,11 +72,11 @@ def _bare(emoji: str) -> str:
     return emoji.replace("\ufe0f", "")
 
 
-def keywords_of(words: Mapping[str, Sequence[str]], max_share: int = MAX_SHARE) -> dict[str, list[str]]:
+def keywords_of(terms: Mapping[str, Sequence[str]], max_share: int = MAX_SHARE) -> dict[str, list[str]]:
     """Clean, without the concept itself, without repeats, without letters, numbers ("cat2") and what many share."""
     clean = {
         c: [k for k in dict.fromkeys(map(plain, ks)) if len(k) > 1 and k != plain(c) and not re.search(r"\d", k)]
-        for c, ks in words.items()
+        for c, ks in terms.items()
     }
     share = Counter(k for ks in clean.values() for k in ks)
     return {c: [k for k in ks if share[k] <= max_share] for c, ks in clean.items()}

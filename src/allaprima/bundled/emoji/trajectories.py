@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from allaprima.bundled.emoji.dataset import known_concepts, load_tar
-from allaprima.cascade.model import DiffusionModel
 from allaprima.core.seeds import noise_batch
 from allaprima.core.types import Condition
 from allaprima.diffusion.guidance import GuidanceInterval
 from allaprima.diffusion.solvers import make_solver
 from allaprima.models.cards.card import load_card
+from allaprima.models.diffusion_model import DiffusionModel
 from allaprima.models.families.family import Family
 from allaprima.models.loading.pair import load_pair
 

@@ -30,7 +30,7 @@ class Consistency(BaseSolver):
 
     def timesteps(self, n: int, start: float | None = None) -> list[Step]:
         """Five steps on Stable Diffusion's schedule are 981, 781, 581, 381, 181: every tenth of a 50-point DDIM grid."""
-        if start is not None or self._any_time or not 1 <= n <= 50 or _given(self.schedule):
+        if start is not None or self._any_time or not 1 <= n <= 50 or _custom_times(self.schedule):
             return steps_on_schedule(self.schedule, n, start)
         return self._spread(self._fine(), n)
 
@@ -45,9 +45,9 @@ class Consistency(BaseSolver):
         return self._spread(fine, n) if 1 <= n <= len(fine) else self.timesteps(n, start)
 
     def _fine(self) -> list[float]:
-        given = _given(self.schedule)
-        if given:
-            return list(given)
+        custom = _custom_times(self.schedule)
+        if custom:
+            return list(custom)
         return self.schedule.timesteps(50) if self._make_times is None else self._make_times(self.schedule, 50)
 
     def _spread(self, fine: Sequence[float], n: int) -> list[Step]:
@@ -64,7 +64,7 @@ class Consistency(BaseSolver):
         return add_noise(x0, noise, s, self.schedule), state
 
 
-def _given(schedule: Schedule) -> tuple[float, ...]:
+def _custom_times(schedule: Schedule) -> tuple[float, ...]:
     """Return the times of a schedule that was given them one by one."""
     spacing = schedule.spacing if isinstance(schedule, DiscreteVP) else None
     return spacing if isinstance(spacing, tuple) else ()

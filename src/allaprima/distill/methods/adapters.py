@@ -105,13 +105,13 @@ def fit_embedding(setup: TrainingSetup, embedding: Any, name: str, steps: int) -
 def channels_read(data: TrainingData, name: str) -> int:
     """Of what a network of that map reads. Raises `SettingError` for an unknown map, `TrainingError` for data without it."""
     if name == GIVEN:
-        return _given(data).shape[1]
+        return _controls_of(data).shape[1]
     if name != HOLE and name not in MAPS:
         raise SettingError(f"map={name!r} is not known: {', '.join((*MAPS, HOLE, GIVEN))} are.")
     return channels_of(name)
 
 
-def _given(data: TrainingData) -> Tensor:
+def _controls_of(data: TrainingData) -> Tensor:
     if data.controls is None:
         raise TrainingError(
             "the map 'given' is what comes with the data, and nothing does: a safetensors with `controls (N, C, H, W)`"
@@ -126,7 +126,7 @@ def shown(data: TrainingData, name: str, i: int, g: torch.Generator) -> Tensor:
     Raises `TrainingError` for data without what it takes.
     """
     if name == GIVEN:
-        return _given(data)[i].float() / 255
+        return _controls_of(data)[i].float() / 255
     if data.pictures is None:
         raise TrainingError(
             "the data holds latents only, and this method looks at pictures: give a folder of pictures, or a safetensors"

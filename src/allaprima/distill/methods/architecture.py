@@ -103,13 +103,13 @@ def terms(setup: TrainingSetup, options: ArchitectureOptions, model: nn.Module, 
         student = setup.teacher.output(model, x_t, t, cond)
         with torch.no_grad():
             goal = setup.teacher.output(teacher, x_t, t, cond)
-    states = {n: model.projected(n, h) if isinstance(model, Projected) else h for n, h in mine.states.items()}
-    goals = {n: theirs.states[origin] for n, origin in blocks.items()}
+    states = {n: model.projected(n, h) if isinstance(model, Projected) else h for n, h in mine.outputs.items()}
+    goals = {n: theirs.outputs[origin] for n, origin in blocks.items()}
     return architecture_loss(student, goal, target, states, goals, options.output_weight, options.feature_weight)
 
 
 def matching_blocks(student: Any, teacher: Any) -> dict[str, str]:
-    """Return the student's blocks -> the teacher's: as `architecture.matching_blocks`, but read off the networks.
+    """Return the student's blocks -> the teacher's, read off the networks.
 
     A student's stages are the teacher's first ones, those of the highest resolution. So it may come from a folder, too.
     Raises `SettingError` for networks without such blocks, or a student with more than the teacher has.

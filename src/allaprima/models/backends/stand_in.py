@@ -52,11 +52,6 @@ class Compiled(StandIn):
         self._graphs: dict[str, Graph] = {}
         self._lock = threading.Lock()
 
-    @property
-    def graphs(self) -> int:
-        """How many kinds of call were met so far."""
-        return len(self._graphs)
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the network would say."""
         call = Call.of(args, kwargs)

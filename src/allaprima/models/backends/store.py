@@ -58,19 +58,19 @@ class GraphStore:
 
         Raises `SettingError` where the folder can't be written, `ModelError` where a graph isn't the network.
         """
-        place = self.folder / self.key(name, fingerprint, call)
-        if place.is_dir():
+        entry = self.folder / self.key(name, fingerprint, call)
+        if entry.is_dir():
             # Anything may be wrong with a file, and all of it is mended alike.
             with contextlib.suppress(Exception):
-                return Graph(self.backend.load(place), json.loads((place / PLAN).read_text()))
-            shutil.rmtree(place, ignore_errors=True)
-        return self._made(place, name, call, *network())
+                return Graph(self.backend.load(entry), json.loads((entry / PLAN).read_text()))
+            shutil.rmtree(entry, ignore_errors=True)
+        return self._made(entry, name, call, *network())
 
-    def _made(self, place: Path, name: str, call: Call, module: Any, function: Callable[..., Any]) -> Graph:
+    def _made(self, entry: Path, name: str, call: Call, module: Any, function: Callable[..., Any]) -> Graph:
         flat = Flat(module, function, call).eval()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            beside = Path(tempfile.mkdtemp(prefix=f"{place.name}.", dir=self.folder))
+            beside = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=self.folder))
         except OSError as e:
             raise SettingError(f"compiled models can't be kept in {self.folder}: {e}. Name another folder (cache=).") from e
         try:
@@ -78,19 +78,19 @@ class GraphStore:
             self.backend.convert(flat, call.tensors, beside)
             with contextlib.suppress(OSError):
                 # Another process may have been first: its graph is the same.
-                beside.rename(place)
-            run = self.backend.load(place)
+                beside.rename(entry)
+            run = self.backend.load(entry)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         try:
             check_faithful(flat, run, call, f"{name} ({self.backend.signature})", self.backend.tolerance)
         except Exception:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(entry, ignore_errors=True)
             raise
         # Last, and renamed: a graph without its plan was never checked, and is made again.
-        written = place / f"{PLAN}.{os.getpid()}"
+        written = entry / f"{PLAN}.{os.getpid()}"
         written.write_text(json.dumps(structure))
-        written.replace(place / PLAN)
+        written.replace(entry / PLAN)
         return Graph(run, structure)
 
 

@@ -22,7 +22,7 @@ class CardSource:
     components: tuple[str, ...] | None
     """Folders that are read of it; None is all there is."""
     hub: HubSource | None
-    place: Path
+    path: Path
     """Where it lies, or would."""
     missing: tuple[str, ...]
     """What isn't here; nothing is missing of what can be loaded."""
@@ -69,10 +69,10 @@ def sources_of(card: Card) -> list[CardSource]:
 def _source(card: Card, whose: str, text: str, license: str, components: tuple[str, ...] | None) -> CardSource:
     hub = card.hub(text)
     if hub is None:
-        place = card.beside(text)
-        missing = () if place.exists() else (text,)
+        path = card.beside(text)
+        missing = () if path.exists() else (text,)
     else:
         found = here(hub)
-        place = cache_of(hub) if found is None else found
+        path = cache_of(hub) if found is None else found
         missing = (str(hub),) if found is None else tuple(lacking(found, components))
-    return CardSource(whose, text, license, components, hub, place, missing)
+    return CardSource(whose, text, license, components, hub, path, missing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,3 @@ def load_tokenizer(folder: Path) -> Any:
         return one_at_a_time(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     except (OSError, ValueError) as e:
         raise ModelError(f"{folder} cannot be loaded as a tokenizer: {e}. Copy or download the model again.") from e
-
-
-Loader = Callable[[Path], Any]
-"""Reads one component's folder."""

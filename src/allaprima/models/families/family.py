@@ -1,8 +1,8 @@
 """What a family of models is: how its parts are read, told and asked. One file a family; this page says what each offers.
 
-`cascade.model.DiffusionModel` is the part of it that the cascade needs; distillation needs the rest. What a prompt is to a
-network is one `Condition`, made by `condition` and read by `output`, and its tensors' names are nobody else's business, but
-for `prompt_embeds (B, L, D)`, which every family has: prompts are routed by it.
+`models.diffusion_model.DiffusionModel` is the part of it that the cascade needs; distillation needs the rest. What a prompt
+is to a network is one `Condition`, made by `condition` and read by `output`, and its tensors' names are nobody else's
+business, but for `prompt_embeds (B, L, D)`, which every family has: prompts are routed by it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
-import torch
 from torch import Tensor
 
 from allaprima.conditioning.prompt_inputs import PromptInputs
@@ -27,6 +26,7 @@ from allaprima.diffusion.guidance import ClassifierFreeGuidance, EmbeddedGuidanc
 from allaprima.diffusion.schedules import Schedule
 from allaprima.models.cards.card import TextSettings
 from allaprima.models.components.latents import decoded, downsampling, encoded
+from allaprima.models.diffusion_model import DiffusionModel, ModelDefaults
 from allaprima.models.families.prompts import refuse_unreadable, text_side
 
 
@@ -49,8 +49,8 @@ class Bottleneck:
         return hidden.transpose(1, 2).unflatten(2, (x_t.shape[-2] // self.patch, x_t.shape[-1] // self.patch))
 
 
-class Family(Protocol):
-    """A text-to-image latent diffusion model."""
+class Family(DiffusionModel, Protocol):
+    """A text-to-image latent diffusion model whose network can be trained, exchanged and read inside."""
 
     @property
     def component(self) -> str:
@@ -68,11 +68,6 @@ class Family(Protocol):
         ...
 
     @property
-    def schedule(self) -> Schedule:
-        """Noise schedule."""
-        ...
-
-    @property
     def prediction(self) -> str:
         """What the network says (`diffusion.predictions.PREDICTIONS`)."""
         ...
@@ -87,11 +82,6 @@ class Family(Protocol):
         """One hash of all components."""
         ...
 
-    @property
-    def denoiser(self) -> GuidedDenoiser:
-        """Guided denoiser: two network evaluations a call, one if the network has guidance embedded."""
-        ...
-
     def output(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Raw output `(B, C, H, W)` of a network of this family at times `t: (B,)`: this model's, or one made from it."""
         ...
@@ -100,96 +90,8 @@ class Family(Protocol):
         """Where the middle of a network of this family is."""
         ...
 
-    def condition(self, prompts: Sequence[str]) -> Condition:
-        """Prompts -> everything `output` reads of them, a row each. An empty prompt is what guidance leads away from."""
-        ...
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """`prompt_embeds (B, L, D)` of `condition` alone: what prompts are routed by."""
-        ...
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents -> pictures `(B, 3, H, W)` in [0, 1]."""
-        ...
-
-    @property
-    def preview_decoder(self) -> bool:
-        """Whether `decode_preview` is another autoencoder's (`models.adapters.tiny_vae`)."""
-        ...
-
-    def decode_preview(self, latents: Tensor) -> Tensor:
-        """Latents -> pictures to be scored, by the draft's autoencoder if there is one."""
-        ...
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Pictures `(B, 3, H, W)` in [0, 1] -> latents."""
-        ...
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Shape of one latent for a picture of this size."""
-        ...
-
-    def check_prompt(self, prompt: str) -> None:
-        """Raise `PromptError` for an empty or an over-long prompt: nothing is cut in silence."""
-        ...
-
     def token_count(self, prompt: str) -> int:
         """Tokens of a prompt, begin and end included, by the tokenizer that makes most of it."""
-        ...
-
-    @property
-    def prompts_read(self) -> int:
-        """How many prompts a row has (`conditioning.prompt_inputs`)."""
-        ...
-
-    @property
-    def most_clip_skip(self) -> int:
-        """How many of CLIP's last layers can be left out; 0 where none can."""
-        ...
-
-    @property
-    def rescales_guidance(self) -> bool:
-        """Whether a guided prediction's spread can be given back (`guidance_rescale`)."""
-        ...
-
-    def check_prompts(self, inputs: PromptInputs, negative: bool = False) -> None:
-        """Raise `PromptError` for words that an encoder reads in part only, or, but for a negative, an empty prompt."""
-        ...
-
-    def encode_prompts(self, inputs: Sequence[PromptInputs], clip_skip: int = 0) -> Condition:
-        """As `condition`, of rows that say something else to each encoder (`prompts_read`, `most_clip_skip`)."""
-        ...
-
-    @property
-    def reads_images(self) -> bool:
-        """Whether images can be encoded, and so edited."""
-        ...
-
-    @property
-    def refines_only(self) -> bool:
-        """Whether it can't sample from pure noise (SDXL's refiner)."""
-        ...
-
-    @property
-    def students(self) -> int:
-        """How many students it is (`models.multi_student`)."""
-        ...
-
-    def route(self, embeds: Tensor) -> Tensor:
-        """Return the index of each prompt's student, `(B,)`."""
-        ...
-
-    @property
-    def controls(self) -> tuple[int, ...]:
-        """Channels that each ControlNet reads; none without any."""
-        ...
-
-    def negative(self, prompts: Sequence[str]) -> Condition:
-        """Return what guidance leads away from, with the tensors of `condition`."""
-        ...
-
-    def schedule_at(self, height: int, width: int) -> Schedule:
-        """Return the schedule for pictures of a size, in pixels."""
         ...
 
     def with_network(self, network: Any, fingerprints: Mapping[str, str]) -> Self:
@@ -250,7 +152,7 @@ def guidance_of(model: Family, network: Callable[[Tensor, Tensor, Condition], Te
 
 
 @dataclass(frozen=True, kw_only=True)
-class FamilyBase:
+class FamilyBase(ModelDefaults):
     """What every family answers alike. A family adds its parts, named as in its folder, and what it makes of them."""
 
     vae: Any
@@ -308,21 +210,6 @@ class FamilyBase:
         """Raise `PromptError` for an empty or an over-long prompt: nothing is cut in silence."""
         refuse_unreadable(prompt, self._tokens(prompt))
 
-    @property
-    def prompts_read(self) -> int:
-        """How many prompts a row has (`conditioning.prompt_inputs`)."""
-        return 1
-
-    @property
-    def most_clip_skip(self) -> int:
-        """How many of CLIP's last layers can be left out."""
-        return 0
-
-    @property
-    def rescales_guidance(self) -> bool:
-        """Whether a guided prediction's spread can be given back (`guidance_rescale`)."""
-        return False
-
     def check_prompts(self, inputs: PromptInputs, negative: bool = False) -> None:
         """Raise `PromptError` for words that an encoder reads in part only, or, but for a negative, an empty prompt."""
         if not negative:
@@ -330,10 +217,6 @@ class FamilyBase:
         for place, text in enumerate(inputs.per_encoder[: self.prompts_read]):
             if text:
                 refuse_unreadable(text, [self._tokens(text)[place]])
-
-    def encode_prompts(self, inputs: Sequence[PromptInputs], clip_skip: int = 0) -> Condition:
-        """As `condition`, of rows that say something else to each encoder (`prompts_read`, `most_clip_skip`)."""
-        return self.condition([w.prompt for w in inputs])
 
     @cached_property
     def _pipeline(self) -> Any:
@@ -353,32 +236,9 @@ class FamilyBase:
         """Whether images can be encoded, and so edited."""
         return True
 
-    @property
-    def refines_only(self) -> bool:
-        """Whether it can't sample from pure noise (SDXL's refiner)."""
-        return False
-
-    @property
-    def students(self) -> int:
-        """How many students it is (`models.multi_student`)."""
-        return 1
-
-    @property
-    def controls(self) -> tuple[int, ...]:
-        """Channels that each ControlNet reads (`models.adapters.controlnet`)."""
-        return ()
-
-    def negative(self, prompts: Sequence[str]) -> Condition:
-        """Return what guidance leads away from, with the tensors of `condition`."""
-        return self.condition(prompts)
-
     def schedule_at(self, height: int, width: int) -> Schedule:
         """Return the schedule for images of a size, in pixels."""
         return self.schedule
-
-    def route(self, embeds: Tensor) -> Tensor:
-        """Return the index of each prompt's student, `(B,)`: there is one."""
-        return torch.zeros(len(embeds), dtype=torch.long)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Pictures `(B, 3, H, W)` in [0, 1] -> latents `(B, C, h, w)`."""

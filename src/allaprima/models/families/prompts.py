@@ -12,12 +12,12 @@ from allaprima.core.errors import ModelError, PromptError
 from allaprima.models.cards.card import TextSettings
 
 
-def text_side(place: tuple[str, str], model: Any, **more: Any) -> Any:
+def text_side(pipeline_class: tuple[str, str], model: Any, **more: Any) -> Any:
     """Return a diffusers pipeline with a model's tokenizers and text encoders and no other parts, for its `encode_prompt`.
 
-    `place`: module below `diffusers.pipelines`, and class. `more`: what else it is made with.
+    `pipeline_class`: module below `diffusers.pipelines`, and class. `more`: what else it is made with.
     """
-    module, name = place
+    module, name = pipeline_class
     kind = getattr(importlib.import_module(f"diffusers.pipelines.{module}"), name)
     due = [p.name for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
     inputs = {n: getattr(model, n, None) for n in due if n.startswith(("tokenizer", "text_encoder"))}

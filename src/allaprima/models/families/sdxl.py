@@ -113,19 +113,6 @@ def words_of(
     return Condition({"prompt_embeds": embeds, "pooled": pooled})
 
 
-def load_sdxl(
-    folder: Path, text: TextSettings, share: Family | None = None, shared: Sequence[str] = (), network: Any = None
-) -> SDXLModel:
-    """Read an `sdxl` folder (`family.Load`). A folder without `model_index.json` takes an empty prompt as `share` does.
-
-    Raises `ModelError` for a refiner's, which `sdxl_refiner.load_either` reads, too.
-    """
-    refiner, read = read_folder(folder, text, share, shared, network)
-    if refiner:
-        raise ModelError(f"{folder} holds a refiner: a base model of the family sdxl is due here.")
-    return SDXLModel(**read)
-
-
 def read_folder(
     folder: Path, text: TextSettings, share: Family | None, shared: Sequence[str], network: Any
 ) -> tuple[bool, dict[str, Any]]:

@@ -76,7 +76,7 @@ class RefinerModel(UNetFamily):
 
     @property
     def refines_only(self) -> bool:
-        """Sampling from pure noise is beyond it (`cascade.model.DiffusionModel`)."""
+        """Sampling from pure noise is beyond it (`models.diffusion_model.DiffusionModel`)."""
         return True
 
     @property

@@ -215,12 +215,17 @@ def _few(model: InspectedModel, family: str) -> tuple[str, int, float, str]:
         return SOLVERS[kind], 4, 1.0, f"its scheduler is {kind}, and guidance stays outside"
     if spacing == "trailing":
         base = SOLVERS[kind] if kind in ("DDIMScheduler", "EulerAncestralDiscreteScheduler") else "euler"
-        return _spaced(base), 4, 1.0, f"its scheduler is {kind} with trailing times, as adversarial students have"
+        return (
+            _with_trailing_times(base),
+            4,
+            1.0,
+            f"its scheduler is {kind} with trailing times, as adversarial students have",
+        )
     what = "a file doesn't say how it is sampled" if model.kind in ("lora", "weights") else "nothing says how it is sampled"
-    return "lcm", 4, 1.0, f"{what}: LCM's way is the commonest; its page knows (Lightning: {_spaced('euler')})"
+    return "lcm", 4, 1.0, f"{what}: LCM's way is the commonest; its page knows (Lightning: {_with_trailing_times('euler')})"
 
 
-def _spaced(solver: str) -> str:
+def _with_trailing_times(solver: str) -> str:
     """With trailing times where solvers can be told to."""
     return f"{solver}@trailing" if hasattr(solvers, "check_solver") else solver
 

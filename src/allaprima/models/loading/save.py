@@ -108,11 +108,11 @@ def _copy_file(file: Path, to: Path) -> str:
     return f"{to.name}/{file.name}"
 
 
-def _copy_network(place: Path, to: Path) -> str:
+def _copy_network(source: Path, to: Path) -> str:
     """Return a network alone: its folder, or its one file."""
-    if not place.is_dir():
-        return _copy_file(place, to)
-    copy_folder(place, to / "network")
+    if not source.is_dir():
+        return _copy_file(source, to)
+    copy_folder(source, to / "network")
     return f"{to.name}/network"
 
 

@@ -104,7 +104,7 @@ class RoutedGuidance:
 
 @dataclass(frozen=True)
 class MultiStudent:
-    """A `cascade.model.DiffusionModel` made of K networks, one partition, and text encoders and autoencoder for all."""
+    """A `DiffusionModel` made of K networks, one partition, and text encoders and autoencoder for all."""
 
     shell: Family
     """All but the networks: its own has a config and no weights, its fingerprints cover every student and the partition."""
@@ -114,7 +114,7 @@ class MultiStudent:
     def __post_init__(self) -> None:
         """Check the parts.
 
-        Raises `ModelError` for a partition of another number of students, of labels, or of another text encoder.
+        Raises `ModelError` for a partition of another number of students or of another text encoder.
         """
         if self.partition.students != len(self.networks):
             raise ModelError(
@@ -122,8 +122,6 @@ class MultiStudent:
                 f" {self.partition.students}: give as many students, or fit a partition for {len(self.networks)}."
             )
         dim, width = self.partition.dim, _text_width(self.shell.network.config)
-        if dim is None:
-            raise ModelError("a partition of class labels can't route prompts: fit one on their embeddings (pca_median).")
         if isinstance(width, int) and dim != width:
             raise ModelError(
                 f"the partition was fitted on embeddings of {dim} dimensions, these students read {width}: fit it on the"

@@ -4,8 +4,8 @@ Students are distilled each on its own share of the conditions, `F(D, Y_k)`: dis
 A partition is fitted once on training prompts and saved (`partition_file`); one function, `route`, says whose a prompt is,
 in training and in use. Shares of the prompts it was fitted on are equal to within one prompt, unless prompts coincide.
 
-`fit_classes`: consecutive equal blocks of class labels. `fit_pca_median`: PCA of pooled text embeddings, split at the median
-of the first axis, then at the median of the second inside each half; further axes for 8, 16, ... students.
+`fit_pca_median`: PCA of pooled text embeddings, split at the median of the first axis, then at the median of the second
+inside each half; further axes for 8, 16, ... students.
 `fit_balanced_kmeans`: 2-means of fixed sizes, again inside each part. `fit_random`: no meaning at all, the control.
 
 Departures: the paper does not say how its quadrants are cut, the nested medians are ours; its k-means was rejected for
@@ -33,7 +33,7 @@ class Partition(Protocol):
 
     @property
     def method(self) -> str:
-        """`classes`, `pca_median`, `balanced_kmeans` or `random`."""
+        """`pca_median`, `balanced_kmeans` or `random`."""
         ...
 
     @property
@@ -47,12 +47,12 @@ class Partition(Protocol):
         ...
 
     @property
-    def dim(self) -> int | None:
-        """D of the embeddings it was fitted on; None for `classes`."""
+    def dim(self) -> int:
+        """D of the embeddings it was fitted on."""
         ...
 
     def route(self, conditions: Tensor) -> Tensor:
-        """Embeddings `(N, L, D)` or pooled `(N, D)`, or for `classes` labels `(N,)` -> students `(N,)` int64 in 0..K-1.
+        """Embeddings `(N, L, D)` or pooled `(N, D)` -> students `(N,)` int64 in 0..K-1.
 
         The answer for a row never depends on the other rows. Raises `SettingError` for another shape.
         """
@@ -67,7 +67,7 @@ def pool(embeddings: Tensor) -> Tensor:
     if embeddings.ndim not in (2, 3) or not embeddings.is_floating_point():
         raise SettingError(
             f"embeddings of shape {tuple(embeddings.shape)}, {embeddings.dtype} can't be routed: floating point (N, L, D) or"
-            " pooled (N, D) are due. Class labels need a partition made by `fit_classes`."
+            " pooled (N, D) are due."
         )
     x = embeddings.detach().cpu().double()
     if not bool(x.isfinite().all()):
@@ -80,34 +80,6 @@ def pool(embeddings: Tensor) -> Tensor:
 def _mean_of_live(row: Tensor) -> Tensor:
     live = row.abs().sum(-1) > 0
     return row[live].mean(0) if bool(live.any()) else row.new_zeros(row.shape[-1])
-
-
-@dataclass(frozen=True, eq=False)
-class ClassBlocks:
-    """Label c of C belongs to student `floor(c K / C)`: consecutive blocks, equal to within one class."""
-
-    classes: int
-    students: int
-    method: str = "classes"
-    dim: None = None
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """The number of classes."""
-        return {"classes": torch.tensor([self.classes])}
-
-    def route(self, conditions: Tensor) -> Tensor:
-        """Labels `(N,)` of any integer type in 0..C-1 -> `(N,)`."""
-        if conditions.ndim != 1 or conditions.is_floating_point() or conditions.dtype == torch.bool:
-            raise SettingError(
-                f"{tuple(conditions.shape)}, {conditions.dtype} are not class labels, integers of shape (N,): a partition of"
-                " prompts is made by `fit_pca_median` or `fit_balanced_kmeans`."
-            )
-        labels = conditions.detach().cpu().long()
-        wrong = labels[(labels < 0) | (labels >= self.classes)]
-        if len(wrong):
-            raise SettingError(f"class label {int(wrong[0])} is out of range: this partition has 0..{self.classes - 1}.")
-        return labels * self.students // self.classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,14 +172,6 @@ def _pooled_for(conditions: Tensor, dim: int) -> Tensor:
             " fitted with, or fit it again."
         )
     return x
-
-
-def fit_classes(classes: int, students: int) -> ClassBlocks:
-    """Blocks of `classes` labels for K students. Raises `SettingError` when a student would get no class."""
-    _check_count(students)
-    if classes < students:
-        raise SettingError(f"student {classes} of {students} gets none of the {classes} classes: ask for fewer students.")
-    return ClassBlocks(classes, students)
 
 
 def fit_pca_median(embeddings: Tensor, students: int) -> Tree:

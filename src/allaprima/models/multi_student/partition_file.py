@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from allaprima.core.errors import ModelError
-from allaprima.models.multi_student.partition import Circle, ClassBlocks, Partition, Tree
+from allaprima.models.multi_student.partition import Circle, Partition, Tree
 
 SCHEMA = 1
 
@@ -53,14 +53,9 @@ def _assembled(method: str, students: int, t: dict[str, Tensor]) -> Partition | 
     """Return a partition that can route, or None when what is due is missing, of another shape, or leads nowhere."""
     if type(students) is not int or students < 1:
         return None
-    names = {"classes": {"classes"}, "random": {"direction", "thresholds"}}.get(
-        method, {"directions", "thresholds", "children"}
-    )
+    names = {"direction", "thresholds"} if method == "random" else {"directions", "thresholds", "children"}
     if t.keys() != names or not all(bool(v.isfinite().all()) for v in t.values()):
         return None
-    if method == "classes":
-        ok = t["classes"].dtype == torch.long and t["classes"].shape == (1,) and 1 <= students <= int(t["classes"])
-        return ClassBlocks(int(t["classes"]), students) if ok else None
     cuts = t["thresholds"]
     if cuts.dtype != torch.double or cuts.shape != (students - 1,):
         return None

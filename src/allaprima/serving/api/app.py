@@ -75,11 +75,11 @@ def _images(app: FastAPI, service: ImageService) -> None:
         service.check_open()
         async with read_form(request, EditBody, service.limits, service.held) as (body, files):
             service.parser.check(body)
-            uploads = await service.decoded(partial(_given, service, body, files))
+            uploads = await service.decoded(partial(_uploads, service, body, files))
         return await _paint(service, request, body, client, "image_edit", uploads)
 
 
-def _given(service: ImageService, body: EditBody, files: dict[str, UploadFile]) -> UploadedImages:
+def _uploads(service: ImageService, body: EditBody, files: dict[str, UploadFile]) -> UploadedImages:
     """Return the pictures of a form. Raises `ApiError`."""
     odd = sorted(files.keys() - {"image", "mask"})
     if odd:

@@ -36,7 +36,7 @@ async def events(parsed: ParsedRequest, stream: RequestStream, kind: str) -> Asy
 
 
 class EventStream(Response):
-    """Sends lines until they end or the client leaves; then the tickets are given up."""
+    """Sends lines until they end or the client leaves; then its requests are cancelled."""
 
     media_type = "text/event-stream"
 

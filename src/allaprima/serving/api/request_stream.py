@@ -1,4 +1,4 @@
-"""Tickets seen from the event loop: events come from the compute thread and wait here for the coroutine that answers."""
+"""Requests seen from the event loop: events come from the compute thread and wait here for the coroutine that answers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RequestProgress:
 
 
 class RequestStream:
-    """The tickets of one request. Use within `async with`: what is unfinished at the end is cancelled."""
+    """The handles of one HTTP request. Use within `async with`: what is unfinished at the end is cancelled."""
 
     def __init__(self, handles: Sequence[RequestHandle]) -> None:
         self._tickets = handles

@@ -69,19 +69,19 @@ class StudyService:
     def vote(self, annotator: int, slot: str, answers: Mapping[str, Any], seconds: float) -> StoredVote:
         """Keep a vote given by sides. Raises `StudyError`, `SettingError`."""
         by_sides = self.asked.compares
-        kept = self.store.vote(annotator, slot, (lambda h: by_method(answers, h)) if by_sides else answers, seconds)
-        if kept.first and kept.kind == "study":
+        stored = self.store.vote(annotator, slot, (lambda h: by_method(answers, h)) if by_sides else answers, seconds)
+        if stored.first and stored.kind == "study":
             self._recheck()
-        return kept
+        return stored
 
-    def feedback(self, annotator: int, slot: str, kept: StoredVote) -> dict[str, Any] | None:
+    def feedback(self, annotator: int, slot: str, stored: StoredVote) -> dict[str, Any] | None:
         """Of a training pair: whether it was right, and why; by sides."""
-        if kept.kind != "training":
+        if stored.kind != "training":
             return None
         handed = self.store.handed(annotator, slot)
-        expected = by_side(kept.expected, handed) if self.asked.compares else dict(kept.expected)
-        right = all(kept.answers.get(q) == e for q, e in kept.expected.items())
-        return {"right": right, "expected": expected, "why": kept.why}
+        expected = by_side(stored.expected, handed) if self.asked.compares else dict(stored.expected)
+        right = all(stored.answers.get(q) == e for q, e in stored.expected.items())
+        return {"right": right, "expected": expected, "why": stored.why}
 
     def _recheck(self) -> None:
         alpha = self.rules.stop_alpha
@@ -90,11 +90,6 @@ class StudyService:
         n = len(self.store.about["methods"])
         votes = self.store.votes()
         self._stopped = all_decided(votes, self.asked.main, self.rules.votes, alpha, n * (n - 1) // 2)
-
-    @property
-    def stopped(self) -> bool:
-        """Whether enough is known."""
-        return self._stopped
 
 
 def by_method(answers: Mapping[str, Any], handed: AssignedPair) -> dict[str, Any]:

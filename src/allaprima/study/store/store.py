@@ -197,7 +197,7 @@ class StudyStore:
         mine = and_(SlotRow.annotator_id == annotator, SlotRow.done == 0, PairRow.kind == kind)
         query = select(SlotRow, PairRow).join(PairRow, SlotRow.pair_id == PairRow.id).where(mine, *_shown(missing))
         row = s.execute(query.order_by(SlotRow.id).limit(1)).first()
-        return None if row is None else self._hand(row[0], row[1], annotator)
+        return None if row is None else self._assign(row[0], row[1], annotator)
 
     def _lease(self, s: Session, annotator: int, missing: frozenset[str]) -> AssignedPair | None:
         """Return the annotator's own lease, else one that ran out (early stopping counts pairs up to a gap), else a new
@@ -214,10 +214,10 @@ class StudyStore:
                 query = query.with_for_update(of=SlotRow, key_share=True, skip_locked=not waits)
             slot = s.scalars(query).first()
             if slot is not None:
-                return self._hand(slot, s.get_one(PairRow, slot.pair_id), annotator)
+                return self._assign(slot, s.get_one(PairRow, slot.pair_id), annotator)
         return None
 
-    def _hand(self, slot: SlotRow, pair: PairRow, annotator: int) -> AssignedPair:
+    def _assign(self, slot: SlotRow, pair: PairRow, annotator: int) -> AssignedPair:
         now = self._clock()
         if slot.annotator_id != annotator or slot.handed_at is None:
             slot.handed_at = now
@@ -270,13 +270,13 @@ class StudyStore:
             checked = self.questions.check(answers(_handed(slot, pair)) if callable(answers) else answers)
             if slot.done:
                 there = s.scalars(select(VoteRow).where(VoteRow.slot_id == slot.id)).one()
-                return _kept(False, there.answers, kind, pair)
+                return _stored_vote(False, there.answers, kind, pair)
             now = self._clock()
             most = min(LONGEST, max(0.0, now - (slot.handed_at or now)))
             took = min(max(0.0, seconds), most) if seconds == seconds else most
             s.add(VoteRow(slot_id=slot.id, annotator_id=annotator, answers=checked, seconds=took, at=now))
             slot.done, slot.leased_until = 1, None
-        return _kept(True, checked, kind, pair)
+        return _stored_vote(True, checked, kind, pair)
 
     def progress(self, annotator: int, stopped: bool = False) -> AnnotatorProgress:
         """Where this annotator is."""
@@ -384,7 +384,7 @@ def _handed(slot: SlotRow, pair: PairRow) -> AssignedPair:
     return AssignedPair(slot.public, cast(Kind, pair.kind), pair.prompt, cast(Side, slot.left), files)
 
 
-def _kept(first: bool, answers: Mapping[str, str], kind: Kind, pair: PairRow) -> StoredVote:
+def _stored_vote(first: bool, answers: Mapping[str, str], kind: Kind, pair: PairRow) -> StoredVote:
     teaches = kind == "training"
     return StoredVote(first, answers, kind, pair.expected if teaches else {}, pair.why if teaches else "")
 

@@ -1,4 +1,4 @@
-"""The plainest sampling loop, for tests and the workshop; the cascade has its own, over jobs."""
+"""The plainest sampling loop, for tests; the cascade has its own, over jobs."""
 
 from __future__ import annotations
 
