@@ -125,7 +125,8 @@ def _ensemble(request: OracleRequest) -> Oracle:
 ORACLES: dict[str, Callable[[OracleRequest], Oracle] | str] = {
     "image_text": _image_text, "dual_encoder": _dual_encoder, "clip": _clip, "pickscore": _clip, "hpsv2": _clip,
     "imagereward": _image_reward, "aesthetic": _aesthetic, "vqa": _vqa, "ensemble": _ensemble,
-    "latent_reward": "latent_reward:load", "composition": "owlv2:load",
+    "composition": "owlv2:load",
+    "latent_reward": "latent_reward:load",
 }  # fmt: skip
 """`kind` -> its loader, or `module:function` in this package, imported when it is asked for.
 
