@@ -1,5 +1,6 @@
 """Several attempts on every surface: calls, the command line and HTTP compose the same policy."""
 
+import dataclasses
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from allaprima.cascade.policy import Decision, ThresholdPolicy
 from allaprima.cascade.sequential import SequentialPolicy
 from allaprima.core.errors import SettingError
 from allaprima.serving.api.app import create_app
+from allaprima.serving.api.limits import Limits
 from tests.serving.served import LOCAL, calibrated, service, toy_pipe
 
 
@@ -52,7 +54,9 @@ def test_what_contradicts_attempts_is_refused(how, message):
 
 
 def test_http_takes_attempts():
-    app = create_app(service())
+    pipe = toy_pipe()
+    limits = dataclasses.replace(Limits.of(pipe.settings), cost=10 * 8 * 8 * (2 + 3))
+    app = create_app(service(pipe, limits))
     with TestClient(app, base_url=LOCAL) as client:
 
         def post(**adaptive):

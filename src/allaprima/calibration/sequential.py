@@ -158,7 +158,7 @@ def simulate(candidate: SequentialCandidate, table: AttemptTable) -> SequentialO
     begun = {False: np.zeros(rows, int), True: np.zeros(rows, int)}
     draft, final = _Best(rows), _Best(rows)
 
-    def attempt(of: Attempts, teacher: bool, number: int, place: int, scored: np.ndarray) -> np.ndarray:
+    def attempt(of: Attempts, teacher: bool, number: int, noise: int, scored: np.ndarray) -> np.ndarray:
         """Run an attempt of the rows that wait; returns which of them come to an end."""
         running = waiting.copy()
         begun[teacher] += running
@@ -167,7 +167,7 @@ def simulate(candidate: SequentialCandidate, table: AttemptTable) -> SequentialO
             least = policy.early_threshold(teacher, step, number) if step < of.steps else None
             if least is not None:
                 cost[running] += table.score_cost
-                running &= ~(of.scores[place, :, step - 1] < least)
+                running &= ~(of.scores[noise, :, step - 1] < least)
         cost[running & scored] += table.score_cost
         return running
 
@@ -178,7 +178,7 @@ def simulate(candidate: SequentialCandidate, table: AttemptTable) -> SequentialO
         waiting &= ~(np.isfinite(draft.score) & (draft.score >= policy.threshold))
     if policy.max_teacher_tries:
         shift = policy.teacher_noise(0)
-        # A teacher's image is scored where another try may follow, or a draft may be kept in its place.
+        # A teacher's image is scored where another try may follow, or a draft may be kept instead.
         drawn = ~np.isnan(draft.value)
         scored = policy.rechecks & (drawn | (policy.max_teacher_tries > 1))
         for k in range(policy.max_teacher_tries):
@@ -266,8 +266,8 @@ def _moved(candidate: SequentialCandidate, table: AttemptTable, rng: np.random.G
         if not math.isfinite(value):
             return value
         known = scores[~np.isnan(scores)]
-        place = float((known < value).mean()) + rng.normal(0, 0.05)
-        return float(np.quantile(known, min(max(place, 0.0), 1.0)))
+        level = float((known < value).mean()) + rng.normal(0, 0.05)
+        return float(np.quantile(known, min(max(level, 0.0), 1.0)))
 
     def stops(of: tuple[EarlyStop, ...], attempts: Attempts | None) -> tuple[EarlyStop, ...]:
         if attempts is None:

@@ -288,9 +288,9 @@ class LatentCascade(BaseCascade):
             self._refuse_noise(job.request)
             # The paper's regeneration: same prompt and the same initial noise as the (first) draft, so that a regenerated
             # image is what the teacher alone makes with this seed.
-            noise, place = job.noise, (job.policy or self.policy).teacher_noise(job.tries)
-            if place:
-                (noise,) = noise_batch([job.request.seed], "regenerate", [place], self.shape)
+            noise, noise_index = job.noise, (job.policy or self.policy).teacher_noise(job.tries)
+            if noise_index:
+                (noise,) = noise_batch([job.request.seed], "regenerate", [noise_index], self.shape)
             self._enter_from(job, Stage.TEACHER, noise)
 
     def _drafts(self, jobs: Sequence[Job]) -> Tensor:

@@ -154,8 +154,8 @@ class PixelCascade(BaseCascade):
 
     def _teacher_request(self, job: Job) -> GeneratorRequest:
         if job.decision is not Decision.REFINE:
-            place = (job.policy or self.policy).teacher_noise(job.tries)
-            seed = {"seed": derived(job.request.seed, "regenerate", place)} if place else {}
+            noise_index = (job.policy or self.policy).teacher_noise(job.tries)
+            seed = {"seed": derived(job.request.seed, "regenerate", noise_index)} if noise_index else {}
             return self._request(job.request, False, **seed)
         seed = derived(job.request.seed, "rollback", job.tries)
         return self._request(job.request, False, seed=seed, image=job.draft, strength=self.strength or 0.5)

@@ -59,12 +59,12 @@ class OneAttempt(DraftFirstPolicy):
 
     Args:
         teacher: Whether it is a try of the teacher.
-        place: Which of the teacher's noises (`Policy.teacher_noise`); a draft's is its request's.
+        noise_index: Which of the teacher's noises (`Policy.teacher_noise`); a draft's is its request's.
         scored: Steps after which the clean prediction is scored.
     """
 
     teacher: bool
-    place: int
+    noise_index: int
     scored: frozenset[int]
     threshold: None = None
     rechecks = True
@@ -86,8 +86,8 @@ class OneAttempt(DraftFirstPolicy):
         return -math.inf if step in self.scored else None
 
     def teacher_noise(self, tries: int) -> int:
-        """Return the place."""
-        return self.place
+        """Return that noise."""
+        return self.noise_index
 
     def decide(self, scores: Sequence[float], context: Context | None = None) -> list[Decision]:
         """Accept every draft."""
@@ -136,14 +136,14 @@ def generate_attempts(
     folder.mkdir(parents=True, exist_ok=True)
     belongs = json.dumps([pipe.fingerprints(), settings.to_dict(), list(prompts), list(seeds), judge_name], sort_keys=True)
 
-    def part(teacher: bool, steps: int, place: int) -> _Part:
+    def part(teacher: bool, steps: int, noise_index: int) -> _Part:
         scored = plan.steps_scored(steps)
-        tag = hashlib.sha256(f"{belongs} {teacher} {steps} {place} {sorted(scored)}".encode()).hexdigest()[:16]
+        tag = hashlib.sha256(f"{belongs} {teacher} {steps} {noise_index} {sorted(scored)}".encode()).hexdigest()[:16]
         file = folder / f"{tag}.npz"
         if not file.exists():
-            what = f"{'teacher' if teacher else 'student'}, {steps} steps, {'try' if teacher else 'draft'} {place + 1}"
+            what = f"{'teacher' if teacher else 'student'}, {steps} steps, {'try' if teacher else 'draft'} {noise_index + 1}"
             made = _generate_part(
-                pipe, settings, prompts, seeds, OneAttempt(teacher, place, scored), steps, judge, what, console
+                pipe, settings, prompts, seeds, OneAttempt(teacher, noise_index, scored), steps, judge, what, console
             )
             beside = file.with_suffix(".part.npz")
             np.savez(beside, **dataclasses.asdict(made))
@@ -175,7 +175,7 @@ def _generate_part(
 ) -> _Part:  # fmt: skip
     teacher, count = policy.teacher, len(prompts)
     settings = settings.changed(**{"teacher_steps" if teacher else "student_steps": steps})
-    attempt = 0 if teacher else policy.place
+    attempt = 0 if teacher else policy.noise_index
     requests = [GenerationRequest(p, s, "", i, attempt) for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))]
     scores, value = np.full((count, steps), math.nan), np.full(count, math.nan)
     evaluations = seconds = score_seconds = looks = 0.0

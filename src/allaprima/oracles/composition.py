@@ -74,7 +74,7 @@ class Inclusion(BaseModel):
     name: str = Field(alias="class", min_length=1)
     count: int = Field(ge=1)
     color: str | None = None
-    position: tuple[str, int] | None = None
+    relation: tuple[str, int] | None = Field(default=None, alias="position")
     """A relation and the place of the group that it refers to in the list."""
 
 
@@ -108,8 +108,8 @@ class CompositionPrompt(BaseModel):
         for i, part in enumerate(self.include):
             if part.color is not None and part.color not in COLOURS:
                 raise PromptError(f"color={part.color!r} is not known: {', '.join(COLOURS)} are.")
-            if part.position is not None:
-                relation, target = part.position
+            if part.relation is not None:
+                relation, target = part.relation
                 if relation not in RELATIONS:
                     raise PromptError(f"position={relation!r} is not known: {', '.join(RELATIONS)} are.")
                 if not 0 <= target < i:
@@ -206,8 +206,8 @@ def composition_fault(detections: Sequence[Detection], wanted: CompositionPrompt
         colours = [d.colour for d in group]
         if part.color is not None and colours.count(part.color) < part.count:
             return f"expected {part.count} x {part.color} {part.name}, found {', '.join(map(str, colours))}"
-        if part.position is not None:
-            relation, target = part.position
+        if part.relation is not None:
+            relation, target = part.relation
             for d in group:
                 for other in groups[target]:
                     if relation not in relations_between(d.box, other.box):

@@ -14,7 +14,7 @@ import argparse
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def held_out(model: nn.Module, drafts: Mapping[str, Tensor]) -> dict[str, float]
 
 
 def train_oracle(
-    vae_folder: Path, teacher: Path, drafts_file: Path | None, out: Path, start: Path | None, config: LoopConfig,
+    vae_folder: Path, teacher: Path, draft_files: Sequence[Path], out: Path, start: Path | None, config: LoopConfig,
     devices: Devices,
 ) -> None:  # fmt: skip
     """Train into `out`; resumes when it holds a checkpoint."""
@@ -134,8 +134,9 @@ def train_oracle(
     model.train().requires_grad_(True).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model.encoder.requires_grad_(False)
     drafts, test = None, None
-    if drafts_file is not None:
-        tensors = load_file(drafts_file)
+    if draft_files:
+        parts = [load_file(file) for file in draft_files]
+        tensors = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
         kept = len(tensors["labels"]) // 20
         test, drafts = ({k: v[:kept] for k, v in tensors.items()}, {k: v[kept:] for k, v in tensors.items()})
     recipe = {
@@ -166,7 +167,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--vae", type=Path, required=True, help="folder of the autoencoder")
     p.add_argument("--teacher", type=Path, required=True, help="folder with the teacher's unet/ and text_encoder/")
-    p.add_argument("--drafts", type=Path, help="file of `drafts.py`; default: rendered scenes alone")
+    p.add_argument("--drafts", type=Path, nargs="*", default=[], help="files of `drafts.py`; default: rendered scenes alone")
     p.add_argument("--start", type=Path, help="folder of an oracle to go on from; default: the teacher's network")
     p.add_argument("--out", type=Path, required=True, help="run folder; run again to resume")
     p.add_argument("--steps", type=int, default=LOOP.max_train_steps)

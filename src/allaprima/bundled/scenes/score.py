@@ -80,10 +80,10 @@ def composition_prompt(scene: Scene) -> CompositionPrompt:
     include: list[Inclusion] = []
     for i, group in enumerate(scene.groups):
         # GenEval says where a group is from an earlier one; a scene says it of the first.
-        position = (OPPOSITE[scene.relation], 0) if i == 1 and scene.relation is not None else None
+        relation = (OPPOSITE[scene.relation], 0) if i == 1 and scene.relation is not None else None
         include.append(
             Inclusion.model_validate(
-                {"class": group.shape, "count": group.count, "color": group.colour, "position": position}
+                {"class": group.shape, "count": group.count, "color": group.colour, "position": relation}
             )
         )
     counts = {group.shape: group.count for group in scene.groups}
