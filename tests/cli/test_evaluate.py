@@ -282,6 +282,24 @@ def test_the_bundled_judge_and_its_retrieval(tmp_path, monkeypatch, capsys):
     assert "the judge looks at 64x64 pixels, these pictures have 4x4" in said(capsys)
 
 
+def test_composition_is_told_by_kind(tmp_path):
+    """Drawn scenes, every fourth under another's caption: the report says how many of each kind are right, and how sure."""
+    from allaprima.bundled.scenes.renderer import training_pair
+
+    pairs = [training_pair(8, i) for i in range(40)]
+    pictures = folder_of(tmp_path / "pictures", [(x * 255).round().astype("uint8") for _, x in pairs])
+    captions = [pairs[(i + (i % 4 == 3)) % 40][0].caption() for i in range(40)]
+    (tmp_path / "prompts.txt").write_text("".join(f"{c}\n" for c in captions))
+    args = ("--metrics", "composition", "--card", "scenes", "--prompts-file", tmp_path / "prompts.txt")
+    report = evaluated(tmp_path, pictures, *args)
+    measured = report["sets"][0]["metrics"]["composition"]
+    assert 0.7 < measured["mean_over_pictures"] <= 0.8
+    assert sum(k["pictures"] for k in measured["kinds"].values()) == 40
+    for k in measured["kinds"].values():
+        assert k["interval"][0] <= k["value"] <= k["interval"][1]
+    assert "mean over kinds" in measured["more"]
+
+
 def test_a_card_and_prompts_are_painted_into_out_and_then_measured(tmp_path, net, monkeypatch):
     asked = []
 
@@ -311,6 +329,7 @@ def test_a_card_and_prompts_are_painted_into_out_and_then_measured(tmp_path, net
         (["--metrics", "lpips,lpips"], "given twice"),
         (["--metrics", "frechet"], "give --reference"),
         (["--metrics", "judge"], "give --card"),
+        (["--metrics", "composition"], "give --detector with the folder of an OWLv2 model"),
         (["--metrics", "judge", "--card", "emoji"], "give --prompts-file"),
         (["--metrics", "clip_score"], "give --clip"),
         (["--metrics", "judge", "--card", "emojy"], "Did you mean 'emoji'"),

@@ -37,6 +37,18 @@ def load_judge_score(card: str, encode: Callable[[Sequence[str]], Tensor]) -> Pe
     return JudgeScore(JudgeEncoder(load_judge(), encode))
 
 
+def check_composition(card: str | None, detector: Path | None, prompts: Path | None) -> bool:
+    """Return whether composition is judged exactly, without a detector; raises `SettingError` if neither way is open."""
+    if detector is None and prompts is None and card == "scenes":
+        return True
+    if detector is None or prompts is None:
+        raise SettingError(
+            "composition needs a detector and what prompts ask for: give --detector with the folder of an OWLv2 model and"
+            " --composition-prompts with a file in the format of GenEval's evaluation_metadata.jsonl."
+        )
+    return False
+
+
 def load_composition_judge(card: str | None, detector: Path | None = None, prompts: Path | None = None) -> CompositionJudge:
     """Return what judges composition: the exact judge of `scenes`, else a detector with the prompts' requirements.
 
@@ -48,17 +60,14 @@ def load_composition_judge(card: str | None, detector: Path | None = None, promp
     Raises:
         SettingError: If one of the two files is missing where no card has an exact judge.
     """
-    if detector is None and prompts is None and card == "scenes":
+    if check_composition(card, detector, prompts):
         from allaprima.bundled.scenes.score import ExactJudgeScore
 
         return ExactJudgeScore()
-    if detector is None or prompts is None:
-        raise SettingError(
-            "composition needs a detector and what prompts ask for: give --detector with the folder of an OWLv2 model and"
-            " --composition-prompts with a file in the format of GenEval's evaluation_metadata.jsonl."
-        )
     from allaprima.evaluation.composition import DetectorJudge
     from allaprima.oracles.composition import read_composition_prompts
     from allaprima.oracles.owlv2 import Owlv2Detector
 
+    assert detector is not None
+    assert prompts is not None
     return DetectorJudge(Owlv2Detector(detector), read_composition_prompts(prompts))

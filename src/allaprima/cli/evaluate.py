@@ -19,7 +19,8 @@ def evaluate(
         str | None,
         typer.Option(
             help="Comma list: frechet, kernel, precision_recall (need --reference); clip_score (--clip), judge, retrieval,"
-            " oracle_score (--card), diversity (prompts); preservation, dreamsim, lpips (--reference, pair by pair)."
+            " oracle_score (--card), composition (--card scenes; or --detector, --composition-prompts), diversity (prompts);"
+            " preservation, dreamsim, lpips (--reference, pair by pair)."
         ),
     ] = None,
     which: Annotated[str, typer.Option(help="Of a run: final, draft, or both (and finals against drafts).")] = "final",
@@ -33,6 +34,12 @@ def evaluate(
         str, typer.Option(help="efficientnet-lite0, a transformers vision folder, or Inception .safetensors.")
     ] = "efficientnet-lite0",
     clip: Annotated[Path | None, typer.Option(help="Folder of a CLIP model, for clip_score.")] = None,
+    detector: Annotated[
+        Path | None, typer.Option(help="Folder of an OWLv2 model that finds objects, for composition.")
+    ] = None,
+    composition_prompts: Annotated[
+        Path | None, typer.Option(help="What prompts ask for, as GenEval's evaluation_metadata.jsonl, for composition.")
+    ] = None,
     card: Annotated[str | None, typer.Option(help="Card of the pictures; default: what the run says.")] = None,
     prompts_file: Annotated[
         str | None,

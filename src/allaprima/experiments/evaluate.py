@@ -41,6 +41,8 @@ class EvaluateOptions:
     against: Path | None
     features: str
     clip: Path | None
+    detector: Path | None
+    composition_prompts: Path | None
     card: str | None
     prompts_file: str | None
     seed: int | None
@@ -104,7 +106,8 @@ def evaluate_command(o: EvaluateOptions, generate: Callable[[Path], None]) -> No
     names = metric_names(o.metrics)
     console = Console(stderr=True, highlight=False)
     reference = open_reference(o.reference)
-    needs = Needs(reference, o.card or ("emoji" if o.pictures is None else card_of(o.pictures)), o.clip)
+    card = o.card or ("emoji" if o.pictures is None else card_of(o.pictures))
+    needs = Needs(reference, card, o.clip, o.detector, o.composition_prompts)
     needs.check_options(names)
     where = o.pictures or o.out
     assert where is not None
@@ -199,6 +202,7 @@ def describe_outcome(o: MetricOutcome) -> dict[str, Any]:
         "interval": _ends(o.interval),
         "mean_over_pictures": m.value if m.per_picture is not None else None,
         "more": dict(m.more),
+        "kinds": {kind: {"value": i.mean, "interval": _ends(i), "pictures": n} for kind, (i, n) in o.by_kind().items()},
         "protocol": dict(m.protocol),
     }
 

@@ -39,7 +39,8 @@ def _count(s: Mapping[str, Any]) -> str:
 
 def _value(m: Mapping[str, Any]) -> str:
     more = "".join(f"\n{k} {v:.4g}" for k, v in m["more"].items() if v != m["value"])
-    return _interval(m["value"], m["interval"], ".4g") + more
+    kinds = "".join(f"\n{k} {_interval(v['value'], v['interval'], '.3f')}" for k, v in m["kinds"].items())
+    return _interval(m["value"], m["interval"], ".4g") + more + kinds
 
 
 def _interval(value: float, ends: list[float] | None, form: str) -> str:

@@ -50,6 +50,16 @@ class MetricOutcome:
         interval = mean_interval(values, [place[p] for p in owners]) if len(place) > 1 else None
         return cls(measured, higher_is_better, values, owners, interval)
 
+    def by_kind(self) -> dict[str, tuple[Interval, int]]:
+        """Return the mean of each kind of prompt with its 95 % interval, prompts resampled, and its number of pictures."""
+        found: dict[str, tuple[Interval, int]] = {}
+        for kind in dict.fromkeys(self.measured.kinds or ()):
+            rows = [i for i, k in enumerate(self.measured.kinds or ()) if k == kind]
+            place = {p: i for i, p in enumerate(dict.fromkeys(self.prompts[i] for i in rows))}
+            values, groups = [self.values[i] for i in rows], [place[self.prompts[i]] for i in rows]
+            found[kind] = mean_interval(values, groups), len(rows)
+        return found
+
 
 @dataclass(frozen=True)
 class MeasuredSet:
@@ -135,6 +145,13 @@ class MetricSuite:
             said = self.card.oracle
             oracle = load_oracle(said.kind, self.card.path(said.source), self.encode, said.settings)
             return make_metric(name, oracle=oracle)
+        if name == "composition":
+            from allaprima.bundled.judges import load_composition_judge
+            from allaprima.evaluation.composition import Composition
+
+            return Composition(
+                load_composition_judge(self.needs.card_name, self.needs.detector, self.needs.composition_prompts)
+            )
         if name == "clip_score":
             return make_metric(name, folder=self.needs.clip)
         options: dict[str, Any] = {"features": net if name in KEPT else self.net}

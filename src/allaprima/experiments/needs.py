@@ -15,10 +15,10 @@ from allaprima.core.errors import ModelError, SettingError
 from allaprima.data.pictures import PictureSet
 from allaprima.evaluation import METRICS
 
-KNOWN = (*METRICS, "judge")
+KNOWN = (*METRICS, "judge", "composition")
 SETWISE = ("frechet", "kernel", "precision_recall")
 PAIRWISE = ("preservation", "dreamsim", "lpips")
-PROMPTED = ("clip_score", "oracle_score", "retrieval", "diversity", "judge")
+PROMPTED = ("clip_score", "oracle_score", "retrieval", "diversity", "judge", "composition")
 KEPT = (*SETWISE, "preservation", "diversity")
 """Metrics of one vector a picture, as it is on disk: made once, cached, and shared."""
 CARD = ("oracle_score", "retrieval", "judge")
@@ -75,6 +75,17 @@ class Needs:
     reference: Reference | None
     card: str | None
     clip: Path | None
+    detector: Path | None = None
+    """Folder of the model that finds objects, for composition."""
+    composition_prompts: Path | None = None
+    """What prompts ask for, in GenEval's file format."""
+
+    @property
+    def card_name(self) -> str | None:
+        """Name of the card, where there is one."""
+        from allaprima.models.cards.card import load_card
+
+        return None if self.card is None else load_card(self.card).name
 
     def check_options(self, names: Sequence[str]) -> None:
         """Raise `SettingError` for an option that is missing, before anything is painted or loaded."""
@@ -85,6 +96,10 @@ class Needs:
                 raise SettingError(f"{n} compares picture with picture: --reference must be a folder, not features.")
             if n in CARD and self.card is None:
                 raise SettingError(f"{n} needs a card: give --card, for example emoji; these pictures don't say theirs.")
+            if n == "composition":
+                from allaprima.bundled.judges import check_composition
+
+                check_composition(self.card_name, self.detector, self.composition_prompts)
             if n == "clip_score" and self.clip is None:
                 raise SettingError("clip_score needs a CLIP model: give --clip with its folder.")
         if self.card is not None and {"judge", "retrieval"} & {*names}:
