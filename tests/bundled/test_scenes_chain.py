@@ -50,7 +50,7 @@ def small(tmp_path_factory):
     made = ("--vae", root / "autoencoder", "--teacher", root / "teacher", "--student", root / "student")
     run(export, *made, "--out", root / "pair" / "weights")
     card = root / "pair" / "card.yaml"
-    said = yaml.safe_load((PAIR / "pair.yaml").read_text())
+    said = yaml.safe_load((PAIR / "card.yaml").read_text())
     said["name"], said["student"]["steps"], said["teacher"]["steps"] = "small", 2, 3
     card.write_text(yaml.safe_dump(said))
     shutil.copy(PAIR / "prompts.txt", card.parent)

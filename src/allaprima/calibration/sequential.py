@@ -194,7 +194,7 @@ def simulate(candidate: SequentialCandidate, table: AttemptTable) -> SequentialO
 
 def _held(attempts: Mapping[int, Attempts], steps: int | None, number: int, what: str) -> Attempts:
     """Return the attempts of a number of steps; `SettingError` where the table holds none, or too few."""
-    if steps not in attempts:
+    if steps is None or steps not in attempts:
         raise SettingError(f"the table holds {what} of {', '.join(map(str, attempts))} steps, not of {steps}.")
     if number >= len(attempts[steps].scores):
         raise SettingError(f"the policy wants {number + 1} {what}, the table holds {len(attempts[steps].scores)}.")

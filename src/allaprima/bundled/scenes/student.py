@@ -37,7 +37,7 @@ from allaprima.distill.loop import LoopConfig, Loss, TrainingProgress, train
 from allaprima.distill.losses.consistency import GuidedPrediction, consistency_loss
 
 DATA_SEED = 20
-SCALE = 1.5
+SCALE = 2.0
 """Guidance of the teacher that goes into the student."""
 SCALES_OUTSIDE = (1.0, 6.0)
 LINK, GRIDS = 100, 5
