@@ -15,6 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from allaprima.bundled.emoji.export import provenance, write_provenance
 from allaprima.bundled.scenes.autoencoder import save_autoencoder
 from allaprima.bundled.scenes.networks import SCHEDULER_CONFIG, new_tokenizer
@@ -35,6 +37,16 @@ INDEX = {
 def _write(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _with_pooler(text_encoder: Any) -> Any:
+    """Return a text encoder with a pooling layer of zeros, which nothing reads: without it, loading warns of its absence."""
+    from transformers import BertModel
+
+    made: Any = BertModel(text_encoder.config).half()
+    zeros = {k: torch.zeros_like(v) for k, v in made.state_dict().items() if k.startswith("pooler.")}
+    made.load_state_dict({**text_encoder.state_dict(), **zeros})
+    return made
 
 
 def export_vae(run: Path, out: Path) -> None:
@@ -59,7 +71,7 @@ def export_network(run: Path, out: Path, start: str, text_encoder: bool) -> None
     config = json.loads((out / "unet" / "config.json").read_text())
     _write(out / "unet" / "config.json", {k: v for k, v in config.items() if k != "_name_or_path"})
     if text_encoder:
-        networks.text_encoder.save_pretrained(out / "text_encoder")
+        _with_pooler(networks.text_encoder).save_pretrained(out / "text_encoder")
         new_tokenizer().save_pretrained(out / "tokenizer")
     _write(out / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
     _write(out / "model_index.json", INDEX)

@@ -77,10 +77,15 @@ class TextToLatents(nn.Module):
 def load_text_encoder(folder: Path) -> Any:
     """Return a text encoder from its folder, in float32; an untrained one where there is no folder."""
     from transformers import BertModel
+    from transformers.utils import logging
 
     if not folder.exists():
         return new_text_encoder()
+    # Exported ones have a pooling layer, of which transformers would warn that it is left out.
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
     net: Any = BertModel.from_pretrained(folder, use_safetensors=True, add_pooling_layer=False)
+    logging.set_verbosity(before)
     return net.float()
 
 
