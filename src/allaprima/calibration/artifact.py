@@ -88,8 +88,8 @@ class Calibration:
         return self.prices
 
     def steered(self, budget: float | None, action: dict[str, Any]) -> SteeredThreshold:
-        """Return a threshold that is corrected during one run so that its mean cost is the budget; make one for every run.
-        Return a threshold that is corrected during one run so that its mean cost is the budget; make one for every run."""
+        """Return a threshold that is corrected during one run so that its mean cost is the budget;
+        make one for every run."""
         if self.policy is not None:
             raise CalibrationError(
                 f"this calibration's policy is {self.policy['kind']}, and only a threshold can be steered. Run `allaprima"

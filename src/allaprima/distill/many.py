@@ -72,8 +72,8 @@ def part_of(data: TrainingData, partition: Partition, number: int) -> TrainingDa
 
 
 def recipe_of(recipe: Recipe, number: int) -> Recipe:
-    """Return the recipe of one student: it starts from its predecessor where `start` is a multi-student training's folder.
-    Return the recipe of one student: it starts from its predecessor where `start` is a multi-student training's folder."""
+    """Return the recipe of one student:
+    it starts from its predecessor where `start` is a multi-student training's folder."""
     if recipe.start is None:
         return recipe
     before = student_folder(Path(recipe.start).expanduser(), number)

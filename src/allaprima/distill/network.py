@@ -62,8 +62,8 @@ def adapted(network: nn.Module, recipe: Recipe, note: Note | None = None) -> nn.
 
 
 def identity(recipe: Recipe, component: str) -> dict[str, Any]:
-    """Return what the network adds to a training's identity; nothing for the plain one, as it was before there were others.
-    Return what the network adds to a training's identity; nothing for the plain one, as it was before there were others."""
+    """Return what the network adds to a training's identity; nothing for the plain one,
+    as it was before there were others."""
     made: dict[str, Any] = {}
     if recipe.smaller:
         made["network"] = [recipe.network, recipe.width]

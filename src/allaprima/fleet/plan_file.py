@@ -227,8 +227,8 @@ def _choices(file: PlanFile, folder: Path) -> tuple[Choice, ...]:
 
 
 def _reported(values: FrontierReport, calibration: Calibration, path: Path, file: PlanFile) -> tuple[Choice, ...]:
-    """Return a report knows mean steps and quality; the share is what they say, the threshold is the calibration's for it.
-    Return a report knows mean steps and quality; the share is what they say, the threshold is the calibration's for it."""
+    """Return the points of a report as choices: shares follow from their mean steps,
+    the threshold is the calibration's for it."""
     try:
         points = [p for p in json.loads(path.read_text(encoding="utf-8"))["points"] if p["method"] == values.method]
         rows = [(float(p["steps"]), float(p[values.measure])) for p in points]

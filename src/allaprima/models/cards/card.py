@@ -193,8 +193,8 @@ class Card(_Strict):
     prompts: str | None = None
     """Text file of prompts, one a line, relative to the card: what calibrations and measurements take if none are given."""
     fingerprints: Literal["files", "content"] = "files"
-    """What models are known by: the bytes of their files, or their tensors and configs (`models.components.fingerprints`).
-    What models are known by: the bytes of their files, or their tensors and configs (`models.components.fingerprints`)."""
+    """What models are known by: the bytes of their files,
+    or their tensors and configs (`models.components.fingerprints`)."""
     folder: Path = Path()
 
     def path(self, source: str, components: Sequence[str] | None = None) -> Path:

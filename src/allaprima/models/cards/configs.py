@@ -37,8 +37,8 @@ def repositories() -> Mapping[str, Mapping[str, str | None]]:
 
 @cache
 def counts() -> Mapping[str, tuple[int, int]]:
-    """Parameters and saved numbers of the configs that come with the package, by their hash (`models.cards.sizes.digest`).
-    Parameters and saved numbers of the configs that come with the package, by their hash (`models.cards.sizes.digest`)."""
+    """Parameters and saved numbers of the configs that come with the package,
+    by their hash (`models.cards.sizes.digest`)."""
     raw = json.loads((_folder() / "sizes.json").read_text(encoding="utf-8"))
     return {key: (int(found[0]), int(found[1])) for key, found in raw.items()}
 

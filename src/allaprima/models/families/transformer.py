@@ -53,8 +53,8 @@ class ShiftedFamily(TransformerFamily):
     fixed_side = SIDE
 
     def schedule_at(self, height: int, width: int) -> Flow:
-        """Return the schedule for pictures of a size: larger ones spend more steps at high noise, where the shift says so.
-        Return the schedule for pictures of a size: larger ones spend more steps at high noise, where the shift says so."""
+        """Return the schedule for pictures of a size: larger ones spend more steps at high noise,
+        where the shift says so."""
         factor = downsampling(self.vae.config) * SIDE
         return self.shift.flow((height // factor) * (width // factor))
 

@@ -163,8 +163,8 @@ class ModelPlacer:
         return OffloadedModule(lambda: held, held.config, device, dtype, None, self._room)
 
     def model(self, model: Any, teacher: bool) -> Any:
-        """Return a model with its networks and its other parts where they should be, and the placement in its fingerprints.
-        Return a model with its networks and its other parts where they should be, and the placement in its fingerprints."""
+        """Return a model with its networks and its other parts where they should be,
+        and the placement in its fingerprints."""
         if id(model) not in self._models:
             # The model is kept: another could have its id.
             self._models[id(model)] = model, self._model(model, teacher)
