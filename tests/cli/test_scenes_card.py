@@ -53,6 +53,27 @@ def test_it_is_calibrated(tmp_path):
     assert made.percentile == pytest.approx(55)
 
 
+def test_several_attempts_are_calibrated_beside_every_control(tmp_path, capsys):
+    out = tmp_path / "sequential.json"
+    allaprima(
+        "calibrate", "--card", "scenes", "--policy", "sequential", "--samples", "20", "--budget", "30",
+        "--unit", "evaluations", "--drafts", "2", "--steps", "6", "--out", out,
+    )  # fmt: skip
+    said = " ".join(capsys.readouterr().err.split())
+    for method in ("cascade", "student retried", "teacher alone", "student alone", "perfect oracle", "sent by chance"):
+        assert method in said
+    assert "scoring an image, its decoding included, costs" in said
+    assert "worth its price here" in said
+    policy = Calibration.load(out).policy
+    assert policy is not None
+    assert policy["kind"] == "sequential"
+    allaprima(
+        "generate", "two stars", "--card", "scenes", "--calibration", out, "--batch-size", "4", "--out", tmp_path / "run"
+    )
+    assert rows(tmp_path / "run")[0]["error"] is None
+    allaprima("show", tmp_path / "run" / "images" / "00000.png", "--repeat")
+
+
 def test_it_is_edited(run, tmp_path):
     allaprima(
         "edit", run / "images" / "00002.png", "two hearts", "--card", "scenes", "--strengths", "0.5,0.9", "--steps", "10",

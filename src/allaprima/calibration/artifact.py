@@ -60,7 +60,7 @@ class Calibration:
         fingerprints: dict[str, str], prompts_sha256: str, seconds_per_draft: float = 0.0, policy: Policy | None = None,
     ) -> Calibration:  # fmt: skip
         """Calibrate to a budget in the unit of the prices."""
-        share = prices.share_for(budget)
+        share = prices.share_for(budget, clamp=policy is not None)
         around = bootstrap(scores, share, prices)
         written = None if policy is None or isinstance(policy, ThresholdPolicy) else policy_to_dict(policy)
         return cls(

@@ -41,12 +41,19 @@ class Prices:
         """Mean cost a picture when `share` of the drafts, in [0, 1], are escalated."""
         return self.draft + share * self.escalation
 
-    def share_for(self, budget: float) -> float:
-        """Return the share, in [0, 1], that spends `budget` a picture; `SettingError` with the range when it can't be
-        spent."""
+    def share_for(self, budget: float, clamp: bool = False) -> float:
+        """Return the share, in [0, 1], that spends `budget` a picture.
+
+        Args:
+            budget: Mean cost a picture.
+            clamp: Return the nearest share for a budget that can't be spent so; policies of several attempts spend it.
+
+        Raises:
+            SettingError: With the range, when the budget can't be spent.
+        """
         low, high = self.draft, self.draft + self.escalation
         slack = 1e-9 * high  # a budget added up in another order
-        if not low - slack <= budget <= high + slack:
+        if not clamp and not low - slack <= budget <= high + slack:
             raise SettingError(
                 f"budget={budget!r} mean {self.unit} a picture is out of range: {low:.6g} (student only) to {high:.6g}"
                 " (everything escalated) can be spent. Change the budget or the steps."

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,17 @@ class Attempts:
     def steps(self) -> int:
         """S."""
         return self.scores.shape[2]
+
+    @cached_property
+    def known(self) -> tuple[np.ndarray, ...]:
+        """Scores after each step that are numbers, sorted: a search asks for their quantiles again and again."""
+        flat = self.scores.reshape(-1, self.steps)
+        return tuple(np.sort(column[~np.isnan(column)]) for column in flat.T)
+
+    def quantile(self, step: int, level: float) -> float:
+        """Return a quantile of the scores after a step (0 the first, -1 the last), `level` in [0, 1]."""
+        known = self.known[step]
+        return float(known[min(int(level * len(known)), len(known) - 1)])
 
     def rows(self, index: np.ndarray) -> Attempts:
         """Return the attempts at some of the rows."""
@@ -161,6 +173,8 @@ def simulate(candidate: SequentialCandidate, table: AttemptTable) -> SequentialO
     def attempt(of: Attempts, teacher: bool, number: int, noise: int, scored: np.ndarray) -> np.ndarray:
         """Run an attempt of the rows that wait; returns which of them come to an end."""
         running = waiting.copy()
+        if not running.any():
+            return running
         begun[teacher] += running
         for step in range(1, of.steps + 1):
             cost[running] += of.step_cost
@@ -238,43 +252,43 @@ def _draw(family: PolicyFamily, table: AttemptTable, rng: np.random.Generator) -
     threshold = teacher_threshold = math.inf
     if family.stops:
         if drafts is not None:
-            threshold = _quantile(table.drafts[drafts].scores[:, :, -1], rng)
+            threshold = table.drafts[drafts].quantile(-1, rng.uniform())
         if teacher is not None:
-            teacher_threshold = _quantile(table.teacher[teacher].scores[:, :, -1], rng)
+            teacher_threshold = table.teacher[teacher].quantile(-1, rng.uniform())
     if family.early:
-        if drafts is not None and table.drafts[drafts].steps > 1 and rng.random() < 0.6:
-            changes["draft_stops"] = (_early_stop(table.drafts[drafts], rng),)
-        if teacher is not None and table.teacher[teacher].steps > 1 and most["max_teacher_tries"] > 1 and rng.random() < 0.6:
-            changes["teacher_stops"] = (_early_stop(table.teacher[teacher], rng),)
+        if drafts is not None and rng.random() < 0.6:
+            changes["draft_stops"] = _early_stops(table.drafts[drafts], rng)
+        if teacher is not None and most["max_teacher_tries"] > 1 and rng.random() < 0.6:
+            changes["teacher_stops"] = _early_stops(table.teacher[teacher], rng)
     return SequentialCandidate(SequentialPolicy(threshold, teacher_threshold=teacher_threshold, **changes), drafts, teacher)
 
 
-def _quantile(scores: np.ndarray, rng: np.random.Generator) -> float:
-    return float(np.nanquantile(scores, rng.uniform(0.0, 1.0)))
-
-
-def _early_stop(attempts: Attempts, rng: np.random.Generator) -> EarlyStop:
-    step = int(rng.integers(1, attempts.steps))
-    return EarlyStop(step, float(np.nanquantile(attempts.scores[:, :, step - 1], rng.uniform(0.0, 0.7))))
+def _early_stops(attempts: Attempts, rng: np.random.Generator) -> tuple[EarlyStop, ...]:
+    """Draw an early stop after one of the steps whose scores are known; none where there is no such step."""
+    scored = [k for k in range(attempts.steps - 1) if len(attempts.known[k])]
+    if not scored:
+        return ()
+    step = int(rng.choice(scored))
+    return (EarlyStop(step + 1, attempts.quantile(step, rng.uniform(0.0, 0.7))),)
 
 
 def _moved(candidate: SequentialCandidate, table: AttemptTable, rng: np.random.Generator) -> SequentialCandidate:
     """Return a neighbour: thresholds are moved a little along their scores' quantiles, early stops left out at times."""
     policy = candidate.policy
 
-    def moved(value: float, scores: np.ndarray) -> float:
+    def moved(value: float, attempts: Attempts, step: int) -> float:
         if not math.isfinite(value):
             return value
-        known = scores[~np.isnan(scores)]
-        level = float((known < value).mean()) + rng.normal(0, 0.05)
-        return float(np.quantile(known, min(max(level, 0.0), 1.0)))
+        known = attempts.known[step]
+        level = np.searchsorted(known, value) / len(known) + rng.normal(0, 0.05)
+        return attempts.quantile(step, min(max(level, 0.0), 1.0))
 
     def stops(of: tuple[EarlyStop, ...], attempts: Attempts | None) -> tuple[EarlyStop, ...]:
         if attempts is None:
             return of
         if of and rng.random() < 0.15:
             return ()
-        return tuple(EarlyStop(e.step, moved(e.threshold, attempts.scores[:, :, e.step - 1])) for e in of)
+        return tuple(EarlyStop(e.step, moved(e.threshold, attempts, e.step - 1)) for e in of)
 
     drafts = None if candidate.drafts is None else table.drafts[candidate.drafts]
     teacher = None if candidate.teacher is None else table.teacher[candidate.teacher]
@@ -282,9 +296,9 @@ def _moved(candidate: SequentialCandidate, table: AttemptTable, rng: np.random.G
         "draft_stops": stops(policy.draft_stops, drafts), "teacher_stops": stops(policy.teacher_stops, teacher)
     }  # fmt: skip
     if drafts is not None:
-        changes["threshold"] = moved(policy.threshold, drafts.scores[:, :, -1])
+        changes["threshold"] = moved(policy.threshold, drafts, -1)
     if teacher is not None:
-        changes["teacher_threshold"] = moved(policy.teacher_threshold, teacher.scores[:, :, -1])
+        changes["teacher_threshold"] = moved(policy.teacher_threshold, teacher, -1)
     return dataclasses.replace(candidate, policy=dataclasses.replace(policy, **changes))
 
 

@@ -34,9 +34,13 @@ def calibrate(
     steps: Steps = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a network call.")] = None,
     policy: Annotated[
-        str, typer.Option(help="threshold, band, recheck, clear_recheck, pre_route, value or best_of_N (with --drafts N).")
+        str,
+        typer.Option(
+            help="threshold, sequential (several attempts, beside every control), band, recheck, clear_recheck, pre_route,"
+            " value or best_of_N (with --drafts N)."
+        ),
     ] = "threshold",
-    drafts: Annotated[int, typer.Option(help="Attempts of the student to paint, for best_of_N.")] = 1,
+    drafts: Annotated[int, typer.Option(help="Attempts of the student to paint, for best_of_N and sequential.")] = 1,
     tolerance: Annotated[float, typer.Option(help="Warn when the mean cost may miss the budget by more than this.")] = 0.03,
     table: Annotated[bool, typer.Option("--table", help="Show what fewer or more prompts would buy.")] = False,
     out: Annotated[Path, typer.Option(help="The artifact to write; a stopped run goes on where it was.")] = Path(

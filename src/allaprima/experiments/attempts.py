@@ -27,7 +27,7 @@ from allaprima.pipeline import AdaptivePipeline
 
 Judge = Callable[[Tensor, Sequence[str]], Tensor]
 """What an image is worth: `(images (B, 3, H, W) in [0, 1], prompts) -> (B,)`."""
-CostUnit = Literal["evaluations", "seconds"]
+CostUnit = Literal["steps", "evaluations", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def generate_attempts(
 
     Returns:
         The table. A score costs what it took here: its seconds, or in evaluations its seconds over those of a student's
-        evaluation.
+        evaluation; in steps it is free, as in the paper.
 
     Raises:
         CalibrationError: If a prompt can't be generated.
@@ -156,12 +156,15 @@ def generate_attempts(
     tries = {n: [part(True, n, k) for k in range(plan.tries)] for n in plan.teacher_steps}
     every = [p for parts in (*drafts.values(), *tries.values()) for p in parts]
     score_cost = float(np.median([p.score_seconds for p in every]))
-    if unit == "evaluations":
+    if unit == "steps":
+        score_cost = 0.0
+    elif unit == "evaluations":
         student = [p for parts in drafts.values() for p in parts] or every
         score_cost /= float(np.median([p.seconds / p.evaluations for p in student]))
 
     def attempts(parts: list[_Part]) -> Attempts:
-        cost = float(np.median([p.evaluations if unit == "evaluations" else p.seconds for p in parts]))
+        costs = {"steps": 1.0, "evaluations": parts[0].evaluations, "seconds": np.median([p.seconds for p in parts])}
+        cost = float(costs[unit])
         return Attempts(np.stack([p.scores for p in parts]), np.stack([p.value for p in parts]), cost)
 
     return AttemptTable(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.progress import Progress
@@ -29,6 +29,8 @@ from allaprima.core.cost import Cost
 from allaprima.core.errors import CalibrationError, PromptError, SettingError
 from allaprima.data.images import write_bytes_atomically
 from allaprima.data.prompts import read_prompts
+from allaprima.experiments.attempts import CostUnit
+from allaprima.experiments.sequential_calibration import calibrate_sequential
 from allaprima.experiments.tune import CandidateImages, budget_for, searched
 from allaprima.models.placement.device_config import DeviceConfig
 from allaprima.pipeline import AdaptivePipeline
@@ -80,6 +82,7 @@ class CalibrateOptions:
             raise SettingError(f"drafts={self.drafts!r} is out of range: 1..8 attempts are painted for best-of policies.")
         known = [
             "threshold",
+            "sequential",
             "band",
             "recheck",
             "clear_recheck",
@@ -89,7 +92,9 @@ class CalibrateOptions:
         ]
         if self.policy not in known:
             raise SettingError(f"policy={self.policy!r} is not known: {', '.join(known)} are (best_of_N with --drafts N).")
-        if self.policy != "threshold" and self.unit != "steps":
+        if self.policy == "sequential" and self.unit == "money":
+            raise SettingError("--policy sequential counts in steps, evaluations or seconds, not in money: give --unit.")
+        if self.policy not in ("threshold", "sequential") and self.unit != "steps":
             raise SettingError(
                 f"--policy {self.policy} is fitted to a budget in steps, not in {self.unit}: leave --unit out."
             )
@@ -257,6 +262,11 @@ def fitted_policy(
     """None for the threshold; else the policy of that name, fitted to the budget by the oracle's score of what it gives."""
     if o.policy == "threshold":
         return None
+    if o.policy == "sequential":
+        unit = cast(CostUnit, o.unit)
+        folder = o.out.with_name(o.out.name + ".attempts")
+        drafts = max(o.drafts, 2)
+        return calibrate_sequential(pipe, settings, prompts, o.seed, o.wanted, unit, drafts, folder, console).policy
     bank = painted_bank(pipe, settings, prompts, o, console)
     fitted = fit_all(bank, o.wanted, Decision(settings.strategy), bank.scores)
     table = Table("policy", "mean steps", "oracle's score", title="on the held-out prompts")
@@ -289,11 +299,11 @@ def calibrate_command(o: CalibrateOptions) -> None:
         if o.search and o.wanted > prices.draft + prices.escalation:
             # The best setting sends everything to the teacher and has steps left: nothing is gained by spending them.
             o = dataclasses.replace(o, budget=prices.draft + prices.escalation)
-        prices.share_for(o.wanted)
+        prices.share_for(o.wanted, clamp=o.policy == "sequential")
     book = score_drafts(pipe, settings, prompts, o, console)
     scores = [book.rows[i]["score"] for i in range(len(prompts))]
     prices = measured_prices(pipe, settings, prompts, book, o)
-    share = prices.share_for(o.wanted)
+    share = prices.share_for(o.wanted, clamp=o.policy == "sequential")
     policy = fitted_policy(pipe, settings, prompts, o, console)
     seconds = sum(sum(r["cost"]["seconds"].values()) for r in book.rows.values()) / len(book.rows)
     made = Calibration.make(
@@ -309,6 +319,9 @@ def report(console: Console, made: Calibration, o: CalibrateOptions, scores: Seq
     """Print what was found, how sure it is, and what would make it surer."""
     unit: Unit = made.prices.unit
     (low, high), (least, most) = made.interval, made.cost_interval
+    if o.policy == "sequential":
+        console.print(f"{o.wanted:g} mean {unit} a picture. Written to {o.out}; what was painted is kept beside it")
+        return
     console.print(
         f"threshold {made.threshold:.4f} (95 % interval {low:.4f}..{high:.4f}) sends {made.percentile:.0f} % to the teacher:"
         f" {o.wanted:g} mean {unit} a picture, {least:.4g}..{most:.4g} on unseen prompts. Written to {o.out}"
