@@ -38,7 +38,7 @@ Part = Callable[[], Tensor]
 
 
 def parts_of(pipe: AdaptivePipeline, prompts: Sequence[str]) -> dict[str, Part]:
-    """What a cascade is made of, on one full batch, each with the same inputs whatever the backend."""
+    """Return what a cascade is made of, on one full batch, each with the same inputs whatever the backend."""
     p: Any = pipe
     n = pipe.settings.batch_size
     g = torch.Generator().manual_seed(0)
@@ -153,7 +153,7 @@ def resident() -> int:
 
 
 def peak() -> int:
-    """The most that it ever was."""
+    """Return the most that it ever was."""
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
@@ -173,7 +173,7 @@ text: {max_length: 16, attention_mask: true, zero_padding: true}
 
 
 def write_pair(folder: Path, channels: int, rank: int) -> None:
-    """The bundled teacher's folder with a larger random UNet, and a random LoRA on it."""
+    """Return the bundled teacher's folder with a larger random UNet, and a random LoRA on it."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     from allaprima.models.cards.card import load_card

@@ -140,7 +140,7 @@ def edit(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """A curve a method: kept to the right, become what was asked for upwards."""
+    """Return a curve a method: kept to the right, become what was asked for upwards."""
     import matplotlib
 
     matplotlib.use("Agg")

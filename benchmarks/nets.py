@@ -219,7 +219,7 @@ class Painting:
         lead: bool = True,
         **changes: Any,
     ) -> tuple[Way, Tensor]:
-        """The pictures and the drafts' scores `(seeds, N)`, nan where there are none."""
+        """Return the pictures and the drafts' scores `(seeds, N)`, nan where there are none."""
         settings = pipe.settings.changed(**changes)
         requests = self.requests(edit, lead)
         asked = [
@@ -287,8 +287,10 @@ def held_out(data: EmojiData, name: str) -> list[Sample]:
 
 
 def pipe_of(out: Path, name: str, condition: str, weight: float = 0.0) -> AdaptivePipeline:
-    """The card of a training with its net on; `weight`: of the map in the oracle's score. Raises `SettingError` where it
-    isn't trained."""
+    """Return the card of a training with its net on; `weight`: of the map in the oracle's score.
+
+    Raises `SettingError` where it isn't trained.
+    """
     if not (out / name / "card.yaml").exists():
         raise SettingError(f"{name} is not trained: python -m benchmarks.nets train {name}.")
     return AdaptivePipeline.from_card(out / name).with_controlnets([condition], condition_weight=weight)
@@ -322,7 +324,7 @@ def restored(
 
 
 def led(args: argparse.Namespace, data: EmojiData, condition: str, name: str) -> tuple[list[Sample], list[Way]]:
-    """The teacher's ControlNet on both models, and the cascade: the half of the drafts that scores lowest is painted again.
+    """Measure the teacher's ControlNet on both models, and the cascade: the worse half of the drafts is regenerated.
 
     Where a student's own net is trained (CoDi), the drafts of the cascade are its.
     """
@@ -358,7 +360,7 @@ def led(args: argparse.Namespace, data: EmojiData, condition: str, name: str) ->
 
 
 def scored(pipe: AdaptivePipeline, samples: Sequence[Sample], way: Way) -> Tensor:
-    """What the cascade's oracle says of pictures, `(seeds, N)`."""
+    """Return what the cascade's oracle says of pictures, `(seeds, N)`."""
     oracle: Any = pipe.oracle
     prompts, given = [s.caption for s in samples], torch.stack([s.given for s in samples])
     with torch.no_grad():
@@ -366,7 +368,7 @@ def scored(pipe: AdaptivePipeline, samples: Sequence[Sample], way: Way) -> Tenso
 
 
 def instructed(args: argparse.Namespace, data: EmojiData, whole: EmojiData) -> tuple[list[Sample], list[Way]]:
-    """A trained picture of the concept in the style that is drawn alike, told to become the held-out one."""
+    """Return a trained picture of the concept in the style that is drawn alike, told to become the held-out one."""
     there = {(r.concept, r.style): i for i, r in enumerate(whole.rows)}
     samples: list[Sample] = []
     for r, real in zip(data.rows, data.images.float() / 255, strict=True):

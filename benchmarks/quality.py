@@ -95,7 +95,7 @@ _TEACHER = (
 
 
 def key_of(mode: str, settings: dict[str, Any], prints: dict[str, str], captions: Sequence[str], seed: int) -> str:
-    """What makes these pictures what they are, as JSON."""
+    """Return what makes these pictures what they are, as JSON."""
     if mode == "teacher-only":
         settings = {k: settings[k] for k in _TEACHER if settings[k] is not None}
         prints = {k: v for k, v in prints.items() if k == "teacher"}
@@ -142,7 +142,7 @@ class Row:
 
 
 def held_out_thresholds(scores: Tensor, share: float) -> Tensor:
-    """A threshold for each seed `(seeds, 1)` from the drafts of the *other* seeds, `scores: (seeds, N)`.
+    """Return a threshold for each seed `(seeds, 1)` from the drafts of the *other* seeds, `scores: (seeds, N)`.
 
     A threshold belongs to its prompts (methods 1): captions that were never trained on score lower, and the card's
     threshold, made on all captions, would send more of them to the teacher than the budget says.
@@ -226,7 +226,7 @@ class Meter:
         return torch.cat([self.judge.embed_texts(p) for p in parts])
 
     def look(self, images: Tensor) -> Tensor:
-        """The oracle's scores `(N,)` of `(N, 3, H, W)` uint8, one a caption."""
+        """Return the oracle's scores `(N,)` of `(N, 3, H, W)` uint8, one a caption."""
         assert self.pipe.oracle is not None
         parts = [
             self.pipe.oracle.score(images[i : i + 64].float() / 255, self.captions[i : i + 64])

@@ -36,7 +36,7 @@ BODY = json.dumps({"prompt": "red apple, noto", "adaptive": {"mode": "student-on
 
 @contextmanager
 def full(pipe: AdaptivePipeline, steps: int = 1000) -> Generator[int]:
-    """The port of a server that paints one picture for long, with another in its only place. It ends with the block."""
+    """Return the port of a server that paints one picture for long, with another in its only place; it ends then."""
     engine = Engine(pipe, EngineLimits(queue=1, in_flight=1))
     settings = pipe.settings.changed(batch_size=1, teacher_steps=steps, teacher_solver="ddim", teacher_last_time=None)
     ask = EngineRequest(GenerationRequest("red apple, noto", 1), settings, AlwaysPolicy(Decision.REGENERATE))

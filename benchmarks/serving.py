@@ -57,7 +57,7 @@ class Server(Protocol):
         ...
 
     def report(self) -> dict[str, Any]:
-        """What it says of itself."""
+        """Return what it says of itself."""
         ...
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class OneThread:
         self._waiting.put((index, done))
 
     def report(self) -> dict[str, Any]:
-        """Requests a call."""
+        """Return the requests of a call."""
         return {"requests_a_call": self._rows / max(self._calls, 1)}
 
     def close(self) -> None:
@@ -172,7 +172,7 @@ def trial(server: Server, gaps: NDArray[np.float64], rate: float) -> Trial:
 
 
 def highest(server: Server, gaps: Callable[[float], NDArray[np.float64]], objective: float, probes: int) -> dict[str, Any]:
-    """The highest rate found that is sustained, by bisection below what the server can do at all.
+    """Return the highest rate found that is sustained, by bisection below what the server can do at all.
 
     `gaps(rate)`: exponential gaps of mean 1, as many as a trial at that rate takes.
     """
@@ -196,7 +196,7 @@ def highest(server: Server, gaps: Callable[[float], NDArray[np.float64]], object
 
 
 def prompts_of(path: Path | None) -> list[str]:
-    """A file's lines; without one, captions of the bundled card."""
+    """Return a file's lines; without one, captions of the bundled card."""
     if path is None:
         concepts = known_concepts()
         return [f"{concepts[(i * 37) % len(concepts)]}, {STYLES[i % 4]}" for i in range(4 * len(concepts))]

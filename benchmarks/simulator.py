@@ -66,7 +66,7 @@ class CallClock:
         setattr(pipe, "cascade", timed_cascade)  # noqa: B010
 
     def take(self) -> dict[str, list[float]]:
-        """What was kept, and begin anew."""
+        """Return what was recorded, and begin anew."""
         kept, self.seconds = self.seconds, {s: [] for s in STAGES}
         return kept
 
@@ -92,7 +92,7 @@ class Bench:
 
     @classmethod
     def bundled(cls) -> Bench:
-        """The bundled pair, half of whose drafts are escalated."""
+        """Return the bundled pair, half of whose drafts are escalated."""
         pipe = AdaptivePipeline.from_card("emoji")
         assert pipe.calibration is not None
         assert pipe.card is not None
@@ -200,7 +200,7 @@ KINDS = (
 
 
 def formulas_at(kind: Kind, layout: Layout, share: float, machines: int, occupied: float, count: int) -> dict[str, Any]:
-    """A fleet whose largest pool has so many machines with that share of their places taken: both 95th percentiles."""
+    """Return both 95th percentiles of a fleet whose largest pool has so many machines, that share of their places taken."""
     largest = "machine" if layout.name == "together" else "teacher"
     choice, low, high = Choice(0.0, share), 0.0, 100.0 * machines * kind.batch
     promise = promises(layout, share)[-1]

@@ -170,7 +170,7 @@ class Row:
 
 
 def rows_of(out: Path) -> list[Row]:
-    """The teacher, the bundled student in 1, 2, 4 and 5 steps, and every student that is trained."""
+    """Return the teacher, the bundled student in 1, 2, 4 and 5 steps, and every student that is trained."""
     emoji = AdaptivePipeline.from_card("emoji")
     usual = {"teacher_last_time": None, "teacher_guidance_interval": None, "teacher_guidance": 3.0}
     dpm = Way("teacher-only", {"teacher_steps": 25, "teacher_solver": "dpm_solver", **usual})
@@ -240,7 +240,7 @@ def measure(out: Path) -> dict[str, Any]:
 
 
 def grid(rows: Sequence[Row], path: Path) -> None:
-    """A line of pictures a row, the same prompts and seeds."""
+    """Return a line of pictures a row, the same prompts and seeds."""
     lines: list[np.ndarray] = []
     for r in rows:
         images = r.pipe(list(SHOWN), seed=3, mode=r.way.mode, **r.way.changes).images
@@ -250,7 +250,7 @@ def grid(rows: Sequence[Row], path: Path) -> None:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The table for people."""
+    """Return the table for people."""
 
     def cell(values: Sequence[float], digits: int) -> str:
         return "{:.{d}f} ({:.{d}f}..{:.{d}f})".format(*values, d=digits)

@@ -48,7 +48,7 @@ class Seen:
 
 
 def plain_study(folder: Path, pairs: int, votes: int, url: str | None) -> Path:
-    """A study of one-coloured pictures."""
+    """Return a study of one-coloured pictures."""
     for k, method in enumerate(("one", "other")):
         (folder / method).mkdir(parents=True)
         rows: list[str] = []
@@ -143,7 +143,7 @@ def run(annotators: int, pairs: int, look: float, url: str | None) -> dict[str, 
 
 
 def main() -> None:
-    """The command."""
+    """Return the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--annotators", type=int, default=50)

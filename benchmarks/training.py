@@ -97,7 +97,7 @@ def case_of(teacher: SDModel, scheduler: Mapping[str, Any], conditions: Conditio
 
 
 def emoji() -> Case:
-    """The bundled teacher, on prompts it knows."""
+    """Return the bundled teacher, on prompts it knows."""
     card = load_card("emoji")
     teacher = load_pair(card).teacher
     prompts = [f"{c}, {STYLES[i % len(STYLES)]}" for i, c in enumerate(known_concepts()[:64])]
@@ -145,7 +145,7 @@ class Ours:
         self.objective = consistency.objective(self.setup, OPTIONS)
 
     def draw(self, step: int) -> consistency.Draw:
-        """What step number `step` is about."""
+        """Return what step number `step` is about."""
         return consistency.draw(self.setup, OPTIONS, GRID, step_generator(self.config.seed, step))
 
     def loss(self, step: int) -> Tensor:
@@ -172,7 +172,7 @@ def per_sample(table: Tensor, index: Tensor) -> Tensor:
 
 
 def embedding(w: Tensor, dim: int) -> Tensor:
-    """The script's embedding of its w, which is the guidance scale less one."""
+    """Return the script's embedding of its w, which is the guidance scale less one."""
     half = dim // 2
     steps = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
     angles = (w * 1000.0)[:, None] * steps[None, :]
@@ -244,7 +244,7 @@ class Script:
         return torch.mean(torch.sqrt((model_pred.float() - target.float()) ** 2 + HUBER**2) - HUBER)
 
     def loss_of(self, d: consistency.Draw) -> Tensor:
-        """The loss of what the other side drew."""
+        """Return the loss of what the other side drew."""
         return self.loss(d.x0, d.cond.tensors["prompt_embeds"], GRID - 1 - d.index, d.eps, d.w - 1)
 
     def descend(self, loss: Tensor) -> float:
@@ -353,7 +353,7 @@ def measure(case: Case, batch: int, blocks: int, steps: int) -> dict[str, Any]:
 
 
 def show(name: str, r: Mapping[str, Any]) -> None:
-    """A case in words."""
+    """Return a case in words."""
     print(f"{name}: batch {r['batch']}, {r['parameters'] / 1e6:.1f} million parameters")
     same = r["same_draw"]
     print(f"  one draw: loss {same['ours']:.6f} ours, {same['script']:.6f} script, {same['loss_apart']:.1e} apart;", end=" ")

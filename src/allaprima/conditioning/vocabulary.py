@@ -86,7 +86,7 @@ class Vocabulary:
         return torch.nn.functional.normalize(torch.cat(parts), dim=1)
 
     def split(self, prompt: str) -> tuple[str, str | None]:
-        """`"a red apple, noto"` -> `("a red apple", "noto")`; None when no known style ends the prompt."""
+        """Split `"a red apple, noto"` -> `("a red apple", "noto")`; None when no known style ends the prompt."""
         head, _, tail = prompt.rpartition(",")
         style = tail.strip().lower()
         return (head.strip(), style) if head.strip() and style in self.styles else (prompt.strip(), None)
@@ -108,14 +108,14 @@ class Vocabulary:
         return []
 
     def _read(self, concepts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Unit vectors `(N, D)` of names, and of names followed by keywords."""
+        """Return unit vectors `(N, D)` of names, and of names followed by keywords."""
         names = self._mean(concepts)
         if not any(self.keywords.values()):
             return names, names
         return names, self._mean([", ".join((c, *self.keywords[c])) for c in concepts])
 
     def _nearest(self, text: str) -> tuple[str, float]:
-        """The concept meant by a phrase that isn't one, and the similarity to its name."""
+        """Return the concept meant by a phrase that isn't one, and the similarity to its name."""
         asked = self._mean([text])[0]
         if candidates := self._candidates(text):
             names, described = self._read(candidates)
@@ -127,7 +127,7 @@ class Vocabulary:
         return candidates[best], float(names[best] @ asked)
 
     def word(self, prompt: str) -> ResolvedPrompt:
-        """The prompt in known words; unchanged when the card doesn't say what it knows."""
+        """Return the prompt in known words; unchanged when the card doesn't say what it knows."""
         if not self.concepts or not prompt.strip():
             return ResolvedPrompt(prompt, prompt)
         found = self.known(prompt)
@@ -138,7 +138,7 @@ class Vocabulary:
         return ResolvedPrompt(prompt, self._styled(concept, style), similarity)
 
     def known(self, prompt: str) -> ResolvedPrompt | None:
-        """The prompt in known words if it is a concept itself, however spelt; no network is asked."""
+        """Return the prompt in known words if it is a concept itself, however spelt; no network is asked."""
         asked, style = self.split(prompt)
         concept = self._known.get(_plain(asked))
         return None if concept is None else ResolvedPrompt(prompt, self._styled(concept, style))

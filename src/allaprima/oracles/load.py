@@ -43,7 +43,7 @@ class OracleRequest:
     """Where a network of its own is, unless the settings say."""
 
     def encoder_settings(self, cls: type[E]) -> E:
-        """The settings of an oracle with a network of its own."""
+        """Return the settings of an oracle with a network of its own."""
         return parse(cls, self.kind, {"device": self.device, **self.settings})
 
     def no_settings(self) -> None:
@@ -142,7 +142,7 @@ def load_oracle(
     step: Step | None = None,
     device: str = "cpu",
 ) -> Oracle:
-    """An oracle by kind.
+    """Return an oracle by its kind.
 
     `encode`: the pair's text encoder, for the kinds that share it. `settings`: the card's, by kind (`oracles.settings`).
     `step`: says what a teacher's guided step takes (`models.loading.flops`), to give a cost as its share.

@@ -154,7 +154,7 @@ def _describe(image: Floats, background: Any, distance: Any, region: Any, labels
 
 
 def _best_template(covered: Floats, total: float, y: float, x: float) -> tuple[str, float]:
-    """The shape that overlaps best, over the three sizes of nearest area, laid centre of mass on centre of mass."""
+    """Return the shape that overlaps best, over the three sizes of nearest area, laid centre of mass on centre of mass."""
     best, found = SHAPES[0], -1.0
     for shape in SHAPES:
         rows = sorted((row for row in _TEMPLATES if row[0] == shape), key=lambda row: abs(row[2] - total))[:3]

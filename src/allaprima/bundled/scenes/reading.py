@@ -165,7 +165,7 @@ def _take(draft: _Draft, word: str) -> None:
 
 
 def _joined(groups: Sequence[Group], relation: str | None) -> list[Group]:
-    """Groups that say the same become one, `a star and a star` two stars, where no relation tells them apart."""
+    """Join groups that say the same, `a star and a star` two stars, where no relation tells them apart."""
     if relation is not None:
         return list(groups)
     found: list[Group] = []
@@ -222,7 +222,7 @@ def nearest(prompt: str) -> str:
 
 
 def _nearest_word(word: str) -> str | None:
-    """A word of the grammar for any word: itself, a neighbour, a number as digits; None for one that says nothing."""
+    """Return a word of the grammar for any word: itself, a neighbour, a number as digits; None for one that says nothing."""
     named = word.replace("_", " ")
     if word in _COUNTS:
         return str(_COUNTS[word])
@@ -246,7 +246,7 @@ def _nearest_word(word: str) -> str | None:
 
 
 def _fitted(groups: Sequence[Group], relation: str | None) -> Scene:
-    """The scene of as many of the groups as make one."""
+    """Return the scene of as many of the groups as make one."""
     kept: list[Group] = []
     for group in _joined(groups, relation):
         clash = any(group.overlaps(other) for other in kept)

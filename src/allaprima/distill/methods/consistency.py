@@ -80,7 +80,7 @@ def run(setup: TrainingSetup, options: ConsistencyOptions) -> nn.Module:
 
 
 def objective(setup: TrainingSetup, options: ConsistencyOptions) -> Loss:
-    """What is descended. Raises `SettingError` for options that contradict themselves or the teacher's schedule."""
+    """Return what is descended. Raises `SettingError` for options that contradict themselves or the teacher's schedule."""
     if options.w[0] > options.w[1] or options.w[0] < 0:
         raise SettingError(f"w={options.w!r} is no range of guidance scales: 0 <= low <= high are due, such as [1, 8].")
     if options.huber_over == "element" and (options.huber is None or options.target == "end"):
@@ -94,13 +94,13 @@ def objective(setup: TrainingSetup, options: ConsistencyOptions) -> Loss:
 
 
 def grid_of(setup: TrainingSetup, options: ConsistencyOptions) -> list[float]:
-    """The times that t is drawn from, decreasing."""
+    """Return the times that t is drawn from, decreasing."""
     n = options.grid_points
     return lcm_grid(setup.schedule, n) if options.boundary == "lcm" else setup.schedule.timesteps(n)
 
 
 def draw(setup: TrainingSetup, options: ConsistencyOptions, points: int, g: torch.Generator) -> Draw:
-    """A step's randomness, on a grid of so many points."""
+    """Return a step's randomness, on a grid of so many points."""
     batch = setup.recipe.loop.train_batch_size
     x0, cond = setup.draw(batch, g)
     index = torch.randint(points, (batch,), generator=g)
@@ -116,7 +116,7 @@ def loss_of(
     model: nn.Module,
     emas: Mapping[str, nn.Module],
 ) -> Tensor:
-    """The loss of what was drawn."""
+    """Return the loss of what was drawn."""
     bounded, end = (with_lcm_boundary, 0.0) if options.boundary == "lcm" else (_as_it_is, None)
     student, teacher = bounded(setup.guided(model, d.cond)), setup.guided(setup.teacher.network, d.cond)
     if options.target == "next":

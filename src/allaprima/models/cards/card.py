@@ -198,7 +198,7 @@ class Card(_Strict):
     folder: Path = Path()
 
     def path(self, source: str, components: Sequence[str] | None = None) -> Path:
-        """A source as a path: relative ones are beside the card, hub ids in the cache, fetched if they aren't there yet.
+        """Return a source as a path: relative ones are beside the card, hub ids in the cache, fetched if they aren't there.
 
         `components`: the folders that are needed of a hub id; None is everything. What is beside the card comes first.
         Raises `UnsafeWeightsError` for a pickle by its name, and what `models.cards.hub.fetched` raises.
@@ -212,26 +212,26 @@ class Card(_Strict):
         return self.beside(source) if hub is None else fetched(hub, components)
 
     def beside(self, source: str) -> Path:
-        """A source as a path on this machine, whether there is something or not."""
+        """Return a source as a path on this machine, whether there is something or not."""
         p = Path(source).expanduser()
         return p if p.is_absolute() else self.folder / p
 
     def hub(self, source: str) -> HubSource | None:
-        """A source as a hub id; None where it is a path."""
+        """Return a source as a hub id; None where it is a path."""
         return None if self.beside(source).exists() else HubSource.parse(source)
 
     def placed(self, source: str) -> str:
-        """A source as another card may name it: hub ids as they are, paths as they are found from anywhere."""
+        """Return a source as another card may name it: hub ids as they are, paths as they are found from anywhere."""
         return source if self.hub(source) is not None else str(self.beside(source))
 
     def known_concepts(self) -> list[str]:
-        """The concepts named by `knows`; empty when the card doesn't say."""
+        """Return the concepts named by `knows`; empty when the card doesn't say."""
         if self.knows is None:
             return []
         return self._lines(self.knows)
 
     def usual_prompts(self) -> list[str]:
-        """The prompts that calibrations and measurements take if none are given: those of `prompts`, else every known
+        """Return the prompts that calibrations and measurements take if none are given: those of `prompts`, else every known
         concept in every style; empty when the card names neither."""
         if self.prompts is not None:
             return self._lines(self.prompts)
@@ -264,7 +264,7 @@ class Card(_Strict):
 
 
 def _short(value: Any) -> str:
-    """A wrong value as it was given; of a long one the beginning."""
+    """Return a wrong value as it was given; of a long one the beginning."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
