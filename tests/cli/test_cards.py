@@ -29,7 +29,7 @@ def test_the_table_has_every_card_and_says_what_is_here(capsys):
     for name in bundled_cards():
         (row,) = [x for x in lines if x.startswith(f"│ {name} ")]
         cells = [c.strip() for c in row.split("│")]
-        assert cells[6] == ("yes" if name == "emoji" else "no")
+        assert cells[6] == ("yes" if name in ("emoji", "scenes") else "no")
     flux = next(x for x in lines if x.startswith("│ flux-schnell-dev "))
     assert "107.6 GiB" in flux
     assert any("stabilityai-ai-community*" in x for x in lines), "a gated licence is marked"

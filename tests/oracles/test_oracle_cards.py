@@ -117,5 +117,5 @@ def test_the_bundled_oracle_is_the_one_its_calibration_was_made_with(pipe):
     assert pipe.oracle.fingerprint == pipe.calibration.fingerprints["oracle"]
     assert set(ORACLES) == {
         "image_text", "dual_encoder", "clip", "pickscore", "hpsv2", "imagereward", "aesthetic", "vqa", "ensemble",
-        "latent_reward",
+        "latent_reward", "composition",
     }  # fmt: skip
