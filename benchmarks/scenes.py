@@ -72,12 +72,16 @@ def paint(
     return {"right": np.array(right), "fault": np.array(fault), "score": scores}
 
 
-def measured(pipe: AdaptivePipeline, scenes: Sequence[Scene], seeds: int, out: Path) -> dict[str, dict[str, np.ndarray]]:
+def measured(
+    pipe: AdaptivePipeline, scenes: Sequence[Scene], seeds: int, out: Path, rows: str = ""
+) -> dict[str, dict[str, np.ndarray]]:
     """Return, by row, `right`, `fault` and `score`, each `(seeds, N)`."""
     out.mkdir(parents=True, exist_ok=True)
     belongs = json.dumps([pipe.fingerprints(), pipe.settings.to_dict(), [s.caption() for s in scenes]], sort_keys=True)
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, (mode, changes, _) in rows_of(pipe).items():
+        if not name.startswith(rows):
+            continue
         parts: list[dict[str, np.ndarray]] = []
         for k in range(seeds):
             tag = hashlib.sha256(f"{belongs} {name} {k}".encode()).hexdigest()[:16]
@@ -124,7 +128,9 @@ def report(pipe: AdaptivePipeline, scenes: Sequence[Scene], found: dict[str, dic
             "kinds": {kind: float(right[:, kinds == kind].mean()) for kind in KINDS},
             "faults": {fault: faults[i] / right.size for i, fault in enumerate(FAULTS)},
         }
-    drafts = found[f"student {pipe.settings.student_steps}"]
+    drafts = found.get(f"student {pipe.settings.student_steps}")
+    if drafts is None:
+        drafts = next(iter(found.values()))
     score, right = torch.from_numpy(drafts["score"]), torch.from_numpy(drafts["right"])
 
     def curve(of: np.ndarray) -> float:
@@ -151,13 +157,14 @@ def main() -> None:
     p.add_argument("--prompts", type=int, default=700)
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--out", type=Path, default=Path("runs/scenes-table"), help="where verdicts are kept")
+    p.add_argument("--rows", default="", help="only rows whose names begin so: student, teacher 25, ...")
     p.add_argument("--json", action="store_true", help="print JSON instead of tables")
     args = p.parse_args()
     if args.prompts < len(KINDS) or args.seeds < 1:
         raise SettingError(f"--prompts {args.prompts} --seeds {args.seeds}: at least {len(KINDS)} and 1 are needed.")
     pipe = AdaptivePipeline.from_card(args.card)
     scenes = benchmark_scenes(args.prompts)
-    made = report(pipe, scenes, measured(pipe, scenes, args.seeds, args.out))
+    made = report(pipe, scenes, measured(pipe, scenes, args.seeds, args.out, args.rows))
     if args.json:
         json.dump(made, sys.stdout, indent=1)
         print()

@@ -7,8 +7,26 @@ import torch
 from jaxtyping import install_import_hook
 
 # Before any of these is imported: each function is wrapped as its module is loaded. An int is welcome where a float is due.
+# Not calibration.sequential: a search looks thousands of policies up, and each checked call costs 40 times the call.
+CHECKED = (
+    "artifact",
+    "budget",
+    "drift",
+    "outcome_table",
+    "policies",
+    "risk",
+    "search",
+    "steering",
+    "threshold",
+    "uncertainty",
+)
 install_import_hook(
-    ["allaprima.core", "allaprima.diffusion", "allaprima.distill.losses", "allaprima.calibration"],
+    [
+        "allaprima.core",
+        "allaprima.diffusion",
+        "allaprima.distill.losses",
+        *(f"allaprima.calibration.{m}" for m in CHECKED),
+    ],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 # On a machine with other work, ALLAPRIMA_TEST_THREADS=1: threads that wait for each other wait longest.
