@@ -24,12 +24,12 @@ def known():
     """Configs that the package knows: those of the bundled files, and of the bundled weights."""
     names = {name for parts in repositories().values() for name in parts.values() if name is not None}
     found = {name: bundled_config(name) for name in sorted(names)}
-    emoji = load_card("emoji")
-    for side in (emoji.teacher, emoji.student):
-        for name in ("unet", "text_encoder", "vae"):
-            config = config_of(emoji, side.source, name)
-            if config:
-                found[f"{side.source}/{name}"] = config
+    for card in map(load_card, ("emoji", "scenes")):
+        for side in (card.teacher, card.student):
+            for name in ("unet", "text_encoder", "vae"):
+                config = config_of(card, side.source, name)
+                if config:
+                    found[f"{card.name}/{side.source}/{name}"] = config
     return found
 
 
