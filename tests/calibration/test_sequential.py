@@ -153,7 +153,7 @@ def test_escalation_by_chance_lies_between_none_and_all():
     policy = SequentialCandidate(SequentialPolicy(0.0, 1, 1, Decision.REGENERATE), 3, 5)
     none = simulate(SequentialCandidate(SequentialPolicy(-math.inf, 1, 1, Decision.REGENERATE), 3, 5), held).mean_value
     every = simulate(SequentialCandidate(SequentialPolicy(math.inf, 1, 1, Decision.REGENERATE), 3, 5), held).mean_value
-    chance = random_escalation(policy, held)
+    chance = random_escalation(policy, held).mean()
     assert none < chance < every
     assert simulate(policy, held).mean_value > chance + 0.03
 

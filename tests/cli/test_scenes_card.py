@@ -41,8 +41,9 @@ def test_it_is_evaluated_exactly_and_by_kind(run, tmp_path):
     assert set(metrics["composition"]["kinds"]) == {"combo", "single"}
 
 
-def test_an_image_is_generated_again_to_the_byte(run):
+def test_an_image_is_generated_again_to_the_byte(run, capsys):
     allaprima("show", run / "images" / "00001.png", "--repeat")
+    assert "byte-identical" in capsys.readouterr().out
 
 
 def test_it_is_calibrated(tmp_path):

@@ -98,6 +98,7 @@ def test_every_control_stands_beside_the_choice():
     assert alone.value.low <= alone.value.mean <= alone.value.high
     chance = by_name["one draft, one try, sent by chance"]
     assert by_name["one draft, one try"].value.mean > chance.value.mean
+    assert chance.value.high - chance.value.low > 0.05, "its rows have values of their own, and so an interval"
     assert "x student 2" in by_name["cascade"].policy
 
 

@@ -355,14 +355,14 @@ def split_by_prompt(prompts: Sequence[str], seed: int) -> tuple[np.ndarray, np.n
     return np.flatnonzero(inside), np.flatnonzero(~inside)
 
 
-def random_escalation(candidate: SequentialCandidate, table: AttemptTable) -> float:
-    """Return the mean value when as many rows as by the policy, but drawn by chance, go to the teacher.
+def random_escalation(candidate: SequentialCandidate, table: AttemptTable) -> np.ndarray:
+    """Return each row's expected value, `(R,)`, when as many rows as by the policy, but drawn by chance, go to the teacher.
 
     The policy has one draft and one try; the better of the two is kept where the policy keeps it.
     """
     share = float((simulate(candidate, table).tries > 0).mean())
     never, always = (
-        simulate(dataclasses.replace(candidate, policy=dataclasses.replace(candidate.policy, threshold=t)), table).mean_value
+        simulate(dataclasses.replace(candidate, policy=dataclasses.replace(candidate.policy, threshold=t)), table).value
         for t in (-math.inf, math.inf)
     )
     return (1 - share) * never + share * always

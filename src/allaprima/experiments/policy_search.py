@@ -28,6 +28,8 @@ from allaprima.evaluation.intervals import Interval, mean_interval
 class MethodResult:
     """What a method gives at a budget, measured on prompts that it was not chosen on.
 
+    The steps of student alone and teacher alone are chosen on all prompts, which favours these controls.
+
     Args:
         name: Of the method.
         budget: Mean cost that was allowed.
