@@ -27,9 +27,9 @@ from rich.console import Console
 from torch import Tensor
 
 from allaprima.bundled.scenes.grammar import KINDS, benchmark_scenes
-from allaprima.bundled.scenes.oracle import area_under_curve
 from allaprima.bundled.scenes.score import ExactJudgeScore
 from allaprima.calibration.sequential import AttemptTable
+from allaprima.evaluation.decision import area_under_curve
 from allaprima.experiments.attempts import AttemptPlan, generate_attempts
 from allaprima.experiments.policy_search import MethodResult, compare_methods
 from allaprima.pipeline import AdaptivePipeline
@@ -67,9 +67,7 @@ def previews(table: AttemptTable) -> dict[str, dict[str, float]]:
     for name, attempts in (("student", table.drafts), ("teacher", table.teacher)):
         for steps, of in attempts.items():
             curves = {
-                str(k + 1): area_under_curve(
-                    torch.from_numpy(of.scores[:, :, k].flatten()), torch.from_numpy(of.value.flatten() > 0.5)
-                )
+                str(k + 1): area_under_curve(of.scores[:, :, k].flatten(), of.value.flatten() > 0.5)
                 for k in range(steps)
                 if not np.isnan(of.scores[:, :, k]).all()
             }

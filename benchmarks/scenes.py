@@ -30,8 +30,8 @@ from rich.progress import track
 
 from allaprima.bundled.scenes.grammar import KINDS, Scene, benchmark_scenes
 from allaprima.bundled.scenes.judge import FAULTS, judge
-from allaprima.bundled.scenes.oracle import area_under_curve
 from allaprima.core.errors import SettingError
+from allaprima.evaluation.decision import area_under_curve
 from allaprima.pipeline import AdaptivePipeline
 
 FIRST_SEED = 9_000_000
@@ -131,7 +131,7 @@ def report(pipe: AdaptivePipeline, scenes: Sequence[Scene], found: dict[str, dic
     drafts = found.get(f"student {pipe.settings.student_steps}")
     if drafts is None:
         drafts = next(iter(found.values()))
-    score, right = torch.from_numpy(drafts["score"]), torch.from_numpy(drafts["right"])
+    score, right = drafts["score"], drafts["right"]
 
     def curve(of: np.ndarray) -> float:
         return area_under_curve(score[:, of].flatten(), right[:, of].flatten())
@@ -145,7 +145,7 @@ def report(pipe: AdaptivePipeline, scenes: Sequence[Scene], found: dict[str, dic
         "oracle": {
             "auc": curve(np.ones(len(kinds), bool)),
             "auc_by_kind": {kind: curve(kinds == kind) for kind in KINDS},
-            "accuracy": float(((score > 0) == right).double().mean()),
+            "accuracy": float(((score > 0) == right).mean()),
         },
     }
 

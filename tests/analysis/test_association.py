@@ -6,11 +6,11 @@ from scipy import stats
 
 from allaprima.analysis.association import association, difference_of, spearman
 from allaprima.analysis.bands import band_names, band_of
-from allaprima.analysis.decisions import area, rank_area
+from allaprima.analysis.decisions import area
 from allaprima.analysis.distance import votes_by_band
 from allaprima.analysis.pairs import CONFIRMED, NOT_SEEN, REFUTED, verdict
 from allaprima.core.errors import SettingError
-from allaprima.evaluation.decision import decision_accuracy
+from allaprima.evaluation.decision import area_under_curve, decision_accuracy
 from allaprima.evaluation.intervals import Interval
 
 
@@ -103,8 +103,10 @@ def test_the_area_is_the_share_of_pairs_in_order():
     rng = np.random.default_rng(5)
     scores, wins = rng.integers(0, 8, 50).astype(float), (rng.random(50) < 0.4).astype(float)
     by_hand = np.mean([(a > b) + (a == b) / 2 for a in scores[wins == 1] for b in scores[wins == 0]])
-    assert rank_area(scores, wins) == pytest.approx(by_hand)
-    assert rank_area(scores, wins) == pytest.approx(decision_accuracy(scores.tolist(), (wins > 0).tolist())["auc"])
+    assert area_under_curve(scores, wins > 0) == pytest.approx(by_hand)
+    assert area_under_curve(scores, wins > 0) == pytest.approx(
+        decision_accuracy(scores.tolist(), (wins > 0).tolist())["auc"]
+    )
     perfect = area(wins, wins, np.arange(50))
     assert (perfect.mean, perfect.low, perfect.high) == (0.5, 0.5, 0.5)
     nothing = area(np.zeros(50), wins, np.arange(50))

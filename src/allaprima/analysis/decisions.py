@@ -13,6 +13,7 @@ import numpy as np
 from allaprima.analysis.pairs import AnalyzedPairs, Finding, Observation, verdict
 from allaprima.core.errors import SettingError
 from allaprima.evaluation import study
+from allaprima.evaluation.decision import area_under_curve
 from allaprima.evaluation.intervals import Interval
 from allaprima.evaluation.simulated_oracle import full_reference, perfect_oracle, random_choice
 
@@ -35,19 +36,9 @@ def area(scores: np.ndarray, wins: np.ndarray, groups: np.ndarray, rounds: int =
     rng, draws = np.random.default_rng(seed), list[float]()
     for _ in range(rounds):
         chosen = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
-        draws.append(rank_area(scores[chosen], wins[chosen]) - 0.5)
+        draws.append(area_under_curve(scores[chosen], wins[chosen] > 0) - 0.5)
     low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(rank_area(scores, wins) - 0.5, float(low), float(high))
-
-
-def rank_area(scores: np.ndarray, wins: np.ndarray) -> float:
-    """Share of (win, loss) pairs in the right order, ties one half; one half where there is none."""
-    from scipy.stats import rankdata
-
-    n, m = int(wins.sum()), int(len(wins) - wins.sum())
-    if not n or not m:
-        return 0.5
-    return (float(np.asarray(rankdata(scores))[wins > 0].sum()) - n * (n + 1) / 2) / (n * m)
+    return Interval(area_under_curve(scores, wins > 0) - 0.5, float(low), float(high))
 
 
 def observe(pairs: AnalyzedPairs) -> Observation:

@@ -33,7 +33,7 @@ def decision_accuracy(scores: Sequence[float], student_wins: Sequence[bool]) -> 
         "tau": tau,
         "student_preferred": float(wins.mean()),
         "always_the_same": float(max(wins.mean(), 1 - wins.mean())),
-        "auc": _auc(s, wins),
+        "auc": area_under_curve(s, wins),
     }
 
 
@@ -84,9 +84,14 @@ def no_reference_curve(
     return DecisionCurve(k, tau, right / len(s))
 
 
-def _auc(s: np.ndarray, wins: np.ndarray) -> float:
-    """Share of (win, loss) pairs in the right order, ties one half; by ranks, so n log n."""
-    a, b = s[wins], np.sort(s[~wins])
+def area_under_curve(scores: np.ndarray, wins: np.ndarray) -> float:
+    """Return the share of (win, loss) pairs whose scores are in the right order, ties one half; .5 if there is no pair.
+
+    Args:
+        scores: `(N,)`.
+        wins: `(N,)` bool.
+    """
+    a, b = scores[wins], np.sort(scores[~wins])
     if not len(a) or not len(b):
         return 0.5
     below, up_to = np.searchsorted(b, a, side="left"), np.searchsorted(b, a, side="right")

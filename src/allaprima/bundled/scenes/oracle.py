@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +33,7 @@ from allaprima.bundled.scenes.teacher import TextToLatents, load_vae, token_ids
 from allaprima.distill.devices import Devices
 from allaprima.distill.local_sgd import run_locally
 from allaprima.distill.loop import LoopConfig, Loss, TrainingProgress, train
+from allaprima.evaluation.decision import area_under_curve
 from allaprima.oracles.latent_reward import LatentRewardModel
 
 DRAFTS = 0.6
@@ -95,17 +95,6 @@ def reward_loss(vae: Any, tokenizer: Any, drafts: Mapping[str, Tensor] | None, b
     return loss
 
 
-def area_under_curve(scores: Tensor, labels: Tensor) -> float:
-    """Return the share of pairs of a right and a wrong one whose scores are in order, ties half; nan if there is no pair."""
-    from scipy.stats import rankdata
-
-    ranks, right = rankdata(scores.numpy()), labels.numpy().astype(bool)
-    n = right.sum()
-    if n in (0, len(right)):
-        return math.nan
-    return float((ranks[right].sum() - n * (n + 1) / 2) / (n * (len(right) - n)))
-
-
 @torch.no_grad()
 def held_out(model: nn.Module, drafts: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the area under the curve and the accuracy at 0 on drafts that were kept from training."""
@@ -115,7 +104,10 @@ def held_out(model: nn.Module, drafts: Mapping[str, Tensor]) -> dict[str, float]
     ]
     scores = torch.cat(parts)
     right = (scores > 0) == drafts["labels"]
-    return {"auc": area_under_curve(scores, drafts["labels"]), "accuracy": float(right.double().mean())}
+    return {
+        "auc": area_under_curve(scores.numpy(), drafts["labels"].numpy().astype(bool)),
+        "accuracy": float(right.double().mean()),
+    }
 
 
 def train_oracle(
