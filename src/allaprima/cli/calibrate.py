@@ -15,7 +15,9 @@ def calibrate(
     target: Annotated[
         float | None, typer.Option(help="Instead of a budget: the mean --metric that finished pictures must reach.")
     ] = None,
-    metric: Annotated[str, typer.Option(help="What --search and --target look at: oracle, or judge for emoji.")] = "oracle",
+    metric: Annotated[
+        str, typer.Option(help="What --search and --target look at: oracle, or a bundled card's judge.")
+    ] = "oracle",
     search: Annotated[
         bool,
         typer.Option("--search", help="Tune student steps, strategy, sigma, teacher steps and solver for the budget too."),

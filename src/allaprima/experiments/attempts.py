@@ -181,7 +181,7 @@ def _generate_part(
     attempt = 0 if teacher else policy.noise_index
     requests = [GenerationRequest(p, s, "", i, attempt) for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))]
     scores, value = np.full((count, steps), math.nan), np.full(count, math.nan)
-    evaluations = seconds = score_seconds = looks = 0.0
+    evaluations = seconds = score_seconds = scored = 0.0
     waiting: list[Result] = []
 
     def judged() -> None:
@@ -198,11 +198,11 @@ def _generate_part(
         name = "teacher" if teacher else "student"
         evaluations += r.cost.evaluations[name]
         seconds += r.cost.seconds[name]
-        looks += r.cost.evaluations.get("oracle", 0)
+        scored += r.cost.evaluations.get("oracle", 0)
         score_seconds += r.cost.seconds.get("oracle", 0.0) + r.cost.seconds.get("decode", 0.0)
         waiting.append(r)
         if len(waiting) == 64:
             judged()
     if waiting:
         judged()
-    return _Part(scores, value, evaluations / count / steps, seconds / count / steps, score_seconds / max(looks, 1.0))
+    return _Part(scores, value, evaluations / count / steps, seconds / count / steps, score_seconds / max(scored, 1.0))
